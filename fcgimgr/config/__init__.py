@@ -1,0 +1,1 @@
+"""A configuration file in, checked and typed settings out."""

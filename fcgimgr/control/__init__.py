@@ -1,0 +1,1 @@
+"""The control socket: its messages, their coding, and the client."""
