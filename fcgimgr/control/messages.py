@@ -1,0 +1,341 @@
+"""What the control socket says: every method, its parameters, its result, and the notifications on the way.
+
+JSON-RPC 2.0, one object a line, on a Unix stream socket. A request has an id and gets exactly one response with that
+id; a request without one would ask for something and hear nothing, so it is refused. While a command waits, and
+after a `tail` or `events` that follows, the manager sends notifications (no id) on the same connection.
+
+The promise to users: what is in these shapes stays, new keys may come. So the manager refuses parameters it does not
+know (an old manager must not silently ignore what a newer client means), while the client skips unknown keys of a
+result. States are plain text here for the same reason. Unknown is null, never 0.
+
+Times are seconds; `uptime` and `retry_in` are durations, `Event.time` is since the epoch. Sizes are bytes.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+LINE_LIMIT: Final = 1024 * 1024
+"""The longest line, in bytes without its newline, that the manager takes from a client."""
+
+CLIENT_LIMIT: Final = 64
+"""How many clients the manager serves at once; the next one hears `REFUSED` and is hung up on."""
+
+# Error codes. The negative ones are JSON-RPC's own.
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+NO_SUCH_NAME: Final = 1
+REFUSED: Final = 2
+
+RequestId = int | str | None
+
+
+class ControlError(Exception):
+    """A request that got no result.
+
+    `code` is one of the codes above; `id` is the request's, None where it could not be read.
+    """
+
+    def __init__(self, message: str, *, code: int = INTERNAL_ERROR, id: RequestId = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.id = id
+
+
+class NoManager(ControlError):  # noqa: N818 - it is a finding, not a fault
+    """Nobody answers at the control socket: it is absent, refuses, or may not be reached."""
+
+
+# -- parameters -------------------------------------------------------------------------------------------------------
+
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+"""`app` or `app:*` (all of it), `app:app_00`, a group, or `all`."""
+
+Names = Annotated[tuple[Name, ...], Meta(min_length=1)]
+
+
+class NoParams(Struct, frozen=True, forbid_unknown_fields=True):
+    """`ping`, `reopen` and `check` take none."""
+
+
+class StatusParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Without `names`: all. `detail` asks for what costs a look into /proc: `busy`, `rss`, the queue lengths."""
+
+    names: tuple[Name, ...] | None = None
+    detail: bool = True
+
+
+class NamesParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`start`, `stop` and `restart`. With `wait` the response comes when it is over; without, when it has begun."""
+
+    names: Names
+    wait: bool = True
+
+
+class ScaleParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`numprocs` is text, so that "+2" (two more) and "2" (two altogether) differ."""
+
+    name: Name
+    numprocs: Annotated[str, Meta(pattern=r"^[+-]?[0-9]{1,6}$")]
+    wait: bool = True
+
+    def target(self, current: int) -> int:
+        """How many processes are asked for when there are `current`; may be below 0, for the caller to refuse."""
+        number = int(self.numprocs)
+        return current + number if self.numprocs[0] in "+-" else number
+
+
+class SignalParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`signal` is a name with or without SIG, or a number as text."""
+
+    names: Names
+    signal: Annotated[str, Meta(min_length=1, max_length=32)]
+
+
+class TailParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last `lines` lines of one process; with `follow`, `line` notifications until the client hangs up."""
+
+    name: Name
+    stream: Literal["stdout", "stderr"] = "stdout"
+    lines: Annotated[int, Meta(ge=0, le=100_000)] = 10
+    follow: bool = False
+
+
+class EventsParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last `n` events; with `follow`, `event` notifications until the client hangs up."""
+
+    n: Annotated[int, Meta(ge=0, le=100_000)] = 20
+    follow: bool = False
+
+
+class ShutdownParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`now` skips the grace given to processes. With `wait` the response comes just before the manager ends."""
+
+    now: bool = False
+    wait: bool = True
+
+
+class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`live`: the manager's loop turns. `ready`: all that is wanted is running."""
+
+    kind: Literal["live", "ready"]
+
+
+Params = (
+    NoParams
+    | StatusParams
+    | NamesParams
+    | ScaleParams
+    | SignalParams
+    | TailParams
+    | EventsParams
+    | ShutdownParams
+    | ProbeParams
+)
+
+METHODS: Final[dict[str, type[Params]]] = {
+    "ping": NoParams,
+    "status": StatusParams,
+    "start": NamesParams,
+    "stop": NamesParams,
+    "restart": NamesParams,
+    "scale": ScaleParams,
+    "signal": SignalParams,
+    "tail": TailParams,
+    "reopen": NoParams,
+    "events": EventsParams,
+    "shutdown": ShutdownParams,
+    "probe": ProbeParams,
+    "check": NoParams,
+}
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+class Pong(Struct, frozen=True, kw_only=True):
+    pid: int
+    version: str
+    pong: bool = True
+
+
+class Exit(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a process last ended: exactly one of the two. `signal` is a name, "SIGKILL"."""
+
+    code: int | None = None
+    signal: str | None = None
+
+
+class ProcessStatus(Struct, frozen=True, kw_only=True):
+    """One process. `state` is STOPPED STARTING RUNNING BACKOFF STOPPING EXITED or FATAL.
+
+    `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again.
+    """
+
+    name: str
+    pid: int | None
+    state: str
+    generation: int | None = None
+    uptime: float | None = None
+    restarts: int | None = None
+    exit: Exit | None = None
+    busy: bool | None = None
+    requests: int | None = None
+    rss: int | None = None
+    reason: str | None = None
+    retry_in: float | None = None
+
+
+class SocketStatus(Struct, frozen=True, kw_only=True):
+    """`queued`: connections that wait to be accepted, out of `backlog`."""
+
+    address: str
+    backlog: int | None
+    queued: int | None
+
+
+class PoolStatus(Struct, frozen=True, kw_only=True):
+    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL."""
+
+    name: str
+    kind: str
+    state: str
+    numprocs: int
+    generation: int | None = None
+    policy: str | None = None
+    sockets: tuple[SocketStatus, ...] = ()
+    processes: tuple[ProcessStatus, ...] = ()
+    reason: str | None = None
+
+
+class ManagerStatus(Struct, frozen=True, kw_only=True):
+    pid: int
+    version: str
+    uptime: float
+    config: str
+    state: str
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    manager: ManagerStatus
+    pools: tuple[PoolStatus, ...]
+
+
+class ProcessVerdict(Struct, frozen=True, kw_only=True):
+    """`result`: started, already running, stopped, not running, restarted, signalled, failed; or, without waiting,
+    starting, stopping, restarting. `lines` are the last log lines of a process that failed."""
+
+    name: str
+    ok: bool
+    result: str
+    detail: str | None = None
+    lines: tuple[str, ...] = ()
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What came of a command, process by process (named `app:app_00`). `numprocs` only after a `scale`."""
+
+    ok: bool
+    processes: tuple[ProcessVerdict, ...]
+    numprocs: int | None = None
+
+
+class Tail(Struct, frozen=True, kw_only=True):
+    lines: tuple[str, ...]
+
+
+class Reopened(Struct, frozen=True, kw_only=True):
+    reopened: int
+    problems: tuple[str, ...] = ()
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """`kind` is process_state, pool_state, listener, manager or log; `time` is since the epoch."""
+
+    time: float
+    kind: str
+    name: str
+    from_state: str | None = msgspec.field(default=None, name="from")
+    to_state: str | None = msgspec.field(default=None, name="to")
+    detail: str | None = None
+
+
+class Events(Struct, frozen=True, kw_only=True):
+    events: tuple[Event, ...]
+
+
+class Ok(Struct, frozen=True, kw_only=True):
+    """The result of `shutdown`."""
+
+    ok: bool = True
+
+
+class Probed(Struct, frozen=True, kw_only=True):
+    ok: bool
+    reason: str
+
+
+class Checked(Struct, frozen=True, kw_only=True):
+    """The configuration file as it is now, read by the running manager; `changed`: it differs from what runs."""
+
+    ok: bool
+    problems: tuple[str, ...] = ()
+    changed: bool = False
+
+
+Result = Pong | Status | Verdict | Tail | Reopened | Events | Ok | Probed | Checked
+
+
+# -- notifications ----------------------------------------------------------------------------------------------------
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """`line`: one more line of a log that is followed."""
+
+    process: str
+    stream: str
+    text: str
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """`progress`: something happened to `name` while a command waits."""
+
+    name: str
+    state: str
+    detail: str | None = None
+
+
+NOTIFICATIONS: Final[dict[str, type[Line | Progress | Event]]] = {"line": Line, "progress": Progress, "event": Event}
+
+Notice = Line | Progress | Event
+
+
+# -- what travels -----------------------------------------------------------------------------------------------------
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """A request as the manager sees it: `params` is of the type METHODS gives for `method`."""
+
+    id: RequestId
+    method: str
+    params: Params
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """JSON-RPC's error object."""
+
+    code: int
+    message: str
+    data: Any = None
+
+
+class Response(Struct, frozen=True, kw_only=True):
+    """An answer as the client sees it: `result` is raw JSON, to be decoded to what the method promises."""
+
+    id: RequestId
+    result: msgspec.Raw | None = None
+    error: Problem | None = None
