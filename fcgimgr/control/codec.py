@@ -143,7 +143,7 @@ class _Incoming(msgspec.Struct):
     method: str | None = None
     params: msgspec.Raw = msgspec.Raw(b"{}")
     id: int | str | None = None
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw()
     error: Problem | None = None
 
 
@@ -161,7 +161,7 @@ def parse_message(line: bytes) -> Response | Notice | None:
     try:
         incoming = _INCOMING.decode(line)
         if incoming.method is None:
-            if incoming.result is None and incoming.error is None:
+            if not bytes(incoming.result) and incoming.error is None:
                 raise ControlError("the manager's answer has neither a result nor an error", code=INVALID_REQUEST)
             return Response(id=incoming.id, result=incoming.result, error=incoming.error)
         decoder = _NOTICES.get(incoming.method)

@@ -334,8 +334,9 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 class Response(Struct, frozen=True, kw_only=True):
-    """An answer as the client sees it: `result` is raw JSON, to be decoded to what the method promises."""
+    """An answer as the client sees it: `result` is raw JSON, empty beside an error, to be decoded to what the method
+    promises."""
 
     id: RequestId
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw()
     error: Problem | None = None
