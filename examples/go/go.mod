@@ -1,0 +1,3 @@
+module answer
+
+go 1.19
