@@ -1,1 +1,9 @@
-"""The FastCGI wire protocol, without I/O: records in, records out; a client on top."""
+"""The FastCGI wire protocol, without I/O: records in, records out; a client on top.
+
+records    the records themselves and the name-value pairs in them
+response   a server's answer to one request, as events
+client     a request and its complete answer (`Request`, sans-IO; `fetch`, blocking)
+transport  the conversation over a socket
+
+Standard library only, Python 3.9 or later: the worker loads this in the application's own interpreter.
+"""
