@@ -2,9 +2,9 @@
 
     python consumer.py FILE
 
-SIGTERM and SIGINT are blocked for good and asked for between two messages with sigtimedwait(2): no handler can then cut
-into the work, and no flag can be read a moment too early. The same call is the pause while the queue is empty, so a stop
-is answered at once there too.
+SIGTERM and SIGINT are blocked for good and asked for between two messages with sigtimedwait(2): no handler can then
+cut into the work, and no flag can be read a moment too early. The same call is the pause while the queue is empty, so
+that a stop is answered at once there too.
 """
 
 import os

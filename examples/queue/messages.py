@@ -2,11 +2,11 @@
 
 A message is waiting, taken or done. It is taken in the name of a *slot*: under fcgimgr the name of the process, which a
 replacement inherits and which no two living processes share. A slot has one message in hand at a time; so one that is
-taken in my name when I ask for work was left by my predecessor, and is mine again at once. Messages of a slot that never
-comes back (the pool was made smaller) are anybody's after LEASE seconds.
+taken in my name when I ask for work was left by my predecessor, and is mine again at once. Messages of a slot that
+never comes back (the program was made smaller) are anybody's after LEASE seconds.
 
-A message may therefore be worked on twice, if a process dies between the work and its commit, but never not at all: work
-that must happen once only belongs in the transaction of `finish`.
+So a message may be worked on twice, when a process dies between the work and its commit, but never not at all. Work
+that must happen exactly once belongs in the transaction of `finish`.
 """
 
 import sqlite3
