@@ -1,0 +1,67 @@
+"""The files in nginx/ work as they are."""
+
+import re
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.integration.ports import free_port
+from tests.integration.running import running_example
+from tests.integration.servers import CHECKOUT, Nginx, as_user, need, run, which
+
+SNIPPETS = ["fastcgi-tcp.conf", "fastcgi-unix.conf", "php.conf", "asgi.conf"]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_is_taken_by_nginx_unchanged(snippet: str, tmp_path: Path) -> None:
+    need("nginx")
+    shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", tmp_path / "fcgimgr")
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(
+        f"pid nginx.pid; error_log stderr; {as_user()} events {{}}\n"
+        "http { access_log off; client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;\n"
+        "uwsgi_temp_path temp; scgi_temp_path temp;\n"
+        f"server {{ listen 127.0.0.1:{free_port()}; include fcgimgr/{snippet}; }} }}\n"
+    )
+    said = run([which("nginx") or "nginx", "-t", "-p", str(tmp_path), "-c", str(conf)], tmp_path)
+    assert "test is successful" in said
+    assert "[warn]" not in said
+
+
+def test_demo_conf_serves_the_examples(tmp_path: Path) -> None:
+    need("php-cgi", "nginx")
+    conf, port_for = demo_with_free_ports(tmp_path)
+    with ExitStack() as running:
+        for name, port in {"flup": 9001, "php": 9004, "asgi": 9007}.items():
+            address = f"127.0.0.1:{port_for[port]}"
+            running.enter_context(running_example(name, tmp_path / name, address))
+        nginx = running.enter_context(Nginx(tmp_path, conf, port_for[8080]))
+        assert nginx.get("/").text.split() == ["/flup/", "/wsgi/", "/go/", "/php/", "/c/", "/perl/", "/asgi/"]
+        assert nginx.get("/flup/x").says("Hello") == "from Python"
+        assert nginx.get("/php/").says("Hello") == "from PHP"
+        assert nginx.get("/asgi/x").says("asked") == "GET /asgi/x?"
+        assert nginx.get("/go/").status == 502  # Not started.
+
+
+def demo_with_free_ports(prefix: Path) -> tuple[Path, dict[int, int]]:
+    """A copy of demo.conf, with all that it names, on free ports: (the file, which port stands for which).
+
+    Where nginx runs as root, php-cgi does too and may read the page below the test's own directory.
+    """
+    shutil.copytree(CHECKOUT / "nginx", prefix / "nginx", ignore=shutil.ignore_patterns(".temp", "demo.pid"))
+    (prefix / "examples" / "php").mkdir(parents=True)
+    shutil.copy(CHECKOUT / "examples" / "php" / "index.php", prefix / "examples" / "php")
+    port_for: dict[int, int] = {}
+
+    def exchange(found: re.Match[str]) -> str:
+        port = port_for.setdefault(int(found[1]), 0) or free_port()
+        port_for[int(found[1])] = port
+        return f"127.0.0.1:{port}"
+
+    conf = prefix / "nginx" / "demo.conf"
+    for file in [conf, *(prefix / "nginx" / "fcgimgr").iterdir()]:
+        file.write_text(re.sub(r"127\.0\.0\.1:(\d+)", exchange, file.read_text()))
+    conf.write_text(f"{as_user()}\n{conf.read_text()}")
+    return conf, port_for
