@@ -7,6 +7,7 @@ One connection, one request after another. Notifications that arrive while a req
 import errno
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from . import codec
-from .messages import PARSE_ERROR, ControlError, NoManager, NoParams, Notice, Params, Response
+from .messages import PARSE_ERROR, ControlError, ManagerGone, NoManager, NoParams, Notice, Params, Response
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class Client:
         """Ask for `method` and return its result as an `answer` (msgspec.Raw: the JSON as it came).
 
         `patient` waits however long it takes: for commands that end when a process has started or stopped.
-        ControlError when the manager refuses, falls silent or goes away.
+        ControlError when the manager refuses or falls silent, ManagerGone when it hangs up.
         """
         self._last_id += 1
         self._socket.settimeout(None if patient else self._timeout)
@@ -72,7 +73,7 @@ class Client:
                 return _decode(message.result, answer)
             else:
                 raise ControlError(f"the manager at {self.path} answered another question than the one asked")
-        raise ControlError(f"the manager at {self.path} went away before it answered")
+        raise ManagerGone(f"the manager at {self.path} went away before it answered")
 
     def notices(self) -> Iterator[Notice]:
         """What is told from now on, for as long as it takes; ends when the manager hangs up."""
@@ -80,6 +81,18 @@ class Client:
         while (message := self._next_message()) is not None:
             if not isinstance(message, Response):
                 yield message
+
+    def process(self) -> int | None:
+        """A pidfd of the manager, readable once it has ended, for the caller to close; None where that is not known.
+
+        The kernel notes who called listen() (SO_PEERCRED, unix(7)); asked while that process lives and is connected,
+        the pid cannot have become another's.
+        """
+        pid, _, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        try:
+            return os.pidfd_open(pid)
+        except OSError:
+            return None  # In another pid namespace, or a systemd socket's: that it hangs up must do.
 
     def close(self) -> None:
         self._socket.close()

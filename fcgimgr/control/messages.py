@@ -50,6 +50,10 @@ class NoManager(ControlError):  # noqa: N818 - it is a finding, not a fault
     """Nobody answers at the control socket: it is absent, refuses, or may not be reached."""
 
 
+class ManagerGone(ControlError):  # noqa: N818
+    """The manager hung up before it answered: it ended, or was asked to."""
+
+
 # -- parameters -------------------------------------------------------------------------------------------------------
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]

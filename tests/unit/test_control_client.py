@@ -1,7 +1,10 @@
 """The control client: it gets its answer, or says in words why not."""
 
 import os
+import select
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -141,3 +144,19 @@ def test_a_socket_of_another_user_says_permission(tmp_path: Path):
                 Client(str(tmp_path / "m"))
         finally:
             os.seteuid(0)
+
+
+def test_the_managers_process_is_known(tmp_path: Path):
+    script = (
+        "import socket, sys; l = socket.socket(socket.AF_UNIX); l.bind(sys.argv[1]); l.listen();"
+        "print(flush=True); c, _ = l.accept(); c.recv(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "m")], stdout=subprocess.PIPE) as manager:
+        assert manager.stdout is not None
+        manager.stdout.readline()
+        with Client(str(tmp_path / "m")) as client:
+            process = client.process()
+            assert process is not None
+            assert select.select([process], [], [], 0)[0] == []
+        assert select.select([process], [], [], 10)[0] == [process]
+        os.close(process)

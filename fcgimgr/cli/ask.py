@@ -1,0 +1,129 @@
+"""Asking the manager, for every command that does: connect, show progress while it waits, say what came of it."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from time import monotonic
+from typing import Final, NoReturn, TypeVar
+
+import click
+
+from fcgimgr.control.client import Client
+from fcgimgr.control.messages import ManagerGone, NoManager, Notice, Params, ProcessVerdict, Progress, Verdict
+
+from .failure import Failure
+from .locate import control_socket, no_manager
+from .terminal import Paint, ProgressLine, has_colour, safe
+
+T = TypeVar("T")
+
+FOLD_ABOVE: Final = 50
+"""More like outcomes than this in one pool are one line, unless -v asks for all."""
+
+
+def connect(context: click.Context, timeout: float = 10.0) -> Client:
+    """A client of the manager the command line means. Failure (exit 4) when nobody is there."""
+    try:
+        return Client(control_socket(context), timeout)
+    except NoManager as error:
+        raise no_manager(str(error), context) from error
+
+
+def ask(context: click.Context, method: str, params: Params | None, answer: type[T]) -> T:
+    """One question that the manager answers at once."""
+    with connect(context) as client:
+        return client.call(method, params, answer=answer)
+
+
+def ask_and_wait(context: click.Context, method: str, params: Params, answer: type[T]) -> T:
+    """One command that ends when the processes have done what it wants, with progress shown on a terminal."""
+    with connect(context) as client:
+        progress = WaitProgress()
+        try:
+            return client.call(method, params, answer=answer, on_event=progress.heard, patient=True)
+        finally:
+            progress.clear()
+
+
+def listen(
+    context: click.Context,
+    method: str,
+    params: Params,
+    answer: type[T],
+    answered: Callable[[T], None],
+    told: Callable[[Notice], None],
+) -> NoReturn:
+    """Follow `tail` or `events` until Ctrl-C, or a Failure when the manager ends.
+
+    What there is already may come as the answer, before what is told, or be told too, with the answer at the end.
+    """
+    with connect(context) as client:
+        try:
+            answered(client.call(method, params, answer=answer, on_event=told, patient=True))
+            for notice in client.notices():
+                told(notice)
+        except ManagerGone:
+            pass
+    raise Failure("the manager has ended")
+
+
+class WaitProgress:
+    """What the manager tells while a command waits, as one line that is written over."""
+
+    def __init__(self) -> None:
+        self._line = ProgressLine()
+        self._began = monotonic()
+        self._states: dict[str, str] = {}
+
+    def heard(self, notice: Notice) -> None:
+        if isinstance(notice, Progress):
+            self._states[notice.name] = notice.state
+            tally = ", ".join(f"{count} {state}" for state, count in Counter(self._states.values()).items())
+            detail = f" ({notice.detail})" if notice.detail else ""
+            seconds = int(monotonic() - self._began)
+            self._line.show(f"{notice.name}: {notice.state}{detail}   [{tally}; {seconds} s]")
+
+    def clear(self) -> None:
+        self._line.clear()
+
+
+def show_verdict(verdict: Verdict, *, verbose: bool) -> None:
+    """A line per process on stdout, log lines of failures indented. Failure (exit 1) unless all went well."""
+    lines = verdict_lines(verdict, Paint(has_colour(sys.stdout)), verbose=verbose)
+    if lines:
+        print("\n".join(lines))
+    if not verdict.ok:
+        raise Failure
+
+
+def verdict_lines(verdict: Verdict, paint: Paint, *, verbose: bool) -> list[str]:
+    """The lines of `show_verdict`: many like successes in one pool are one line, unless `verbose`."""
+    alike = Counter(_kind(process) for process in verdict.processes)
+    folded = set()
+    lines = []
+    for process in verdict.processes:
+        kind = _kind(process)
+        if verbose or not process.ok or alike[kind] <= FOLD_ABOVE:
+            lines += _process_lines(process, paint)
+        elif kind not in folded:
+            folded.add(kind)
+            pool, result, _ = kind
+            lines.append(f"{pool}: {alike[kind]} processes {paint(result, 'green')} (-v lists them)")
+    return lines
+
+
+def _kind(process: ProcessVerdict) -> tuple[str, str, str | None]:
+    return process.name.partition(":")[0], process.result, process.detail
+
+
+def _process_lines(process: ProcessVerdict, paint: Paint) -> list[str]:
+    detail = f": {safe(process.detail)}" if process.detail else ""
+    head = f"{process.name}: {paint(process.result, 'green' if process.ok else 'red')}{detail}"
+    return [head, *(f"    {safe(line)}" for line in process.lines)]
+
+
+def short_path(path: str) -> str:
+    """`path` relative to the working directory where that is shorter to read."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

@@ -1,0 +1,39 @@
+"""`check` and `schema`: the configuration without a manager."""
+
+import json
+import os
+
+import click
+
+from .locate import config_file
+from .options import Command
+
+
+@click.command("check", cls=Command)
+@click.pass_context
+def check_(context: click.Context) -> None:
+    """Check the configuration: every problem at once, exit 2."""
+    import sys
+
+    from fcgimgr.config.read import read
+
+    from .ask import short_path
+
+    path = config_file(context)
+    config = read(path, os.environ)
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    what = _count(len(config.pools), "pool"), _count(len(config.programs), "program")
+    print(f"{short_path(path)}: ok: {', '.join(part for part in what if part) or 'nothing to run'}")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}" if number else ""
+
+
+@click.command("schema", cls=Command)
+def schema_() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    from fcgimgr.config.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

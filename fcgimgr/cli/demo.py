@@ -1,0 +1,145 @@
+"""`demo`: a pool that answers a browser within seconds, with nothing to install or write first.
+
+Everything it makes is in one private directory that goes when it ends: the configuration, the pool's socket, the
+control socket. The HTTP in front is for development; in production that is nginx.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from .failure import Failure
+from .options import Command
+
+_HOST = "127.0.0.1"
+_START_WITHIN = 20.0
+"""Seconds until a demo that is not ready has failed."""
+_STOP_WITHIN = 15.0
+
+_POOL = """\
+# Made by `fcgimgr demo`, and gone when it ends.
+[manager]
+control = "{directory}/control.sock"
+
+[pool.demo]
+socket = "{directory}/demo.sock"
+wsgi = "fcgimgr.demo.app:app"
+server = "flup"
+numprocs = 4
+"""
+
+_WELCOME = """\
+The demo runs: 4 processes share one FastCGI socket. This HTTP front is for development only; nginx takes its place.
+
+  look:     http://{host}:{port}/
+            curl http://{host}:{port}/
+  status:   fcgimgr -s {control} status
+  kill one: kill -9 {pid}
+            and look again: another has taken its place, and no request was refused
+
+Ctrl-C ends it.
+"""
+
+
+@click.command("demo", cls=Command, short_help="See it work at once, in a browser.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="The port on 127.0.0.1.")
+def demo_(port: int) -> None:
+    """Show it at once: a pool of the packaged application and an HTTP front for development."""
+    from fcgimgr.demo.front import serve
+
+    _refuse_a_port_in_use(port)
+    signal.signal(signal.SIGTERM, _end)
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="fcgimgr-demo-") as directory:
+        config, control = f"{directory}/pool.toml", f"{directory}/control.sock"
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(_POOL.format(directory=directory))
+        with _manager(config, control) as manager:
+            pid = _wait_until_ready(manager, control)
+            print(_WELCOME.format(host=_HOST, port=port, control=control, pid=pid), flush=True)
+            serve(f"unix:{directory}/demo.sock", _HOST, port)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt  # Ends the front from wherever it is, as Ctrl-C does.
+
+
+def _refuse_a_port_in_use(port: int) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            other = port % 65535 + 1
+            raise Failure(
+                f"port {port} on {_HOST}: {error.strerror or error}; give another one: fcgimgr demo --port {other}"
+            ) from error
+
+
+@contextmanager
+def _manager(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A manager of our own, stopped cleanly at the end.
+
+    It gets a process group of its own: Ctrl-C is to reach only this process, which then asks it to shut down.
+    """
+    from .running import manager_command
+
+    manager = subprocess.Popen(manager_command(config), stdin=subprocess.DEVNULL, process_group=0)
+    try:
+        yield manager
+    finally:
+        # A second Ctrl-C must not leave processes behind: stopping is bounded anyway.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _stop(manager, control)
+
+
+def _stop(manager: subprocess.Popen[bytes], control: str) -> None:
+    from fcgimgr.control.client import Client
+    from fcgimgr.control.messages import ControlError, Ok, ShutdownParams
+
+    if manager.poll() is not None:
+        return
+    try:
+        with Client(control) as client:
+            client.call("shutdown", ShutdownParams(wait=False), answer=Ok)
+    except (ControlError, OSError):
+        manager.terminate()  # It does not listen yet, or any more.
+    try:
+        manager.wait(_STOP_WITHIN)
+    except subprocess.TimeoutExpired:
+        print(f"fcgimgr: the manager has not stopped within {_STOP_WITHIN:.0f} s: killed", file=sys.stderr)
+        manager.kill()
+        manager.wait()
+
+
+def _wait_until_ready(manager: subprocess.Popen[bytes], control: str) -> int:
+    """The pid of one of the processes, once all run. Failure with the reason when they do not."""
+    from fcgimgr.control.client import Client
+    from fcgimgr.control.messages import ControlError, Probed, ProbeParams, Status, StatusParams
+
+    deadline = time.monotonic() + _START_WITHIN
+    reason = "it does not answer on its control socket"
+    while time.monotonic() < deadline:
+        if manager.poll() is not None:
+            raise Failure(f"the manager ended with exit code {manager.returncode}: see what it wrote above")
+        try:
+            with Client(control) as client:
+                probed = client.call("probe", ProbeParams(kind="ready"), answer=Probed)
+                if probed.ok:
+                    status = client.call("status", StatusParams(detail=False), answer=Status)
+                    return next(process.pid for process in status.pools[0].processes if process.pid is not None)
+                reason = probed.reason
+        except (ControlError, OSError):
+            pass  # Not yet: its control socket comes a moment after it.
+        time.sleep(0.02)
+    raise Failure(f"the demo is not ready within {_START_WITHIN:.0f} s: {reason}")

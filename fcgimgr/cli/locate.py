@@ -1,0 +1,130 @@
+"""Which configuration and which manager a command is about.
+
+`-s SOCKET` names the manager's control socket; else `-c FILE`, else ./pool.toml or /etc/fcgimgr/pool.toml, says where
+it is. A file that is broken at the moment must not keep anyone from asking the manager that still runs: of such a file
+only `[manager] control` is looked for. A sound file is not read whole either: with a thousand processes that
+would take longer than asking the manager about them.
+"""
+
+import os
+import re
+from typing import Any, Final
+
+import click
+
+from .failure import NO_MANAGER, USAGE, Failure
+
+SEARCHED: Final = ("pool.toml", "/etc/fcgimgr/pool.toml")
+
+_CONFIG_KEY: Final = "fcgimgr.config"
+_SOCKET_KEY: Final = "fcgimgr.socket"
+
+_CONTROL_LINE: Final = re.compile(r"""\s*control\s*=\s*(?:"([^"\\]*)"|'([^']*)')\s*(?:#.*)?$""")
+_TABLE_LINE: Final = re.compile(r"\s*\[\s*([^]]*?)\s*\]")
+
+
+def remember_config(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Option callback: the file given nearest to the command counts."""
+    if value is not None:
+        context.meta[_CONFIG_KEY] = value
+
+
+def remember_socket(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Option callback: the socket given nearest to the command counts."""
+    if value is not None:
+        context.meta[_SOCKET_KEY] = value
+
+
+def given_socket(context: click.Context) -> str | None:
+    socket: str | None = context.meta.get(_SOCKET_KEY)
+    return socket
+
+
+def find_config(context: click.Context) -> str | None:
+    """The file given, else the first of SEARCHED that exists, as an absolute path; None when there is none."""
+    given: str | None = context.meta.get(_CONFIG_KEY)
+    if given is not None:
+        return os.path.abspath(given)
+    return next((os.path.abspath(path) for path in SEARCHED if os.path.exists(path)), None)
+
+
+def config_file(context: click.Context) -> str:
+    """Like `find_config`; Failure when there is none."""
+    path = find_config(context)
+    if path is None:
+        raise Failure(f"no configuration: give -c FILE (there is no {' and no '.join(SEARCHED)})", code=USAGE)
+    return path
+
+
+def control_socket(context: click.Context) -> str:
+    """The path of the control socket that the command line, or the configuration, names. Failure: neither does."""
+    socket = given_socket(context)
+    if socket is not None:
+        return os.path.abspath(socket)
+    path = find_config(context)
+    if path is None:
+        raise Failure(f"which manager? Give -c FILE or -s SOCKET (there is no {' and no '.join(SEARCHED)})", code=USAGE)
+    return control_path(path)
+
+
+def control_path(config: str) -> str:
+    """The control socket of the manager that runs with the file `config`, which may be broken.
+
+    Failure when the file cannot be read at all.
+    """
+    try:
+        with open(config, "rb") as file:
+            text = file.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise Failure(f"{config}: {error.strerror or error}", code=USAGE) from error
+    tables = _tables(text)
+    manager = tables.get("manager")
+    control = manager.get("control") if isinstance(manager, dict) else None
+    if isinstance(control, str) and "%" not in control:
+        return os.path.normpath(os.path.join(os.path.dirname(config), control))
+    if control is None and "include" not in tables:
+        return _default(config)
+    return _from_a_full_read(config) or _default(config)
+
+
+def no_manager(problem: str, context: click.Context) -> Failure:
+    """The failure of a command that found nobody, with the way to start one."""
+    config = find_config(context)
+    file = os.path.relpath(config) if config is not None and os.path.dirname(config) == os.getcwd() else config
+    return Failure(f"{problem}\nstart one with: fcgimgr -c {file or 'pool.toml'}", code=NO_MANAGER)
+
+
+def _tables(text: str) -> dict[str, Any]:
+    import tomli
+
+    try:
+        return tomli.loads(text)
+    except (tomli.TOMLDecodeError, RecursionError):
+        return _salvaged(text)
+
+
+def _salvaged(text: str) -> dict[str, Any]:
+    """`[manager] control` of a text that is not TOML, line by line."""
+    table = ""
+    for line in text.splitlines():
+        if header := _TABLE_LINE.match(line):
+            table = header[1]
+        elif table == "manager" and (control := _CONTROL_LINE.match(line)):
+            return {"manager": {"control": control[1] if control[1] is not None else control[2]}}
+    return {}
+
+
+def _from_a_full_read(config: str) -> str | None:
+    """What only the whole reading knows: expansions, included files. None when the file is broken."""
+    from fcgimgr.config.read import ConfigError, read
+
+    try:
+        return read(config, os.environ).manager.control
+    except ConfigError:
+        return None
+
+
+def _default(config: str) -> str:
+    from fcgimgr.config.settings import default_control
+
+    return default_control(config)

@@ -1,0 +1,104 @@
+"""`tail`, `events`, `reopen`: what was written, what happened, and a new file for both."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from .failure import Failure
+from .names import complete_names
+from .options import Command
+
+if TYPE_CHECKING:
+    from fcgimgr.control.messages import Event
+
+_follow = click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
+
+
+@click.command("tail", cls=Command)
+@click.argument("name", metavar="NAME", shell_complete=complete_names)
+@_follow
+@click.option("-n", "--lines", metavar="N", type=click.IntRange(0, 100_000), default=10, show_default=True)
+@click.option("--stderr", "stream", flag_value="stderr", default="stdout", help="stderr, in place of stdout.")
+@click.pass_context
+def tail_(context: click.Context, name: str, follow: bool, lines: int, stream: str) -> None:
+    """Show the last lines that a process wrote."""
+    from fcgimgr.control.messages import Line, Notice, Tail, TailParams
+
+    from .ask import ask, listen
+
+    params = TailParams(name=name, stream="stderr" if stream == "stderr" else "stdout", lines=lines, follow=follow)
+
+    def told(notice: Notice) -> None:
+        if isinstance(notice, Line):
+            print(notice.text, flush=True)
+
+    def answered(answer: Tail) -> None:
+        for line in answer.lines:
+            print(line)
+        sys.stdout.flush()
+
+    if follow:
+        listen(context, "tail", params, Tail, answered, told)
+    answered(ask(context, "tail", params, Tail))
+
+
+@click.command("events", cls=Command, short_help="Show what happened last.")
+@_follow
+@click.option("-n", "count", metavar="N", type=click.IntRange(0, 100_000), default=20, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_context
+def events_(context: click.Context, follow: bool, count: int, as_json: bool) -> None:
+    """Show what happened last: states, listeners, the manager itself."""
+    from fcgimgr.control.messages import Event, Events, EventsParams, Notice
+
+    from .ask import ask, listen
+
+    params = EventsParams(n=count, follow=follow)
+
+    def told(notice: Notice) -> None:
+        if isinstance(notice, Event):
+            print(_shown(notice, as_json), flush=True)
+
+    def answered(answer: Events) -> None:
+        for event in answer.events:
+            print(_shown(event, as_json))
+        sys.stdout.flush()
+
+    if follow:
+        listen(context, "events", params, Events, answered, told)
+    answered(ask(context, "events", params, Events))
+
+
+def _shown(event: "Event", as_json: bool) -> str:
+    if as_json:
+        import msgspec
+
+        return msgspec.json.encode(event).decode()
+    from .terminal import Paint, has_colour, safe
+
+    paint = Paint(has_colour(sys.stdout))
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+    parts = [f"{moment}.{int(event.time % 1 * 1000):03d}", event.name or event.kind]
+    if event.to_state is not None:
+        parts.append(f"{event.from_state or '-'} -> {paint.state(event.to_state)}")
+    elif event.name:
+        parts.append(event.kind)
+    if event.detail:
+        parts.append(safe(event.detail))
+    return "  ".join(parts)
+
+
+@click.command("reopen", cls=Command, short_help="Open the log files anew, for logrotate.")
+@click.pass_context
+def reopen_(context: click.Context) -> None:
+    """Open the log files anew, after something (logrotate) has moved them."""
+    from fcgimgr.control.messages import Reopened
+
+    from .ask import ask
+
+    answer = ask(context, "reopen", None, Reopened)
+    print(f"reopened {answer.reopened} log file{'' if answer.reopened == 1 else 's'}")
+    if answer.problems:
+        raise Failure("\n".join(answer.problems))

@@ -1,0 +1,53 @@
+"""What every command takes, before its name or after it: -c, -s, --version, -h."""
+
+from typing import Any
+
+import click
+
+from fcgimgr import __version__
+
+from .locate import remember_config, remember_socket
+
+
+def common_options() -> list[click.Parameter]:
+    """Fresh parameter objects: click ties each to the command that owns it."""
+    return [
+        click.Option(
+            ["-c", "--config"],
+            metavar="FILE",
+            type=click.Path(),
+            expose_value=False,
+            callback=remember_config,
+            help="The configuration; names the control socket too.",
+        ),
+        click.Option(
+            ["-s", "--socket"],
+            metavar="SOCKET",
+            type=click.Path(),
+            expose_value=False,
+            callback=remember_socket,
+            help="The control socket of the manager to ask.",
+        ),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the version and end.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes the common options after its name too."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params += common_options()
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        print(f"fcgimgr {__version__}")
+        context.exit()

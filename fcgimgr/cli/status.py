@@ -1,0 +1,41 @@
+"""`status`: what runs, for a person or as JSON."""
+
+import sys
+
+import click
+
+from .failure import NOT_RUNNING, Failure
+from .names import names_argument
+from .options import Command
+
+
+@click.command("status", cls=Command)
+@names_argument(required=False)
+@click.option("--json", "as_json", is_flag=True, help="The manager's answer as JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Every process, however many there are.")
+@click.pass_context
+def status_(context: click.Context, names: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+    """Show what runs. Exit 3 when something is not running.
+
+    BUSY and REQUESTS are "-" where they are not known. Of a pool with more than 50 processes those that just run are
+    one line, unless -v.
+    """
+    import msgspec
+
+    from fcgimgr.control.messages import Status, StatusParams
+
+    from .ask import ask
+
+    answer = ask(context, "status", StatusParams(names=names or None), msgspec.Raw)
+    status = msgspec.json.decode(answer, type=Status)
+    if as_json:
+        print(bytes(answer).decode())
+    else:
+        from .status_table import render
+        from .terminal import Paint, has_colour
+
+        print("\n".join(render(status, Paint(has_colour(sys.stdout)), verbose=verbose)))
+    from .status_table import all_running
+
+    if not all(all_running(pool) for pool in status.pools):
+        raise Failure(code=NOT_RUNNING)

@@ -1,0 +1,175 @@
+"""The table of `status`: aligned, a header line a pool, and quick to read with a thousand processes."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from fcgimgr.control.messages import PoolStatus, ProcessStatus, SocketStatus, Status
+
+from .terminal import Paint, safe
+
+FOLD_ABOVE: Final = 50
+"""A pool with more processes than this is folded: what just runs is one line."""
+
+SHOWN_OF_A_STATE: Final = 20
+"""Of a folded pool, so many processes of each other state are shown; the rest is one line."""
+
+_JUST_STARTED: Final = 60.0
+"""Seconds: a process that was restarted within this time is worth showing."""
+
+_HEADINGS: Final = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "BUSY", "REQUESTS", "RSS")
+_STATE_WIDTH: Final = len("STARTING")
+
+
+def all_running(pool: PoolStatus) -> bool:
+    """Whether nothing that is wanted is missing.
+
+    The pool's own state knows what is wanted; where the manager was asked for some of its processes only, these count.
+    """
+    if len(pool.processes) >= pool.numprocs:
+        return pool.state == "RUNNING"
+    return bool(pool.processes) and all(process.state == "RUNNING" for process in pool.processes)
+
+
+def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[str]:
+    """The lines of the table."""
+    manager = status.manager
+    state = "" if manager.state == "RUNNING" else f"  {paint.state(manager.state)}"
+    about = f"fcgimgr {manager.version}  pid {manager.pid}  up {duration(manager.uptime)}  {safe(manager.config)}"
+    yield paint(about, "grey") + state
+    if not status.pools:
+        yield "no pools and no programs"
+        return
+    shown = [(pool, *_fold(pool, verbose)) for pool in status.pools]
+    rows = {id(process): _row(pool, process) for pool, processes, _ in shown for process in processes}
+    widths = _widths([_HEADINGS, *rows.values(), *((pool.name,) for pool, _, _ in shown)])
+    yield ""
+    yield paint(_aligned(_HEADINGS, widths, _HEADINGS[1].ljust(widths[1])), "bold").rstrip()
+    for pool, processes, summaries in shown:
+        yield _pool_line(pool, widths, paint)
+        for process in processes:
+            row = _aligned(rows[id(process)], widths, paint.state(process.state, widths[1]))
+            note = _note(process)
+            yield f"{row}  {safe(note)}" if note else row
+        yield from (f"  {summary}" for summary in summaries)
+
+
+# -- which processes are shown ----------------------------------------------------------------------------------------
+
+
+def _fold(pool: PoolStatus, verbose: bool) -> tuple[Sequence[ProcessStatus], list[str]]:
+    """The processes worth a line, and a line for each lot of the others."""
+    if verbose or len(pool.processes) <= FOLD_ABOVE:
+        return pool.processes, []
+    by_state: dict[str, list[ProcessStatus]] = defaultdict(list)
+    plain = []
+    for process in pool.processes:
+        if _plain(process):
+            plain.append(process)
+        else:
+            by_state[process.state].append(process)
+    shown = [process for processes in by_state.values() for process in processes[:SHOWN_OF_A_STATE]]
+    rest = {state: processes[SHOWN_OF_A_STATE:] for state, processes in by_state.items()}
+    rest["RUNNING"] = plain + rest.get("RUNNING", [])
+    return shown, [_summary(state, processes, len(shown)) for state, processes in rest.items() if processes]
+
+
+def _plain(process: ProcessStatus) -> bool:
+    lately = process.restarts and process.uptime is not None and process.uptime < _JUST_STARTED
+    return process.state == "RUNNING" and not process.reason and not lately
+
+
+def _summary(state: str, processes: list[ProcessStatus], shown: int) -> str:
+    facts = [f"{len(processes)} {'more ' if shown else ''}{state}"]
+    busy = [process.busy for process in processes if process.busy is not None]
+    if busy:
+        facts.append(f"{sum(busy)} busy")
+    memory = [process.rss for process in processes if process.rss is not None]
+    if memory:
+        facts.append(f"RSS {size(sum(memory))} together, {size(max(memory))} at most")
+    return f"{', '.join(facts)} (-v lists them)"
+
+
+# -- how a line looks -------------------------------------------------------------------------------------------------
+
+
+def _row(pool: PoolStatus, process: ProcessStatus) -> tuple[str, ...]:
+    return (
+        f"  {pool.name}:{process.name}",
+        process.state,
+        _known(process.pid),
+        "-" if process.uptime is None else duration(process.uptime),
+        _known(process.restarts),
+        "-" if process.busy is None else "yes" if process.busy else "no",
+        _known(process.requests),
+        "-" if process.rss is None else size(process.rss),
+    )
+
+
+def _known(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
+    widths = [0] * len(_HEADINGS)
+    widths[1] = _STATE_WIDTH
+    for row in rows:
+        for column, cell in enumerate(row):
+            widths[column] = max(widths[column], len(cell))
+    return widths
+
+
+def _aligned(row: Sequence[str], widths: list[int], state: str) -> str:
+    """Names and states to the left, numbers to the right; `state` is padded already, because colour has no width."""
+    numbers = (cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
+    return "  ".join((row[0].ljust(widths[0]), state, *numbers))
+
+
+def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
+    running = sum(process.state == "RUNNING" for process in pool.processes)
+    known = f"{running} of {pool.numprocs} running"
+    facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
+    if pool.reason:
+        facts.append(safe(pool.reason))
+    return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
+
+
+def _socket(socket: SocketStatus, paint: Paint) -> str:
+    if socket.queued is None:
+        return safe(socket.address)
+    queue = f"queue {socket.queued}/{_known(socket.backlog)}"
+    return f"{safe(socket.address)} {paint(queue, 'yellow' if socket.queued else None)}"
+
+
+def _note(process: ProcessStatus) -> str:
+    """Why it is not running, and what comes next."""
+    notes = []
+    if process.reason:
+        notes.append(process.reason)
+    elif process.state != "RUNNING" and process.exit is not None:
+        if process.exit.signal is not None:
+            notes.append(f"killed by {process.exit.signal}")
+        elif process.exit.code is not None:
+            notes.append(f"exit code {process.exit.code}")
+    if process.retry_in is not None:
+        notes.append(f"next try in {process.retry_in:.0f} s")
+    return "; ".join(notes)
+
+
+def duration(seconds: float) -> str:
+    """Two figures at most: 12s, 3m20s, 5h12m, 3d4h."""
+    whole = max(0, int(seconds))
+    for unit, length, below, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= length:
+            return f"{whole // length}{unit}{whole % length // part}{below}"
+    return f"{whole}s"
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that keeps a figure before the point: 512B, 21.3M."""
+    amount = float(count)
+    for unit in ("B", "K", "M", "G"):
+        if amount < 1024:
+            return f"{amount:.0f}{unit}" if unit == "B" else f"{amount:.1f}{unit}"
+        amount /= 1024
+    return f"{amount:.1f}T"

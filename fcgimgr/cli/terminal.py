@@ -1,0 +1,76 @@
+"""What a person sees: colour where there is a terminal that has it, one line of progress, and safe text.
+
+In a pipe everything is plain and nothing is redrawn. NO_COLOR (https://no-color.org) and TERM=dumb are respected.
+"""
+
+import os
+import sys
+from typing import Final, TextIO
+
+_SGR: Final = {"green": "32", "yellow": "33", "red": "31", "cyan": "36", "grey": "90", "bold": "1"}
+
+_STATE_COLOURS: Final = {
+    "RUNNING": "green",
+    "STARTING": "cyan",
+    "STOPPING": "cyan",
+    "BACKOFF": "yellow",
+    "DEGRADED": "yellow",
+    "EXITED": "yellow",
+    "FATAL": "red",
+    "STOPPED": "grey",
+}
+
+# A log line or a reason comes from a program nobody vouches for: shown raw, it could retitle or repaint the terminal.
+_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != ord("\t")}
+
+
+def safe(text: str) -> str:
+    """`text` with control characters shown, not obeyed."""
+    return text.translate(_CONTROL)
+
+
+def has_colour(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Paint:
+    """Colours text, or leaves it as it is."""
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+
+    def __call__(self, text: str, colour: str | None) -> str:
+        return f"\x1b[{_SGR[colour]}m{text}\x1b[0m" if self._on and colour is not None else text
+
+    def state(self, state: str, width: int = 0) -> str:
+        """`state` in its colour, padded to `width` columns."""
+        return self(state.ljust(width), _STATE_COLOURS.get(state))
+
+
+class ProgressLine:
+    """One line on stderr that is written over while a command waits; nothing at all where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        if self._on:
+            # A line that wraps could not be erased.
+            fitting = safe(text)[: max(_columns() - 1, 10)]
+            sys.stderr.write(f"\r\x1b[K{fitting}")
+            sys.stderr.flush()
+            self._shown = True
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80

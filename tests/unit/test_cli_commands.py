@@ -1,0 +1,378 @@
+"""The commands against a scripted manager: what they ask, what they print, and with which code they end."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcgimgr import __version__
+from fcgimgr.cli.main import main
+from fcgimgr.control.messages import (
+    INVALID_PARAMS,
+    NO_SUCH_NAME,
+    ControlError,
+    Event,
+    Events,
+    EventsParams,
+    Line,
+    NamesParams,
+    NoParams,
+    Ok,
+    Pong,
+    Probed,
+    ProbeParams,
+    ProcessVerdict,
+    Progress,
+    Reopened,
+    ScaleParams,
+    ShutdownParams,
+    SignalParams,
+    StatusParams,
+    Tail,
+    TailParams,
+    Verdict,
+)
+from tests.unit.scripted_manager import Connection, ScriptedManager
+
+Outcome = tuple[int, str, str]
+Run = Callable[..., Outcome]
+
+STATUS = {
+    "manager": {
+        "pid": 1,
+        "version": "0.1.0",
+        "uptime": 1.5,
+        "config": "/x.toml",
+        "state": "RUNNING",
+        "mood": "new key",
+    },
+    "pools": [
+        {
+            "name": "app",
+            "kind": "pool",
+            "state": "RUNNING",
+            "generation": 1,
+            "numprocs": 1,
+            "policy": "static",
+            "sockets": [],
+            "processes": [{"name": "app_00", "pid": 7, "state": "RUNNING"}],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FCGIMGR_DEBUG", raising=False)
+    # The scripted manager is this very process, which does not end when it hangs up.
+    monkeypatch.setattr("fcgimgr.cli.running._END_WITHIN", 0.01)
+
+    def run(*arguments: str) -> Outcome:
+        code = main(arguments)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ScriptedManager]:
+    with ScriptedManager(tmp_path / "m.sock") as manager:
+        yield manager
+
+
+def verdict(*processes: tuple[str, str], ok: bool = True, **facts: Any) -> Verdict:
+    return Verdict(ok=ok, processes=tuple(ProcessVerdict(name=n, ok=ok, result=r) for n, r in processes), **facts)
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "restart"])
+def test_a_command_waits_and_reports_each_process(run: Run, manager: ScriptedManager, command: str):
+    manager.answers[command] = verdict(("app:app_00", "started"), ("app:app_01", "already running"))
+    assert run("-s", "m.sock", command, "app", "mail:mail_00") == (
+        0,
+        "app:app_00: started\napp:app_01: already running\n",
+        "",
+    )
+    assert manager.asked == [(command, NamesParams(names=("app", "mail:mail_00"), wait=True))]
+
+
+def test_a_failure_shows_its_reason_and_last_lines(run: Run, manager: ScriptedManager):
+    failed = ProcessVerdict(
+        name="app:app_01", ok=False, result="failed", detail="exited too quickly", lines=("Traceback", "\x1b[2Joops")
+    )
+    manager.answers["start"] = Verdict(ok=False, processes=(*verdict(("app:app_00", "started")).processes, failed))
+    assert run("start", "-s", "m.sock", "app") == (
+        1,
+        "app:app_00: started\napp:app_01: failed: exited too quickly\n    Traceback\n    \\x1b[2Joops\n",
+        "",
+    )
+
+
+def test_a_thousand_alike_are_one_line_unless_asked(run: Run, manager: ScriptedManager):
+    manager.answers["stop"] = verdict(*((f"app:app_{n:03}", "stopped") for n in range(1000)))
+    assert run("-s", "m.sock", "stop", "app")[1] == "app: 1000 processes stopped (-v lists them)\n"
+    assert len(run("-s", "m.sock", "stop", "-v", "app")[1].splitlines()) == 1000
+
+
+def test_no_wait_is_asked_for(run: Run, manager: ScriptedManager):
+    manager.answers["stop"] = verdict(("app:app_00", "stopping"))
+    assert run("-s", "m.sock", "stop", "--no-wait", "all")[0] == 0
+    assert manager.asked == [("stop", NamesParams(names=("all",), wait=False))]
+
+
+def test_progress_stays_off_a_pipe(run: Run, manager: ScriptedManager):
+    def start(connection: Connection, request: object) -> Verdict:
+        connection.notify("progress", Progress(name="app:app_00", state="STARTING"))
+        return verdict(("app:app_00", "started"))
+
+    manager.answers["start"] = start
+    assert run("-s", "m.sock", "start", "app") == (0, "app:app_00: started\n", "")
+
+
+@pytest.mark.parametrize("numprocs", ["4", "+2", "-1", "-12"])
+def test_scale_takes_a_number_or_a_difference(run: Run, manager: ScriptedManager, numprocs: str):
+    manager.answers["scale"] = verdict(("app:app_04", "started"), numprocs=5)
+    assert run("-s", "m.sock", "scale", "app", numprocs, "--no-wait") == (0, "app:app_04: started\n", "")
+    assert manager.asked == [("scale", ScaleParams(name="app", numprocs=numprocs, wait=False))]
+
+
+def test_scale_to_what_is_says_so(run: Run, manager: ScriptedManager):
+    manager.answers["scale"] = verdict(numprocs=4)
+    assert run("-s", "m.sock", "scale", "app", "4")[1] == "app: 4 processes already\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("app", "many"), ("app", "--nowait"), ("app",), ("app", "1", "2"), ("app", "1.5")]
+)
+def test_scale_to_no_number_is_a_usage_error(run: Run, manager: ScriptedManager, arguments: tuple[str, ...]):
+    code, out, err = run("-s", "m.sock", "scale", *arguments)
+    assert (code, out, manager.asked) == (2, "", [])
+    assert err
+
+
+def test_signal(run: Run, manager: ScriptedManager):
+    manager.answers["signal"] = verdict(("app:app_00", "signalled"))
+    assert run("-s", "m.sock", "signal", "HUP", "app")[:2] == (0, "app:app_00: signalled\n")
+    assert manager.asked == [("signal", SignalParams(names=("app",), signal="HUP"))]
+
+
+def test_status_json_is_the_managers_answer_word_for_word(run: Run, manager: ScriptedManager):
+    manager.answers["status"] = STATUS
+    code, out, err = run("-s", "m.sock", "status", "--json", "app")
+    assert (code, json.loads(out), err) == (0, STATUS, "")
+    assert manager.asked == [("status", StatusParams(names=("app",), detail=True))]
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_status_ends_with_3_when_something_is_not_running(run: Run, manager: ScriptedManager, json_too: list[str]):
+    manager.answers["status"] = STATUS | {"pools": [STATUS["pools"][0] | {"state": "DEGRADED"}]}
+    code, out, err = run("-s", "m.sock", "status", *json_too)
+    assert code == 3
+    assert "DEGRADED" in out
+    assert err == ""
+
+
+def test_tail_shows_lines(run: Run, manager: ScriptedManager):
+    manager.answers["tail"] = Tail(lines=("one", "two"))
+    assert run("-s", "m.sock", "tail", "-n", "2", "--stderr", "app:app_00") == (0, "one\ntwo\n", "")
+    assert manager.asked == [("tail", TailParams(name="app:app_00", stream="stderr", lines=2, follow=False))]
+
+
+@pytest.mark.parametrize("answers_first", [True, False])
+def test_tail_follows_until_the_manager_ends(run: Run, manager: ScriptedManager, answers_first: bool):
+    def tail(connection: Connection, request: Any) -> None:
+        if answers_first:
+            connection.send(b'{"jsonrpc":"2.0","id":1,"result":{"lines":["one"]}}\n')
+        else:
+            connection.notify("line", Line(process="app:app_00", stream="stdout", text="one"))
+        connection.notify("line", Line(process="app:app_00", stream="stdout", text="two"))
+        connection.hang_up()
+
+    manager.answers["tail"] = tail
+    assert run("-s", "m.sock", "tail", "-f", "app") == (1, "one\ntwo\n", "fcgimgr: the manager has ended\n")
+
+
+def test_events_are_lines(run: Run, manager: ScriptedManager, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TZ", "UTC")
+    event = Event(time=0.25, kind="process_state", name="app:app_00", from_state="STARTING", to_state="RUNNING")
+    told = Event(time=1.0, kind="manager", name="", detail="reopened logs")
+    manager.answers["events"] = Events(events=(event, told))
+    import time
+
+    time.tzset()
+    assert run("-s", "m.sock", "events", "-n", "2")[1] == (
+        "1970-01-01 00:00:00.250  app:app_00  STARTING -> RUNNING\n1970-01-01 00:00:01.000  manager  reopened logs\n"
+    )
+    assert manager.asked == [("events", EventsParams(n=2, follow=False))]
+    shown = run("-s", "m.sock", "events", "--json")[1].splitlines()
+    assert [json.loads(line)["to"] for line in shown] == ["RUNNING", None]
+
+
+def test_reopen(run: Run, manager: ScriptedManager):
+    manager.answers["reopen"] = Reopened(reopened=1)
+    assert run("-s", "m.sock", "reopen") == (0, "reopened 1 log file\n", "")
+    manager.answers["reopen"] = Reopened(reopened=2, problems=("/var/log/x: no space",))
+    assert run("-s", "m.sock", "reopen") == (1, "reopened 2 log files\n", "fcgimgr: /var/log/x: no space\n")
+
+
+def test_shutdown_waits_for_the_end(run: Run, manager: ScriptedManager):
+    def shutdown(connection: Connection, request: Any) -> None:
+        connection.notify("progress", Progress(name="app:app_00", state="STOPPING"))
+        connection.send(b'{"jsonrpc":"2.0","id":1,"result":{"ok":true}}\n')
+        connection.hang_up()
+
+    manager.answers["shutdown"] = shutdown
+    assert run("-s", "m.sock", "shutdown", "--now") == (0, "shut down\n", "")
+    manager.answers["shutdown"] = Ok()
+    assert run("-s", "m.sock", "shutdown", "--no-wait") == (0, "shutting down\n", "")
+    assert [params for _, params in manager.asked] == [ShutdownParams(now=True), ShutdownParams(wait=False)]
+
+
+def test_ping_and_probe(run: Run, manager: ScriptedManager):
+    manager.answers |= {"ping": Pong(pid=9, version="0.1.0"), "probe": Probed(ok=False, reason="app: DEGRADED")}
+    assert run("-s", "m.sock", "ping") == (0, "pong: fcgimgr 0.1.0, pid 9\n", "")
+    assert run("-s", "m.sock", "probe", "ready") == (1, "app: DEGRADED\n", "")
+    assert manager.asked == [("ping", NoParams()), ("probe", ProbeParams(kind="ready"))]
+
+
+# -- how it fails -----------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_there(run: Run, manager: ScriptedManager):
+    manager.answers["start"] = ControlError("no 'ap'; did you mean 'app'?", code=NO_SUCH_NAME)
+    assert run("-s", "m.sock", "start", "ap") == (1, "", "fcgimgr: no 'ap'; did you mean 'app'?\n")
+
+
+def test_parameters_that_the_manager_refuses_are_a_usage_error(run: Run, manager: ScriptedManager):
+    manager.answers["signal"] = ControlError("no signal HOP", code=INVALID_PARAMS)
+    assert run("-s", "m.sock", "signal", "HOP", "app") == (2, "", "fcgimgr: no signal HOP\n")
+
+
+def test_no_manager_is_4_with_the_socket_tried_and_the_way_to_start_one(run: Run, tmp_path: Path):
+    (tmp_path / "pool.toml").write_text('[manager]\ncontrol = "/nowhere/x.sock"\n')
+    assert run("status") == (
+        4,
+        "",
+        "fcgimgr: no manager at /nowhere/x.sock: there is no such socket\nstart one with: fcgimgr -c pool.toml\n",
+    )
+
+
+def test_without_a_config_or_a_socket_a_command_asks_for_one(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fcgimgr.cli.locate.SEARCHED", ("pool.toml", "/nowhere/pool.toml"))
+    code, out, err = run("status")
+    assert (code, out) == (2, "")
+    assert "give -c FILE or -s SOCKET" in err.replace("Give", "give")
+
+
+def test_a_shutdown_that_is_quicker_than_its_answer_is_done(run: Run, manager: ScriptedManager):
+    manager.answers["shutdown"] = lambda connection, request: connection.hang_up()
+    assert run("-s", "m.sock", "shutdown") == (0, "shut down\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stat"], "did you mean status?"),
+        (["frobnicate"], "there are check, schema"),
+        (["status", "--jsn"], "--json"),
+        (["-s"], "requires an argument"),
+        (["start"], "Missing argument"),
+        (["probe", "dead"], "live"),
+        (["tail", "-n", "-3", "app"], "-n"),
+        (["-s", "m.sock"], "say what to ask"),
+        (["-s", "m.sock", "run"], "asking a manager"),
+    ],
+)
+def test_a_wrong_command_line_is_2(run: Run, arguments: list[str], words: str):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_an_unexpected_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("fcgimgr.cli.ask.ask", broken)
+    line = "fcgimgr: internal error: ZeroDivisionError: by zero; set FCGIMGR_DEBUG=1 to see where\n"
+    assert run("-s", "m.sock", "ping") == (1, "", line)
+    monkeypatch.setenv("FCGIMGR_DEBUG", "1")
+    assert "in broken" in run("-s", "m.sock", "ping")[2]
+
+
+# -- without a manager ------------------------------------------------------------------------------------------------
+
+
+def test_check_counts_what_is_there(run: Run, tmp_path: Path):
+    pool = '[pool.{0}]\nsocket = "127.0.0.1:900{0}"\ncommand = "true"\n'
+    (tmp_path / "pool.toml").write_text(pool.format(1) + pool.format(2) + '[program.mail]\ncommand = "true"\n')
+    assert run("check") == (0, "pool.toml: ok: 2 pools, 1 program\n", "")
+
+
+def test_check_tells_every_problem_at_once(run: Run, tmp_path: Path):
+    (tmp_path / "bad.toml").write_text(
+        '[pool.a]\nnumproc = 3\n[pool.b]\nsocket = "/x.sock"\numask = "no"\ncommand = "x"\n'
+    )
+    code, out, err = run("-c", "bad.toml", "check")
+    assert (code, out) == (2, "")
+    assert "pool.a.numproc" in err
+    assert "pool.b.umask" in err
+    assert all("bad.toml: " in line for line in err.splitlines())
+
+
+def test_check_of_a_missing_file(run: Run):
+    code, out, err = run("check", "-c", "missing.toml")
+    assert (code, out) == (2, "")
+    assert "missing.toml" in err
+
+
+def test_schema_is_json(run: Run):
+    code, out, _ = run("schema")
+    assert code == 0
+    assert json.loads(out)["$schema"].endswith("2020-12/schema")
+
+
+def test_help_and_version_before_and_after_a_command(run: Run):
+    version = (0, f"fcgimgr {__version__}\n", "")
+    assert run("--version") == run("status", "--version") == version
+    assert run("-h")[1].startswith("Usage: fcgimgr [OPTIONS]")
+    assert run("status", "-h")[1].startswith("Usage: fcgimgr status")
+
+
+def test_nothing_given_and_nothing_found_shows_help(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fcgimgr.cli.locate.SEARCHED", ("pool.toml", "/nowhere/pool.toml"))
+    code, out, err = run()
+    assert code == 2
+    assert "Commands:" in out
+    assert "there is no pool.toml" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest"),
+    [
+        (["-c", "other.toml"], ["other.toml"]),
+        ([], ["pool.toml"]),
+        (["run"], ["pool.toml"]),
+        (["-c", "x.toml", "run", "-c", "other.toml", "--daemon"], ["other.toml", "--daemon"]),
+    ],
+)
+def test_without_a_command_the_manager_takes_the_place_of_the_process(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], rest: list[str]
+):
+    (tmp_path / "pool.toml").write_text("")
+    became: list[list[str]] = []
+
+    def execv(path: str, words: list[str]) -> None:
+        assert path == words[0]
+        became.append(words)
+        raise KeyboardInterrupt  # as exec, it does not come back
+
+    monkeypatch.setattr(os, "execv", execv)
+    run(*arguments)
+    (words,) = became
+    expected = ["-m", "fcgimgr.manager", "--config", str(tmp_path / rest[0]), *rest[1:]]
+    assert words[-len(expected) :] == expected

@@ -1,0 +1,188 @@
+"""The command as a process of its own: terminals, signals, pipes, completion, and what it imports."""
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcgimgr.control.messages import ProcessVerdict, Progress, Tail, Verdict
+from tests.unit.scripted_manager import Connection, ScriptedManager
+from tests.unit.test_cli_commands import STATUS
+
+FCGIMGR = [sys.executable, "-m", "fcgimgr"]
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ScriptedManager]:
+    with ScriptedManager(tmp_path / "m.sock", status=STATUS) as manager:
+        yield manager
+
+
+def environment(**changed: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FCGIMGR_DEBUG")}
+    return kept | {"TERM": "xterm", "PYTHONPATH": os.getcwd()} | changed
+
+
+def on_a_terminal(*arguments: str, **environ: str) -> tuple[int, str]:
+    """The exit code, and all that a terminal of 60 columns got."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    process = subprocess.Popen([*FCGIMGR, *arguments], stdout=theirs, stderr=theirs, env=environment(**environ))
+    os.close(theirs)
+    said = b""
+    try:
+        while received := os.read(ours, 65536):
+            said += received
+    except OSError:
+        pass  # EIO: the last holder of the other side is gone.
+    os.close(ours)
+    return process.wait(10), said.decode()
+
+
+def test_a_terminal_gets_colour_unless_it_says_no(manager: ScriptedManager):
+    assert "\x1b[32mRUNNING" in on_a_terminal("-s", manager.path, "status")[1]
+    assert "\x1b" not in on_a_terminal("-s", manager.path, "status", NO_COLOR="1")[1]
+    assert "\x1b" not in on_a_terminal("-s", manager.path, "status", TERM="dumb")[1]
+
+
+def test_a_terminal_sees_one_line_of_progress_and_then_the_verdict(manager: ScriptedManager):
+    def start(connection: Connection, request: object) -> Verdict:
+        connection.notify("progress", Progress(name="app:app_00", state="STARTING"))
+        connection.notify("progress", Progress(name="app:app_00", state="BACKOFF", detail="exited too quickly " * 9))
+        return Verdict(ok=True, processes=(ProcessVerdict(name="app:app_00", ok=True, result="started"),))
+
+    manager.answers["start"] = start
+    code, said = on_a_terminal("-s", manager.path, "start", "app")
+    assert code == 0
+    first, second, end = said.split("\r\x1b[K")[1:]
+    assert first.startswith("app:app_00: STARTING   [1 STARTING; 0 s]")
+    assert second.startswith("app:app_00: BACKOFF (exited too quickly")
+    assert len(second) < 60
+    assert end == "app:app_00: \x1b[32mstarted\x1b[0m\r\n"
+
+
+@pytest.mark.parametrize("command", [["stop", "app"], ["tail", "-f", "app"], ["shutdown"]])
+def test_ctrl_c_ends_a_waiting_command_quietly(manager: ScriptedManager, command: list[str]):
+    process: Any = None
+
+    def waits(connection: Connection, request: Any) -> None:
+        if request.method == "tail":
+            connection.send(b'{"jsonrpc":"2.0","id":1,"result":{"lines":[]}}\n')
+        process.send_signal(signal.SIGINT)
+        connection.until_the_client_hangs_up()
+
+    manager.answers |= dict.fromkeys(("stop", "tail", "shutdown"), waits)
+    process = subprocess.Popen(
+        [*FCGIMGR, "-s", manager.path, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_a_reader_that_goes_away_is_no_error(manager: ScriptedManager):
+    manager.answers["tail"] = Tail(lines=("x" * 100,) * 5000)
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [*FCGIMGR, "-s", manager.path, "tail", "app"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        check=False,
+    )
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
+def test_a_full_disk_under_stdout_is_said(manager: ScriptedManager):
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [*FCGIMGR, "-s", manager.path, "status"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            check=False,
+        )
+    assert process.returncode == 1
+    assert process.stderr == b"fcgimgr: input or output failed: No space left on device\n"
+
+
+def test_status_imports_no_more_than_it_needs(manager: ScriptedManager):
+    """The whole command has 0.2 s; what is imported is what decides."""
+    script = (
+        "import sys; from fcgimgr.cli.main import main; main(sys.argv[1:]);print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, "-s", manager.path, "status"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    imported = set(process.stderr.split())
+    assert "fcgimgr.control.client" in imported
+    heavy = {"asyncio", "ssl", "rich", "tomli", "subprocess", "tempfile", "http.client", "email", "logging"}
+    # click and typing bring some of the standard library of their own; what is ours to keep away is what counts.
+    ours = {"fcgimgr.config.read", "fcgimgr.fastcgi.client", "fcgimgr.linux.spawn", "fcgimgr.manager"}
+    assert imported & (heavy | ours) == set()
+
+
+# -- completion -------------------------------------------------------------------------------------------------------
+
+
+def completed(line: str, *, within: Path) -> list[str]:
+    """What bash offers at the end of `line`, by the script that `completion bash` prints."""
+    script = """
+        eval "$("$PYTHON" -m fcgimgr completion bash)"
+        fcgimgr() { "$PYTHON" -m fcgimgr "$@"; }
+        COMP_LINE=$LINE COMP_POINT=${#LINE}
+        _fcgimgr_completion fcgimgr
+        (( ${#COMPREPLY[@]} )) && printf '%s\\n' "${COMPREPLY[@]}"
+        exit 0
+    """
+    process = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=within,
+        env=environment(LINE=line, PYTHON=sys.executable),
+        check=True,
+    )
+    assert process.stderr == ""
+    return process.stdout.split()
+
+
+def test_bash_completes_commands_and_names(manager: ScriptedManager, tmp_path: Path):
+    assert completed("fcgimgr re", within=tmp_path) == ["restart", "reopen", "request"]
+    assert completed("fcgimgr -s m.sock stop ", within=tmp_path) == ["app", "all"]
+    assert completed("fcgimgr stop -s m.sock mail ap", within=tmp_path) == ["app"]
+
+
+def test_bash_completes_what_follows_the_colon(manager: ScriptedManager, tmp_path: Path):
+    assert completed("fcgimgr -s m.sock stop app:", within=tmp_path) == ["*", "app_00"]
+    assert completed("fcgimgr -s m.sock stop app:app_", within=tmp_path) == ["app_00"]
+
+
+def test_completion_without_a_manager_is_silent(tmp_path: Path):
+    assert completed("fcgimgr -s nowhere.sock stop ", within=tmp_path) == ["all"]
+    assert completed("fcgimgr scale ", within=tmp_path) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_script(shell: str):
+    process = subprocess.run(
+        [*FCGIMGR, "completion", shell], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert f"_FCGIMGR_COMPLETE={shell}_complete" in process.stdout

@@ -1,0 +1,121 @@
+"""The table of `status`: aligned, short with a thousand processes, and true about what is not known."""
+
+import pytest
+
+from fcgimgr.cli.status_table import all_running, duration, render, size
+from fcgimgr.cli.terminal import Paint
+from fcgimgr.control.messages import Exit, ManagerStatus, PoolStatus, ProcessStatus, SocketStatus, Status
+
+MANAGER = ManagerStatus(pid=4711, version="0.1.0", uptime=754, config="/etc/fcgimgr/pool.toml", state="RUNNING")
+
+
+def running(number: int, **changed: object) -> ProcessStatus:
+    facts = {"pid": 5000 + number, "state": "RUNNING", "uptime": 754.0, "restarts": 0} | changed
+    return ProcessStatus(name=f"app_{number:02}", **facts)
+
+
+def pool(*processes: ProcessStatus, state: str = "RUNNING", **facts: object) -> PoolStatus:
+    wanted = {"name": "app", "kind": "pool", "numprocs": len(processes)} | facts
+    return PoolStatus(state=state, processes=processes, **wanted)
+
+
+def table(*pools: PoolStatus, verbose: bool = False, colour: bool = False) -> list[str]:
+    return list(render(Status(manager=MANAGER, pools=pools), Paint(colour), verbose=verbose))
+
+
+def test_the_table_is_aligned_and_says_all():
+    backoff = running(
+        1, pid=None, state="BACKOFF", uptime=None, restarts=12, reason="exited too quickly (code 1)", retry_in=3.6
+    )
+    sockets = (
+        SocketStatus(address="127.0.0.1:9001", backlog=4096, queued=3),
+        SocketStatus(address="unix:/run/app.sock", backlog=128, queued=None),
+    )
+    mail = pool(running(0), name="mail", kind="program")
+    served = running(0, busy=True, requests=1234, rss=22 * 1024 * 1024)
+    assert table(pool(served, backoff, state="DEGRADED", sockets=sockets), mail) == [
+        "fcgimgr 0.1.0  pid 4711  up 12m34s  /etc/fcgimgr/pool.toml",
+        "",
+        "NAME           STATE      PID  UPTIME  RESTARTS  BUSY  REQUESTS    RSS",
+        "app            DEGRADED  1 of 2 running  127.0.0.1:9001 queue 3/4096  unix:/run/app.sock",
+        "  app:app_00   RUNNING   5000  12m34s         0   yes      1234  22.0M",
+        "  app:app_01   BACKOFF      -       -        12     -         -      -  "
+        "exited too quickly (code 1); next try in 4 s",
+        "mail           RUNNING   1 of 1 running",
+        "  mail:app_00  RUNNING   5000  12m34s         0     -         -      -",
+    ]
+
+
+def test_colour_changes_no_column():
+    def plain(lines: list[str]) -> list[str]:
+        import re
+
+        return [re.sub(r"\x1b\[\d+m", "", line) for line in lines]
+
+    pools = pool(running(0), running(1, state="FATAL", pid=None), state="DEGRADED")
+    painted = table(pools, colour=True)
+    assert plain(painted) == table(pools)
+    assert "\x1b[31mFATAL   \x1b[0m" in "\n".join(painted)
+
+
+def test_a_thousand_running_processes_are_one_line():
+    processes = [running(number, busy=number < 3, rss=1024 * 1024 * (1 + (number == 7))) for number in range(1000)]
+    lines = table(pool(*processes))
+    assert lines[4:] == ["  1000 RUNNING, 3 busy, RSS 1001.0M together, 2.0M at most (-v lists them)"]
+    assert len(table(pool(*processes), verbose=True)) == 1004
+
+
+def test_of_a_thousand_those_with_something_to_say_are_shown():
+    odd = [
+        running(996, state="FATAL", pid=None, exit=Exit(code=3)),
+        running(997, state="EXITED", pid=None, exit=Exit(signal="SIGSEGV")),
+        running(998, restarts=1, uptime=2.0),
+        running(999, restarts=9, uptime=86400.0 * 2),
+    ]
+    lines = table(pool(*map(running, range(996)), *odd, state="DEGRADED"))
+    assert [line.split()[0] for line in lines[4:]] == ["app:app_996", "app:app_997", "app:app_998", "997"]
+    assert lines[4].endswith("exit code 3")
+    assert lines[5].endswith("killed by SIGSEGV")
+    assert lines[7] == "  997 more RUNNING (-v lists them)"
+
+
+def test_a_thousand_that_failed_are_not_a_thousand_lines():
+    lines = table(pool(*(running(number, state="FATAL", pid=None) for number in range(1000)), state="FATAL"))
+    assert len(lines) == 4 + 20 + 1
+    assert lines[-1] == "  980 more FATAL (-v lists them)"
+
+
+def test_nothing_to_run_is_said():
+    assert table()[-1] == "no pools and no programs"
+
+
+def test_a_program_cannot_repaint_the_terminal():
+    assert "\x1b" not in "".join(table(pool(running(0, reason="\x1b]0;owned\x07"))))
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (pool(running(0)), True),
+        (pool(running(0), state="DEGRADED"), False),
+        (pool(running(0), numprocs=4, state="DEGRADED"), True),  # asked for app:app_00 only
+        (pool(running(0, state="STARTING"), numprocs=4), False),
+        (pool(running(0), running(1, state="STOPPING"), numprocs=1), True),  # one too many, on its way out
+        (pool(state="FATAL"), False),
+        (pool(state="RUNNING"), True),  # scaled to 0
+    ],
+)
+def test_what_counts_as_running(shown: PoolStatus, expected: bool):
+    assert all_running(shown) is expected
+
+
+def test_durations_and_sizes_have_two_figures_at_most():
+    assert [duration(s) for s in (0.4, 59, 200, 3600, 18720, 273600)] == ["0s", "59s", "3m20s", "1h0m", "5h12m", "3d4h"]
+    assert [size(n) for n in (0, 512, 1536, 22 << 20, 3 << 30, 5 << 40)] == [
+        "0B",
+        "512B",
+        "1.5K",
+        "22.0M",
+        "3.0G",
+        "5.0T",
+    ]
