@@ -1,0 +1,59 @@
+"""Opening a log file: where the manager is root and the directory is the application's, this is where care is needed.
+
+- O_NOFOLLOW, and only regular files and character devices (`/dev/null`): a planted symbolic link must not lead root's
+  pen elsewhere, a planted FIFO must not make the manager wait for its reader.
+- New files are 0640: logs hold what users typed and what programs print when they break, so the world does not read
+  them, and a group (Debian's `adm`) may. A file that is already there keeps its owner and mode.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from fcgimgr.manager.target import reason
+
+FILE_MODE = 0o640
+# O_NONBLOCK: opening a FIFO or a modem line must not wait for the other side. Regular files ignore it.
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
+
+HINTS = {
+    errno.ELOOP: "it is a symbolic link, which is not followed; name the file itself",
+    errno.ENOENT: "its directory does not exist",
+    errno.ENXIO: "it is not a regular file; name another path",
+    errno.EISDIR: "it is a directory; name a file in it",
+}
+
+
+def open_log(path: str, *, owner: tuple[int, int] | None, mode: int | None, note: Callable[[str], None]) -> int:
+    """A descriptor that appends to `path`. A file created here gets `mode` and, if we are root, `owner` (uid, gid).
+
+    OSError when it cannot be opened. A refused owner or mode is told to `note` and is no error: whose the lines are
+    matters less than that they are kept.
+    """
+    try:
+        fd = os.open(path, FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    except FileExistsError:
+        return _open_existing(path)
+    try:
+        if owner is not None and os.geteuid() == 0:
+            os.fchown(fd, *owner)
+        if mode is not None:
+            os.fchmod(fd, mode)
+    except OSError as error:
+        note(f"the new file cannot be given its owner and mode: {reason(error)}")
+    return fd
+
+
+def _open_existing(path: str) -> int:
+    fd = os.open(path, FLAGS)
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISREG(kind) or stat.S_ISCHR(kind):
+        return fd
+    os.close(fd)
+    raise OSError(errno.ENXIO, "not a regular file", path)
+
+
+def open_reason(error: OSError) -> str:
+    """Why a log file could not be opened, with what to do about it where that is not plain."""
+    return HINTS.get(error.errno or 0) or reason(error)

@@ -1,0 +1,91 @@
+"""What log lines can be written to, and how a target that fails says so: once, and once more when it is over."""
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+Report = Callable[[str], None]
+"""Takes a message for the operator. It may end in a write to the very target that reports."""
+
+
+class Target(ABC):
+    """A place for lines. Writing never raises and never waits; what cannot be written is counted and reported."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Write `chunk`, whole lines. Its memory may be used again as soon as this returns."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a writer that can wait should: lines written now may have to be dropped."""
+        return False
+
+    def when_free(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when `blocked` is over."""
+        callback()
+
+
+class Discard(Target):
+    """Where `stdout_logfile = "none"` leads."""
+
+    __slots__ = ()
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Take `chunk` and forget it."""
+
+
+class Outage:
+    """A time in which something does not work: its beginning and its end are each told once.
+
+    Messages wait until `tell`: reporting may lead to a write to the target that reports, so it happens last, when the
+    target's own state is consistent.
+    """
+
+    __slots__ = ("_messages", "_name", "_report", "lasts", "lost")
+
+    def __init__(self, name: str, report: Report) -> None:
+        self._name = name
+        self._report = report
+        self._messages: list[str] = []
+        self.lasts = False
+        self.lost = 0
+
+    def begin(self, trouble: str) -> None:
+        if not self.lasts:
+            self.lasts = True
+            self.note(trouble)
+
+    def end(self, recovery: str) -> None:
+        if self.lasts:
+            self.lasts = False
+            lost, self.lost = self.lost, 0
+            self.note(f"{recovery}; {'1 line was' if lost == 1 else f'{lost} lines were'} lost" if lost else recovery)
+
+    def lose(self, chunk: bytes | bytearray | memoryview, start: int = 0) -> None:
+        """Count the lines that end in `chunk` from `start` on as lost."""
+        self.lost += bytes(chunk).count(b"\n", start)
+
+    def note(self, message: str) -> None:
+        self._messages.append(f"{self._name}: {message}")
+
+    def tell(self) -> None:
+        if self._messages:
+            messages, self._messages = self._messages, []
+            for message in messages:
+                self._report(message)
+
+
+def write_some(fd: int, chunk: bytes | bytearray | memoryview) -> int:
+    """os.write, with a device that takes nothing made an error: asking it again would be for ever."""
+    written = os.write(fd, chunk)
+    if written == 0 and chunk:
+        raise OSError(errno.EIO, "the device takes nothing")
+    return written
+
+
+def reason(error: OSError) -> str:
+    """What is wrong, in words."""
+    return error.strerror or str(error)
