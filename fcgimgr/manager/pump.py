@@ -1,0 +1,207 @@
+"""The reading end of one child's stdout or stderr: from its pipe to its log, as whole lines.
+
+A thousand idle children must cost next to nothing, and one that writes a gigabyte must go through at the speed of the
+disk without holding up the others. So all pumps read into one buffer; a pump keeps only the beginning of a line whose
+end has not come yet, and the last few KiB for `tail`. Lines are not looked at one by one: a chunk is cut after its last
+newline and handed on as it is. One call reads READ_SIZE bytes at most and returns to the loop, where the others have
+their turn.
+
+- Every byte is handed on, in order; nothing is changed where no format is asked for, save that a stream's last line
+  gets a newline if it had none (the next process's first line would be glued to it).
+- Lines of up to LINE_LIMIT bytes are handed on whole, so processes that share a target never mix theirs. A longer one
+  is handed on in pieces as it comes.
+- A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fcgimgr.manager.lines import LineFormat, Timestamps, dress
+from fcgimgr.manager.target import Target
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+READ_SIZE = 256 * 1024
+LINE_LIMIT = 64 * 1024
+RECENT = 8 * 1024
+DRAIN_LIMIT = 4 * 1024 * 1024
+
+Lines = list[bytes]
+
+# One for all pumps: the loop runs one callback at a time and targets keep nothing of what they are given.
+# [LINE_LIMIT bytes: the waiting beginning of a line is put right before what is read][READ_SIZE bytes: read here]
+_buffer = bytearray(LINE_LIMIT + READ_SIZE)
+_view = memoryview(_buffer)
+_read_into = [_view[LINE_LIMIT:]]
+
+
+class Pump:
+    """Reads `fd` (non-blocking, its own from now on) whenever there is something, and writes to `target`.
+
+    `process` and `stream` are named in JSON; `label` is put before each line otherwise. `clock`: nanoseconds since
+    1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has closed
+    itself; it is not called by `close`.
+    """
+
+    __slots__ = (
+        "_begun", "_dress", "_fd", "_followers", "_inside_line", "_loop", "_on_eof", "_paused", "_recent", "_release",
+        "_target",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: "AbstractEventLoop",
+        fd: int,
+        target: Target,
+        *,
+        process: str,
+        stream: str,
+        timestamps: Timestamps = "none",
+        format: LineFormat = "raw",
+        label: str = "",
+        clock: Callable[[], int] = time.time_ns,
+        on_eof: Callable[[], None] | None = None,
+        release: Callable[[Target], None] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._target = target
+        self._dress = dress(
+            timestamps=timestamps, line_format=format, process=process, stream=stream, label=label, clock=clock
+        )
+        self._on_eof = on_eof
+        self._release = release
+        self._begun = b""  # the beginning of a line whose end has not come
+        self._inside_line = False  # a piece of an overlong line was handed on, its end was not
+        self._recent = b""
+        self._followers: tuple[Callable[[Lines], None], ...] = ()
+        self._paused = False
+        loop.add_reader(fd, self._on_readable)
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def tail(self, n: int, *, unfinished: bool = True) -> Lines:
+        """The last `n` lines of what the child wrote, without newlines; of the last RECENT bytes only.
+
+        `unfinished`: also a last line that has no end yet; without it, `follow` goes on exactly where this stops.
+        """
+        recent = self._recent
+        if len(recent) > RECENT:  # one byte more than wanted is kept, so that a whole first line is told from a cut one
+            recent = recent[recent.find(b"\n", 0, -1) + 1 :] if b"\n" in recent[:-1] else recent[1:]
+        lines = recent.split(b"\n")
+        last = lines.pop()
+        if last and unfinished:
+            lines.append(last)
+        return lines[-n:] if n > 0 else []
+
+    def follow(self, callback: Callable[[Lines], None]) -> Callable[[], None]:
+        """Call `callback` with lines as they come, without newlines. Returns what ends it."""
+
+        def own(lines: Lines) -> None:
+            callback(lines)
+
+        def cancel() -> None:
+            self._followers = tuple(follower for follower in self._followers if follower is not own)
+
+        self._followers += (own,)
+        return cancel
+
+    def drain(self, limit: int = DRAIN_LIMIT) -> bool:
+        """Read what is there, without waiting, `limit` bytes or little more; True when more may be left.
+
+        For the child's death: what it wrote before is in the pipe. Also reads for a blocked target.
+        """
+        while self._fd >= 0 and limit > 0:
+            size = self._read()
+            if size == 0:
+                return False
+            limit -= size
+        return self._fd >= 0
+
+    def close(self) -> None:
+        """Hand on what is there of an unfinished line and let go of the pipe and the target; the tail stays."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        if not self._paused:
+            self._loop.remove_reader(fd)
+        os.close(fd)
+        if self._begun or self._inside_line:
+            last, self._begun = self._begun + b"\n", b""
+            self._hand_on(last)
+        if self._release:
+            self._release(self._target)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        if self._target.blocked:
+            self._loop.remove_reader(self._fd)
+            self._paused = True
+            self._target.when_free(self._resume)
+        else:
+            self._read()
+
+    def _resume(self) -> None:
+        if self._paused and self._fd >= 0:
+            self._paused = False
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _read(self) -> int:
+        """Read once; how many bytes there were. At the end of the stream, close."""
+        try:
+            size = os.readv(self._fd, _read_into)
+        except BlockingIOError:
+            return 0
+        except OSError:  # the stream cannot be read any more; asked again it would fail again, without end
+            self._end()
+            raise
+        if size == 0:
+            self._end()
+        else:
+            self._take(size)
+        return size
+
+    def _end(self) -> None:
+        if self._fd >= 0:
+            self.close()
+            if self._on_eof:
+                self._on_eof()
+
+    def _take(self, size: int) -> None:
+        """Hand on the lines that end in the `size` bytes just read, and keep what is begun."""
+        end = LINE_LIMIT + size
+        if size > RECENT:
+            self._recent = bytes(_view[end - RECENT - 1 : end])
+        else:
+            self._recent = (self._recent + _view[LINE_LIMIT:end])[-RECENT - 1 :]
+        start = LINE_LIMIT
+        if self._begun:
+            start -= len(self._begun)
+            _view[start:LINE_LIMIT] = self._begun
+        cut = _buffer.rfind(b"\n", LINE_LIMIT, end) + 1
+        if cut == 0:
+            if end - start <= LINE_LIMIT:
+                self._begun = bytes(_view[start:end])
+                return
+            cut = end
+        elif end - cut > LINE_LIMIT:
+            cut = end
+        self._begun = bytes(_view[cut:end])
+        self._hand_on(_view[start:cut])
+
+    def _hand_on(self, chunk: bytes | memoryview) -> None:
+        inside, self._inside_line = self._inside_line, chunk[-1] != 0x0A
+        if self._dress is None:
+            self._target.write(chunk)
+        else:
+            self._target.write(self._dress(bytes(chunk), inside))
+        if self._followers:
+            lines = bytes(chunk).removesuffix(b"\n").split(b"\n")
+            for follower in self._followers:
+                follower(lines)
