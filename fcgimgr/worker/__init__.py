@@ -1,1 +1,21 @@
-"""What runs inside a WSGI child; standard library only, so that it loads in the application's own virtualenv."""
+"""What runs inside a WSGI child; standard library only, so that it loads in the application's own virtualenv.
+
+The manager starts it by path (`MAIN`), with the application's interpreter, which need have neither fcgimgr nor flup:
+
+    PYTHON …/fcgimgr/worker/main.py --server flup [--threads N] module:callable
+
+main         the command line: where modules are found, which application, which engine
+loading      `module:callable` → the application, or a message for its author
+listening    the sockets that were handed over, and which peers may use them
+accepting    the loop in front of every engine: accept when a thread is free, drain on TERM
+flup_engine  flup's FastCGI server, mended
+notify       READY=1 to the manager
+"""
+
+import os
+from typing import Final
+
+#: What to give to a Python interpreter to run a worker.
+MAIN: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "main.py")
+#: The environment variable that names the directory which holds fcgimgr's own `flup` package.
+FLUP_VARIABLE: Final = "FCGIMGR_FLUP"

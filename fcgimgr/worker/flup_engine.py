@@ -1,0 +1,251 @@
+"""flup's FastCGI server, on connections that AcceptLoop accepts, with what flup 1.0.3 gets wrong mended.
+
+flup's own: the WSGI side (`handler`: environ, start_response, write), requests and their streams. Replaced here:
+
+- Records are read in large pieces and written together, where flup makes two or three system calls a record.
+- PARAMS are joined before they are read (flup misreads a pair that lies across two records) and bounded.
+- A broken or malformed connection ends that connection, with one line on stderr; flup swallows the error.
+- An exception of the application goes to the process's stderr, and so to the pool's log. (In FCGI_STDERR it would be
+  seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once a part of the response is
+  sent the connection is broken off: with an orderly end a truncated page would look like a whole one.
+- GET_VALUES is answered (flup compares str with bytes and finds nothing).
+- The closing side waits for the peer's end at most LINGER seconds, not for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from flup.server import fcgi_base
+
+from fcgimgr.fastcgi.records import (
+    PairStream,
+    ProtocolError,
+    Record,
+    RecordReader,
+    RecordType,
+    decode_begin_request,
+    decode_pairs,
+    encode_pairs,
+    encode_record,
+)
+from fcgimgr.worker.accepting import AcceptLoop
+
+#: Seconds between two reads while a request is still being announced; its body may take as long as it takes.
+HEAD_PATIENCE: Final = 30.0
+#: Seconds to wait for the peer to close: closing with its bytes unread would reset the connection under our answer.
+LINGER: Final = 2.0
+_READ: Final = 65536
+_SEND_AT: Final = 65536
+
+
+def serve(
+    application: Callable[..., Any],
+    listeners: Sequence[socket.socket],
+    threads: int,
+    allowed: Callable[[Any], bool],
+    ready: Callable[[], None],
+) -> None:
+    """Serve `application` until a stop signal, at most `threads` requests at once."""
+    server = _Server(application, threads)
+    AcceptLoop(
+        listeners, lambda accepted: _Connection(accepted, server), threads=threads, allowed=allowed, ready=ready
+    ).run()
+
+
+class _Output(fcgi_base.OutputStream):  # type: ignore[misc]  # flup has no types
+    """STDOUT: flup calls flush after each block of the response; the records wait in the connection until then."""
+
+    def flush(self) -> None:
+        self._conn.flush()
+
+
+class _Request(fcgi_base.Request):  # type: ignore[misc]
+    def __init__(self, connection: _Connection, input_stream: type, timeout: None) -> None:
+        super().__init__(connection, input_stream, timeout)
+        self.stdout = _Output(connection, self, fcgi_base.FCGI_STDOUT)
+        self.stderr = sys.stderr
+        self.parameters = PairStream()
+        self.started = False
+
+    def run(self) -> None:
+        protocol_status, app_status = fcgi_base.FCGI_REQUEST_COMPLETE, 0
+        try:
+            protocol_status, app_status = self.server.handler(self)
+        except BaseException:  # noqa: BLE001  # an application may raise anything; it ends the request, not the worker
+            if self._conn.gone:
+                raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
+            sys.stderr.write(f"fcgimgr worker: the application failed:\n{traceback.format_exc()}")
+            sys.stderr.flush()
+            if self.stdout.dataWritten:
+                raise EOFError from None
+            self.server.error(self)
+        self.stdout.close()
+        self._conn.end_request(self, app_status, protocol_status)
+
+
+class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
+    request_class = _Request
+    maxwrite = 65528 + fcgi_base.FCGI_HEADER_LEN
+
+    def __init__(self, application: Callable[..., Any], threads: int) -> None:
+        super().__init__(application, multithreaded=threads > 1, multiprocess=True)
+        self.values = {
+            b"FCGI_MAX_CONNS": str(threads).encode(),
+            b"FCGI_MAX_REQS": str(threads).encode(),
+            b"FCGI_MPXS_CONNS": b"0",
+        }
+
+
+class _Connection(fcgi_base.Connection):  # type: ignore[misc]
+    """One accepted connection. flup's methods take flup's Record; `_take` makes one of ours."""
+
+    def __init__(self, accepted: socket.socket, server: _Server) -> None:
+        super().__init__(accepted, None, server, None)
+        self.socket = accepted
+        self.gone = False
+        self._keepGoing = True
+        self._running = False
+        self._reader = RecordReader()
+        self._arrived: deque[Record] = deque()
+        self._unsent: list[bytes] = []
+        self._unsent_length = 0
+        if accepted.family != socket.AF_UNIX:
+            # An answer is two or three small sends; Nagle would hold the second for the peer's delayed ACK (40 ms).
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    # --- what AcceptLoop calls
+
+    def serve(self) -> bool:
+        try:
+            while self._keepGoing:
+                self.process_input()
+                if not self._requests and not self._arrived:
+                    return bool(self._keepGoing)
+        except EOFError:
+            return False
+        except ProtocolError as error:
+            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            return False
+        except OSError:
+            if not self.gone:
+                raise
+            return False  # the client went away, which is its right
+        return False
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError), self.socket:
+            self.socket.shutdown(socket.SHUT_WR)
+            until = time.monotonic() + LINGER
+            while self._readable(until - time.monotonic()) and self.socket.recv(_READ):
+                pass
+
+    # --- records in
+
+    def process_input(self) -> None:
+        """Handle one record, or read more of it; raises EOFError at the end. Also called by a reading application."""
+        if not self._arrived:
+            self._receive()
+        if self._arrived:
+            self._take(self._arrived.popleft())
+
+    def _receive(self) -> None:
+        if self._requests and not self._running and not self._readable(HEAD_PATIENCE):
+            raise ProtocolError(f"a request was begun and not finished in {HEAD_PATIENCE:g} s")
+        try:
+            incoming = self.socket.recv(_READ)
+        except OSError:
+            self.gone = True
+            raise
+        if not incoming:
+            self.gone = True
+            raise EOFError
+        self._arrived.extend(self._reader.feed(incoming))
+
+    def _readable(self, patience: float) -> bool:
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(max(0.0, patience) * 1000))
+
+    def _take(self, record: Record) -> None:
+        handlers = {
+            RecordType.BEGIN_REQUEST: self._do_begin_request,
+            RecordType.ABORT_REQUEST: self._do_abort_request,
+            RecordType.PARAMS: self._do_params,
+            RecordType.STDIN: self._do_stdin,
+            RecordType.DATA: self._do_data,
+            RecordType.GET_VALUES: self._do_get_values,
+        }
+        handler = handlers.get(record.type)  # type: ignore[call-overload]
+        if handler is None:
+            if record.request_id:
+                return
+            handler = self._do_unknown_type
+        translated = fcgi_base.Record(record.type, record.request_id)
+        translated.contentData = record.content
+        translated.contentLength = len(record.content)
+        handler(translated)
+        if not self._running:
+            self.flush()
+
+    def _do_begin_request(self, record: Any) -> None:
+        decode_begin_request(record.contentData)  # flup would fail on a wrong length with a struct.error
+        super()._do_begin_request(record)
+
+    def _do_params(self, record: Any) -> None:
+        request = self._requests.get(record.requestId)
+        if request is None or request.started:
+            return
+        if record.contentData:
+            request.parameters.add(record.contentData)
+            return
+        for name, value in request.parameters.pairs():
+            request.params[name.decode("latin-1")] = value.decode("latin-1")
+        request.started = self._running = True
+        try:
+            self._start_request(request)
+        finally:
+            self._running = False
+
+    def _do_get_values(self, record: Any) -> None:
+        known = self.server.values
+        asked = [name for name, _ in decode_pairs(record.contentData)]
+        answer = fcgi_base.Record(fcgi_base.FCGI_GET_VALUES_RESULT)
+        answer.contentData = encode_pairs((name, known[name]) for name in dict.fromkeys(asked) if name in known)
+        self.writeRecord(answer)
+
+    # --- records out
+
+    def writeRecord(self, record: Any) -> None:  # noqa: N802  # flup's name
+        wire = encode_record(record.type, record.requestId, record.contentData)
+        self._unsent.append(wire)
+        self._unsent_length += len(wire)
+        if self._unsent_length >= _SEND_AT:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._unsent:
+            return
+        wire = b"".join(self._unsent)
+        self._unsent.clear()
+        self._unsent_length = 0
+        try:
+            self.socket.sendall(wire)
+        except OSError:
+            self.gone = True
+            raise
+
+    def end_request(self, request: Any, app_status: int = 0, protocol_status: int = 0, remove: bool = True) -> None:
+        super().end_request(request, app_status, protocol_status, remove)
+        self.flush()
+
+    def _cleanupSocket(self) -> None:  # noqa: N802  # flup's name
+        """flup closes from within a request; here AcceptLoop closes, once serve() has answered False."""

@@ -1,0 +1,123 @@
+"""A WSGI worker's command line: `PYTHON …/fcgimgr/worker/main.py --server flup [--threads N] module:callable`.
+
+Run by path, in the application's interpreter. What the application can import must not depend on how fcgimgr is
+installed, so exactly two of our packages are lent to it, each under its own name and neither through sys.path:
+`fcgimgr`, from beside this file, and `flup`, only where the application has none (an application's own comes first).
+
+Exit status: 0 after a graceful stop; 1 when the application or the sockets are not fit to serve, with the reason on
+stderr; 2 for a wrong command line. Importing this module does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Final, NoReturn
+
+#: Threads of one process when nothing is said: as many requests at once as one interpreter lock can usefully juggle.
+DEFAULT_THREADS: Final = 16
+
+_HERE: Final = os.path.dirname(os.path.abspath(__file__))
+_PACKAGE: Final = os.path.dirname(_HERE)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until told to stop. `arguments` without the program's name."""
+    options = _parse(arguments)
+    from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
+    from fcgimgr.worker.loading import LoadError, load_application
+    from fcgimgr.worker.notify import notify
+
+    _lend_flup()
+    try:
+        from fcgimgr.worker import flup_engine
+    except ImportError as error:
+        _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
+    # Behind a pipe print() would keep its lines until 8 KB are full, and lose them in a crash.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+    # The options are ours: an application that reads sys.argv while it is imported must not trip over them.
+    del sys.argv[1:]
+    try:
+        listeners = inherited_listeners(os.environ)
+        allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
+        application = load_application(options.application)
+        flup_engine.serve(application, listeners, options.threads, allowed, ready=lambda: notify("READY=1"))
+    except (ListenError, LoadError) as error:
+        _give_up(str(error))
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fcgimgr-worker", description="Serve a WSGI application on the FastCGI socket that is file descriptor 0."
+    )
+    parser.add_argument("--server", choices=["flup"], default="flup", help="the engine (default: flup)")
+    parser.add_argument(
+        "--threads", type=_threads, default=DEFAULT_THREADS, help="requests at once (default: %(default)s)"
+    )
+    parser.add_argument("application", metavar="module:callable", help="the WSGI application")
+    return parser.parse_args(arguments)
+
+
+def _threads(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
+    return int(text)
+
+
+def _give_up(reason: str) -> NoReturn:
+    """Exit 1 with `reason`, at once: a thread that the application left running must not keep a failed worker alive."""
+    print(f"fcgimgr worker: {reason}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+class _FlupFinder:
+    """Finds the package `flup` in one directory and nothing else. Stands last, after the application's own path."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.PathFinder.find_spec(name, [self._directory]) if name == "flup" else None
+
+
+def _lend_flup() -> None:
+    from fcgimgr.worker import FLUP_VARIABLE
+
+    named = os.environ.pop(FLUP_VARIABLE, None)
+    directory = named if named is not None else os.path.dirname(_PACKAGE)
+    sys.meta_path.append(_FlupFinder(directory))
+
+
+def _lend_fcgimgr() -> None:
+    """Make `import fcgimgr` mean the package around this file, whatever the interpreter has installed."""
+    spec = importlib.util.spec_from_file_location(
+        "fcgimgr", os.path.join(_PACKAGE, "__init__.py"), submodule_search_locations=[_PACKAGE]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fcgimgr"] = module
+    spec.loader.exec_module(module)
+
+
+def _put_application_first() -> None:
+    """Python puts a script's own directory first on sys.path: there our `main` or `notify` would hide the
+    application's. The working directory belongs there, as for `python -m`. (Under -P or -I nothing was put there.)"""
+    if sys.path and os.path.realpath(sys.path[0]) == os.path.realpath(_HERE):
+        sys.path[0] = os.getcwd()
+
+
+if __name__ == "__main__":
+    _put_application_first()
+    _lend_fcgimgr()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,24 @@
+"""Tell the manager something (sd_notify's protocol: one datagram to the socket that $NOTIFY_SOCKET names)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+
+def notify(message: str) -> None:
+    """Send `message`, such as "READY=1"; without $NOTIFY_SOCKET do nothing.
+
+    A manager that cannot be told is said on stderr and is no reason not to serve.
+    """
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):  # an abstract socket (sd_notify(3))
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(message.encode(), address)
+    except OSError as error:
+        print(f"fcgimgr worker: cannot notify the manager ({message}): {error}", file=sys.stderr, flush=True)
