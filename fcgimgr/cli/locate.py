@@ -116,7 +116,8 @@ def _salvaged(text: str) -> dict[str, Any]:
 
 def _from_a_full_read(config: str) -> str | None:
     """What only the whole reading knows: expansions, included files. None when the file is broken."""
-    from fcgimgr.config.read import ConfigError, read
+    from fcgimgr.config.problems import ConfigError
+    from fcgimgr.config.read import read
 
     try:
         return read(config, os.environ).manager.control
@@ -125,6 +126,6 @@ def _from_a_full_read(config: str) -> str | None:
 
 
 def _default(config: str) -> str:
-    from fcgimgr.config.settings import default_control
+    from fcgimgr.config.read import default_control
 
-    return default_control(config)
+    return default_control(config, os.environ)
