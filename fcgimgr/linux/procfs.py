@@ -1,0 +1,143 @@
+"""What /proc tells about a process. None means unknown: the process is gone, or we may not look.
+
+These are called for a thousand processes in one status, so they read with bare system calls.
+"""
+
+import os
+from collections.abc import Collection
+from typing import Final
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+# A longer answer may have come in part: seq_file hands out whole records, about a page of them at a time.
+_ONE_READ: Final = 2048
+
+
+def start_time(pid: int) -> int | None:
+    """When it started, in clock ticks since boot: with the pid, the identity of a process (proc(5), stat field 22)."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def age(pid: int, uptime: float) -> float | None:
+    """Seconds since it started. uptime: seconds since boot, as time.clock_gettime(CLOCK_BOOTTIME) gives them."""
+    ticks = start_time(pid)
+    return None if ticks is None else max(0.0, uptime - ticks / _TICKS)
+
+
+def state(pid: int) -> str | None:
+    """One letter: R running, S sleeping, D disk, T stopped, Z zombie … (proc(5), stat field 3)."""
+    fields = _stat(pid)
+    return fields[0].decode() if fields else None
+
+
+def parent(pid: int) -> int | None:
+    """The pid of its parent."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
+
+
+def rss(pid: int) -> int | None:
+    """Resident memory in bytes. A zombie has 0."""
+    text = _read(f"/proc/{pid}/statm")
+    return int(text.split()[1]) * _PAGE if text else None
+
+
+def session(pid: int) -> int | None:
+    """The id of its session: the pid of the process we started, for all its descendants that did not leave it."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def children(pid: int) -> list[int] | None:
+    """The pids of its children, at one glance per thread: one that forks meanwhile may be missed."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return None
+    found: list[int] = []
+    for thread in threads:
+        text = _read(f"/proc/{pid}/task/{thread}/children")
+        if text is None:  # a kernel without CONFIG_PROC_CHILDREN, or the thread is gone
+            return [other for other in pids() if parent(other) == pid]
+        found += map(int, text.split())
+    return found
+
+
+def environ_has(pid: int, key: str) -> bool | None:
+    """Whether the environment it was started with names `key` (what it changed later does not show)."""
+    text = _read(f"/proc/{pid}/environ")
+    if text is None:
+        return None
+    needle = os.fsencode(key) + b"="
+    return text.startswith(needle) or b"\0" + needle in text
+
+
+def command(pid: int) -> str | None:
+    """Its short name, at most 15 characters (comm), for messages."""
+    text = _read(f"/proc/{pid}/comm")
+    return text.decode(errors="replace").rstrip("\n") if text else None
+
+
+def socket_inodes(pid: int) -> set[int] | None:
+    """Inodes of the sockets it has open. None when it is gone or belongs to another user."""
+    try:
+        directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        inodes = set()
+        for name in os.listdir(directory):
+            try:
+                target = os.readlink(name, dir_fd=directory)
+            except FileNotFoundError:
+                continue  # closed since we listed it
+            if target.startswith("socket:["):
+                inodes.add(int(target[8:-1]))
+        return inodes
+    except OSError:  # it died or changed its user while we looked
+        return None
+    finally:
+        os.close(directory)
+
+
+def pids() -> list[int]:
+    """Every process there is."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def holders(inodes: Collection[int] | None) -> str:
+    """ " by pid 12 (nginx)" for those that have one of these sockets open, as far as we may see; else nothing.
+
+    Walks all of /proc: for error messages only.
+    """
+    wanted = set(inodes or ())
+    found = [pid for pid in pids() if wanted & (socket_inodes(pid) or set())] if wanted else []
+    named = [f"pid {pid} ({command(pid) or 'gone'})" for pid in found[:3]]
+    return f" by {', '.join(named)}" + (" and others" if len(found) > 3 else "") if named else ""
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat from the third (state) on: the second, the name, may hold spaces and brackets."""
+    text = _read(f"/proc/{pid}/stat")
+    return text[text.rindex(b")") + 2 :].split() if text else None
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        text = os.read(fd, 65536)
+        if len(text) > _ONE_READ:
+            while more := os.read(fd, 65536):
+                text += more
+        return text
+    except OSError:  # ESRCH: it ended between the open and the read
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,239 @@
+"""What the kernel knows of our sockets, asked over NETLINK_SOCK_DIAG (sock_diag(7)): unprivileged, 10-20 µs a question.
+
+Queue lengths without asking a worker; and which sockets are accepted connections of a listener, which together with
+`procfs.socket_inodes` tells who is busy. A socket is known by its inode, the number in `socket:[N]` of /proc/PID/fd.
+Unknown is None, never 0: a sandbox may forbid AF_NETLINK, and a kernel may lack the unix_diag module.
+
+A netlink socket is opened for each question (5 µs): one that is kept may hold the rest of an answer nobody read.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, TypeAlias
+
+#: An address as `socket.getsockname()` gives it: (host, port[, …]), a path, or b"\0name" of an abstract socket.
+SocketName: TypeAlias = tuple[Any, ...] | str | bytes
+
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_REQUEST: Final = 0x001
+_DUMP: Final = 0x300
+_ERROR: Final = 2
+_DONE: Final = 3
+
+# Socket states are TCP's for every family (net/tcp_states.h).
+_ESTABLISHED: Final = 1
+_TIME_WAIT: Final = 6
+_CLOSE: Final = 7
+_LISTEN: Final = 10
+_ALL_STATES: Final = 0xFFF
+# With a socket of its own (inode) and a peer: also half-closed ones, which a worker still holds.
+_CONNECTED: Final = _ALL_STATES & ~(1 << _LISTEN | 1 << _TIME_WAIT | 1 << _CLOSE)
+
+_UDIAG_SHOW_NAME: Final = 0x01
+_UDIAG_SHOW_VFS: Final = 0x02
+_UDIAG_SHOW_PEER: Final = 0x04
+_UDIAG_SHOW_RQLEN: Final = 0x10
+_UNIX_DIAG_NAME: Final = 0
+_UNIX_DIAG_VFS: Final = 1
+_UNIX_DIAG_PEER: Final = 2
+_UNIX_DIAG_RQLEN: Final = 4
+
+_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")  # unix_diag_req: family, protocol, -, states, inode, show, cookie
+_UNIX_ANSWER: Final = struct.Struct("=BBBBIII")  # unix_diag_msg: family, type, state, -, inode, cookie
+_INET_REQUEST: Final = struct.Struct("=BBBBI")  # inet_diag_req_v2 as far as its id: family, protocol, ext, -, states
+_INET_ID: Final = struct.Struct("!HH16s16s12s")  # inet_diag_sockid: ports, addresses, interface and cookie
+_INET_ANSWER_ID: Final = 4  # where inet_diag_msg holds its id, after family, state, timer, retrans
+_INET_ANSWER_INODE: Final = 68
+_NO_COOKIE: Final = b"\0" * 4 + b"\xff" * 8
+_ANY: Final = b"\0" * 16
+
+
+def queue_length(listener: socket.socket) -> tuple[int, int] | None:
+    """(connections waiting to be accepted, backlog in force) of a listening socket."""
+    if listener.family == socket.AF_UNIX:
+        return _unix_queue(os.fstat(listener.fileno()).st_ino)
+    try:
+        answer = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    except OSError:
+        return None
+    # A listener's tcpi_unacked and tcpi_sacked hold its queue and its limit (tcp_get_info in net/ipv4/tcp.c).
+    queued, backlog = struct.unpack_from("=II", answer, 24)
+    return queued, backlog
+
+
+def established_inodes(names: Iterable[SocketName]) -> set[int] | None:
+    """Inodes of the accepted connections of the listeners so named (`getsockname()`); those still queued have none."""
+    paths: set[str | bytes] = set()
+    inodes: set[int] = set()
+    try:
+        for name in names:
+            if isinstance(name, tuple):
+                inodes |= _accepted_tcp(name)
+            else:
+                paths.add(name)
+        if paths:
+            for inode, attributes in _unix(1 << _ESTABLISHED, _UDIAG_SHOW_NAME):
+                if _unix_name(attributes) in paths:
+                    inodes.add(inode)
+    except OSError:
+        return None
+    return inodes
+
+
+def listening_inodes(name: SocketName) -> set[int] | None:
+    """Inodes of whatever listens at this address: any socket on the port, whichever its address, or on the path."""
+    try:
+        if isinstance(name, tuple):
+            families = (socket.AF_INET, socket.AF_INET6)
+            return {inode for family in families for inode, _ in _tcp_by_port(family, name[1], 1 << _LISTEN)} - {0}
+        listeners = _unix(1 << _LISTEN, _UDIAG_SHOW_NAME)
+        return {inode for inode, attributes in listeners if _unix_name(attributes) == name}
+    except OSError:
+        return None
+
+
+def peer_inode(connection: socket.socket) -> int | None:
+    """Inode of the socket at the other end of a connection on this machine; None while it waits to be accepted.
+
+    With `procfs.socket_inodes` it tells which worker took a connection of ours.
+    """
+    try:
+        if connection.family == socket.AF_UNIX:
+            return _unix_peer(os.fstat(connection.fileno()).st_ino)
+        return _tcp_peer(connection)
+    except OSError:
+        return None
+
+
+def unix_bound(device: int, inode: int) -> bool | None:
+    """Whether a socket that does not listen (yet) is bound to the socket *file* with this st_dev and st_ino.
+
+    Names of files may repeat (one is unlinked, another bound), so the kernel is asked for the file itself. Accepted
+    connections carry their listener's file too, but they are in another state.
+    """
+    wanted = struct.pack("=II", inode & 0xFFFFFFFF, os.major(device) << 20 | os.minor(device))
+    try:
+        return any(attributes.get(_UNIX_DIAG_VFS) == wanted for _, attributes in _unix(1 << _CLOSE, _UDIAG_SHOW_VFS))
+    except OSError:
+        return None
+
+
+# --- Unix sockets
+
+
+def _unix_queue(inode: int) -> tuple[int, int] | None:
+    try:
+        for _, attributes in _unix(_ALL_STATES, _UDIAG_SHOW_RQLEN, inode):
+            queued, backlog = struct.unpack("=II", attributes[_UNIX_DIAG_RQLEN])
+            return queued, backlog
+    except (OSError, KeyError):
+        return None
+    return None
+
+
+def _unix_peer(inode: int) -> int | None:
+    for _, attributes in _unix(_ALL_STATES, _UDIAG_SHOW_PEER, inode):
+        if peer := attributes.get(_UNIX_DIAG_PEER):
+            return int(struct.unpack("=I", peer)[0]) or None
+    return None
+
+
+def _unix(states: int, show: int, inode: int = 0) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """(inode, attributes) of the Unix sockets in these states; of one only, if its inode is given."""
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, states, inode, show, 0xFFFFFFFF, 0xFFFFFFFF)
+    for answer in _ask(request, dump=not inode):
+        yield _UNIX_ANSWER.unpack_from(answer)[4], dict(_attributes(answer, _UNIX_ANSWER.size))
+
+
+def _unix_name(attributes: dict[int, bytes]) -> str | bytes | None:
+    name = attributes.get(_UNIX_DIAG_NAME)
+    if not name or name.startswith(b"\0"):
+        return name  # abstract: every byte counts
+    return os.fsdecode(name.rstrip(b"\0"))
+
+
+# --- TCP
+
+
+def _accepted_tcp(name: tuple[Any, ...]) -> set[int]:
+    host, port = name[0], name[1]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    local = _packed(family, host)
+    everywhere = local == _ANY
+    found = _tcp_by_port(family, port, _CONNECTED)
+    return {inode for inode, at in found if inode and (everywhere or at == local)}
+
+
+def _tcp_by_port(family: int, port: int, states: int) -> Iterator[tuple[int, bytes]]:
+    """(inode, local address padded to 16 bytes) of the TCP sockets on this port; inode 0: not accepted yet.
+
+    The kernel does the filtering (inet_diag(7) calls it bytecode): port ≥ and ≤, each a pair of inet_diag_bc_op {code,
+    yes, no}; "no" jumps 4 bytes past the end, which means reject.
+    """
+    greater_equal, less_equal = 2, 3
+    program = struct.pack("=BBHBBHBBHBBH", greater_equal, 8, 20, 0, 0, port, less_equal, 8, 12, 0, 0, port)
+    attribute = struct.pack("=HH", 4 + len(program), 1) + program
+    for answer in _ask(_inet_request(family, states, _ANY, 0, _ANY, 0) + attribute, dump=True):
+        local_port, _, local, _, _ = _INET_ID.unpack_from(answer, _INET_ANSWER_ID)
+        if local_port == port:
+            yield struct.unpack_from("=I", answer, _INET_ANSWER_INODE)[0], local
+
+
+def _tcp_peer(connection: socket.socket) -> int | None:
+    ours, theirs = connection.getsockname(), connection.getpeername()
+    family = connection.family
+    request = _inet_request(
+        family, _ALL_STATES, _packed(family, theirs[0]), theirs[1], _packed(family, ours[0]), ours[1]
+    )
+    for answer in _ask(request, dump=False):
+        # A connection that is unknown is looked up once more as a listener, so mind the state.
+        if answer[1] != _LISTEN:
+            return struct.unpack_from("=I", answer, _INET_ANSWER_INODE)[0] or None
+    return None
+
+
+def _inet_request(family: int, states: int, local: bytes, port: int, remote: bytes, remote_port: int) -> bytes:
+    identity = _INET_ID.pack(port, remote_port, local, remote, _NO_COOKIE)
+    return _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, states) + identity
+
+
+def _packed(family: int, host: str) -> bytes:
+    return socket.inet_pton(family, host.partition("%")[0]).ljust(16, b"\0")
+
+
+# --- netlink
+
+
+def _ask(request: bytes, *, dump: bool) -> Iterator[bytes]:
+    """The payloads of the answers. OSError: netlink is not there, or the kernel's own answer to the question."""
+    flags = _REQUEST | _DUMP if dump else _REQUEST
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + request)
+        while True:
+            answer = netlink.recv(65536)
+            at = 0
+            while at + _HEADER.size <= len(answer):
+                length, kind, _, _, _ = _HEADER.unpack_from(answer, at)
+                if kind == _DONE:
+                    return
+                if kind == _ERROR:
+                    code = -struct.unpack_from("=i", answer, at + _HEADER.size)[0]
+                    raise OSError(code, os.strerror(code))
+                yield answer[at + _HEADER.size : at + length]
+                at += (length + 3) & ~3
+            if not dump:
+                return
+
+
+def _attributes(answer: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    """(type, value) of the netlink attributes from `at` on."""
+    while at + 4 <= len(answer):
+        length, kind = struct.unpack_from("=HH", answer, at)
+        if length < 4:
+            return
+        yield kind, answer[at + 4 : at + length]
+        at += (length + 3) & ~3
