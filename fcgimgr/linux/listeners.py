@@ -1,0 +1,278 @@
+"""Listening sockets: opened so that nobody ever meets one half-made, and closed without touching what is not ours.
+
+A Unix socket's file has its mode from birth (bind under umask); owner and mode are set through a descriptor of the very
+inode we bound, so nobody who may write to the directory can slip a link under our chown; listen comes last, so no
+client gets in before all that. Only a dead *socket* is removed from the path, and at the end only our own.
+
+Each listener's fd is 64 or above, clear of 0, 3, 4, … where children get theirs, and close-on-exec.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from typing import Any, Final, NoReturn, Self
+
+from fcgimgr.linux import procfs, sockdiag
+from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.socketfile import SocketFile, bind
+
+#: The lowest fd number of a listener.
+LOWEST_FD: Final = 64
+#: What fits into sockaddr_un: 108 bytes with the closing NUL.
+LONGEST_PATH: Final = 107
+
+# What bind(2) takes for TCP, in Python's form: (host, port), or four of them for IPv6.
+_Address = tuple[Any, ...]
+
+_FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START
+
+
+class Listener:
+    """A bound, listening socket.
+
+    name: how messages and status call it. inode: of the socket, the number in `socket:[N]`, as sockdiag knows it.
+    """
+
+    def __init__(self, name: str, sock: socket.socket, file: SocketFile | None = None) -> None:
+        self.name = name
+        self.sock = sock
+        self.inode = os.fstat(sock.fileno()).st_ino
+        self._file = file
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def set_backlog(self, backlog: int) -> None:
+        """Connections that may wait, from now on; those that wait already stay. The kernel caps it at somaxconn."""
+        self.sock.listen(backlog)
+
+    def set_mode(self, mode: int) -> None:
+        """chmod of a Unix socket's file, wherever it is by now. Nothing to do for any other socket."""
+        if self._file:
+            self._file.set_mode(mode)
+
+    def set_owner(self, uid: int, gid: int) -> None:
+        """chown of a Unix socket's file; -1 leaves that one alone. LinuxError if it may not be given away."""
+        if self._file:
+            self._file.set_owner(uid, gid)
+
+    def set_blocking(self, blocking: bool) -> None:
+        """For all who share the socket, now: the flag sits on the open description. Blocking is how it is opened."""
+        os.set_blocking(self.sock.fileno(), blocking)
+
+    def close(self) -> None:
+        """Unlink the file if the path still leads to ours, and close our descriptor; those of children stay open."""
+        file, self._file = self._file, None
+        try:
+            if file:
+                file.remove()
+        finally:
+            self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.name} fd={self.sock.fileno()} inode={self.inode}>"
+
+
+def open_tcp(host: str, port: int, *, backlog: int, name: str | None = None) -> Listener:
+    """Listen on TCP. host: an IPv4 or IPv6 address, "*" (all, of both families), or a host name (its first address).
+
+    An IPv6 address serves IPv6 only; "*" serves both, or IPv4 alone where IPv6 is switched off. LinuxError: why not.
+    """
+    name = name or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    if host != "*":
+        family, address = _resolve(name, host, port)
+        return _bind_tcp(name, family, address, backlog, v6only=True)
+    try:
+        return _bind_tcp(name, socket.AF_INET6, ("::", port), backlog, v6only=False)
+    except LinuxError as refusal:
+        cause = refusal.__cause__
+        if not (isinstance(cause, OSError) and cause.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)):
+            raise
+    return _bind_tcp(name, socket.AF_INET, ("0.0.0.0", port), backlog, v6only=False)
+
+
+def open_unix(
+    path: str, *, backlog: int, owner: tuple[int, int] | None = None, mode: int = 0o660, name: str | None = None
+) -> Listener:
+    """Listen on a Unix socket. path: absolute, or "@name" in the abstract namespace, where owner and mode mean nothing.
+
+    owner: (uid, gid) as for chown, -1 leaves that one alone. The directory must exist. LinuxError says why not.
+    """
+    name = name or f"unix:{path}"
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise LinuxError(f"{name}: the path has {len(os.fsencode(path))} bytes, a socket's may have {LONGEST_PATH}")
+    if path.startswith("@"):
+        return _bind_abstract(name, path, backlog)
+    if not os.path.isabs(path):
+        raise LinuxError(f"{name}: the path is relative; give an absolute one")
+    file: SocketFile | None = None
+    sock = _unix_socket(name)
+    try:
+        file = bind(sock, name, path, owner, mode)
+        sock.listen(backlog)
+        return Listener(name, sock, file)
+    except BaseException as error:
+        if file:
+            file.remove()
+        sock.close()
+        if isinstance(error, OSError):
+            refuse(name, error)
+        raise
+
+
+def take_inherited(fd: int, *, backlog: int, name: str | None = None) -> Listener:
+    """A listening socket that whoever started us has opened. `fd` itself stays open, so that it can be taken again.
+
+    LinuxError: not open, not a socket, not listening.
+    """
+    name = name or f"fd:{fd}"
+    try:
+        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError as error:
+        refuse(name, error, "nothing was passed under this number; is the manager started by what opens the socket?")
+    if not is_socket:
+        raise LinuxError(f"{name}: is open, but is not a socket")
+    os.set_inheritable(fd, False)
+    sock = socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD))
+    try:
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise LinuxError(
+                f"{name}: is a socket, but not a listening stream socket (systemd: ListenStream=, Accept=no)"
+            )
+        sock.listen(backlog)
+        return Listener(name, sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[int]]:
+    """Fds passed by systemd's protocol (sd_listen_fds(3)), by name; those without a name are called "unknown".
+
+    Takes LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES out of `environ`: they are for us, not for children. The fds become
+    close-on-exec. Empty when nothing was passed, or not to this process. LinuxError: LISTEN_FDS is not a number.
+    """
+    pid, count, names = (environ.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or not count:
+        return {}
+    if not (count.isascii() and count.isdigit()):
+        raise LinuxError(f"LISTEN_FDS: {count!r} is not a number; whoever started the manager set it wrong")
+    words = names.split(":") if names else []
+    sockets: dict[str, list[int]] = {}
+    for index in range(int(count)):
+        fd = _FIRST_INHERITED + index
+        try:
+            os.set_inheritable(fd, False)
+        except OSError as error:
+            refuse(f"LISTEN_FDS={count}: fd {fd}", error, "whoever started the manager did not pass it")
+        word = words[index] if index < len(words) else ""
+        sockets.setdefault(word or "unknown", []).append(fd)
+    return sockets
+
+
+# --- TCP
+
+
+def _bind_tcp(name: str, family: socket.AddressFamily, address: _Address, backlog: int, *, v6only: bool) -> Listener:
+    try:
+        sock = _socket(family)
+    except OSError as error:
+        _refuse_tcp(name, family, address, error)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+        sock.bind(address)
+        sock.listen(backlog)
+        return Listener(name, sock)
+    except OSError as error:
+        sock.close()
+        _refuse_tcp(name, family, address, error)
+
+
+def _resolve(name: str, host: str, port: int) -> tuple[socket.AddressFamily, _Address]:
+    try:
+        # As bytes: for a str, Python would load its IDNA codec, a megabyte of tables that stay.
+        found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:
+        raise LinuxError(f"{name}: the host is not written in ASCII; give its address") from error
+    except OSError as error:
+        raise LinuxError(
+            f"{name}: no address is known for the host {host} ({error.strerror}); give its address"
+        ) from error
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # `localhost` means 127.0.0.1 to most clients
+    family, _, _, _, address = found[0]
+    return family, address
+
+
+def _refuse_tcp(name: str, family: socket.AddressFamily, address: _Address, error: OSError) -> NoReturn:
+    host, port = address[0], address[1]
+    if error.errno == errno.EADDRINUSE:
+        who = procfs.holders(sockdiag.listening_inodes(("", port)))
+        look = f"`ss -ltnp 'sport = :{port}'` as root shows who" if not who else "stop that one"
+        refusal = f"{name}: the port is in use{who}; {look}, or choose another port"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        refusal = f"{name}: {host} is not an address of this machine; `ip address` lists them"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        refusal = (
+            f"{name}: no permission to listen on port {port} as uid {os.geteuid()}; start as root, choose a port from "
+            f"{_first_free_port()} on, or grant CAP_NET_BIND_SERVICE"
+        )
+    elif error.errno == errno.EAFNOSUPPORT:
+        words = "IPv6" if family == socket.AF_INET6 else "IPv4"
+        refusal = f"{name}: this machine has {words} switched off; choose an address of the other family"
+    else:
+        refuse(name, error)
+    raise LinuxError(refusal) from error
+
+
+def _first_free_port() -> int:
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
+            return int(file.read())
+    except OSError:
+        return 1024
+
+
+# --- Unix
+
+
+def _bind_abstract(name: str, path: str, backlog: int) -> Listener:
+    sock = _unix_socket(name)
+    address = b"\0" + os.fsencode(path[1:])
+    try:
+        sock.bind(address)
+        sock.listen(backlog)
+        return Listener(name, sock)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            who = procfs.holders(sockdiag.listening_inodes(address))
+            raise LinuxError(f"{name}: the name is in use{who}; stop that one or choose another name") from error
+        refuse(name, error)
+
+
+def _unix_socket(name: str) -> socket.socket:
+    try:
+        return _socket(socket.AF_UNIX)
+    except OSError as error:
+        refuse(name, error)
+
+
+# --- both
+
+
+def _socket(family: socket.AddressFamily) -> socket.socket:
+    """A new stream socket, its fd 64 or above."""
+    with socket.socket(family, socket.SOCK_STREAM) as low:
+        high = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
+    return socket.socket(family, socket.SOCK_STREAM, fileno=high)
