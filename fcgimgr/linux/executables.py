@@ -1,0 +1,80 @@
+"""Which file a command's first word means, and why it could not be executed."""
+
+import errno
+import os
+import stat
+from typing import Final
+
+from fcgimgr.linux.errors import LinuxError
+
+_MISSING: Final = "does not exist"
+
+
+def find_executable(name: str, path: str, directory: str | None = None, *, chroot: str | None = None) -> str:
+    """The absolute path of the program `name`; a relative one starts at `directory` (default: ours), as the child will.
+
+    path: the child's PATH. With `chroot` the answer is as seen inside. LinuxError: not found, or not executable.
+    """
+    start = directory or ("/" if chroot else os.getcwd())
+    if "/" in name:
+        found = os.path.join(start, name.removeprefix("./"))
+        refusal = _why_not_executable(chroot, found)
+        if refusal:
+            raise LinuxError(f"command {name}: {found} {refusal}")
+        return found
+    hidden = ""
+    for entry in (path or os.defpath).split(":"):
+        found = os.path.join(start, "" if entry == "." else entry, name)
+        refusal = _why_not_executable(chroot, found)
+        if not refusal:
+            return found
+        if refusal != _MISSING:
+            hidden = f"{found} {refusal}"
+    if hidden:
+        raise LinuxError(f"command {name}: {hidden}")
+    raise LinuxError(f"command not found: {name}; it is in no directory of PATH ({path}); give its absolute path")
+
+
+def why_not_executed(path: str, code: int, who: str, chroot: str | None) -> str:
+    """In words: why exec of `path` by `who` failed with the errno `code`."""
+    if code == errno.ENOEXEC:
+        return "is neither a binary for this machine nor a script with a #! line; add one, or name the interpreter"
+    if code == errno.EACCES:
+        return f"{who} has no permission to execute it; see its mode, those of the directories above it, and noexec"
+    if code == errno.E2BIG:
+        return "its arguments and environment are too long"
+    if code == errno.ENOENT:
+        outside = os.path.join(chroot or "/", path.lstrip("/"))
+        if not os.path.lexists(outside):
+            return _MISSING
+        interpreter = _interpreter(outside)
+        if interpreter:
+            return f"its interpreter {interpreter} does not exist; mend the #! line"
+        return "its loader (ldd shows it) does not exist"
+    return f"cannot be executed: {os.strerror(code).lower()}"
+
+
+def _why_not_executable(chroot: str | None, path: str) -> str:
+    """Empty if the file at `path` (inside the chroot) can be executed, as far as can be seen from here."""
+    outside = path if chroot is None else os.path.join(chroot, path.lstrip("/"))
+    try:
+        # A symbolic link inside a chroot may lead to where it means something only inside: exec will tell.
+        mode = os.stat(outside, follow_symlinks=chroot is None).st_mode
+    except OSError as error:
+        return _MISSING if error.errno == errno.ENOENT else f"cannot be read ({error.strerror})"
+    if stat.S_ISLNK(mode):
+        return ""
+    if not stat.S_ISREG(mode):
+        return "is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
+    return "" if os.access(outside, os.X_OK) else "is not executable; chmod +x, or name its interpreter in the command"
+
+
+def _interpreter(path: str) -> str:
+    """What a script's #! line names; empty for a binary, or a file we may not read."""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return ""
+    words = line[2:].split() if line.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words else ""

@@ -1,0 +1,41 @@
+"""The system calls Python has no name for: prctl and close_range.
+
+Kept in one place because ctypes knows nothing of the C prototypes: every argument is passed as a full machine word.
+"""
+
+import ctypes
+import os
+from typing import Final
+
+PR_SET_CHILD_SUBREAPER: Final = 36
+PR_GET_CHILD_SUBREAPER: Final = 37
+PR_SET_NO_NEW_PRIVS: Final = 38
+
+_SYS_CLOSE_RANGE: Final = 436  # the same on every architecture but alpha: syscalls since 5.1 share their numbers
+_HIGHEST_FD: Final = 0xFFFFFFFF
+
+# PyDLL keeps the GIL: none of these calls can block, and a forked child has nobody to hand it to.
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+
+def prctl(option: int, argument: int = 0) -> int:
+    """prctl(2) with one argument; OSError when it fails."""
+    word = ctypes.c_ulong
+    answer: int = _libc.prctl(ctypes.c_int(option), word(argument), word(0), word(0), word(0))
+    if answer < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return answer
+
+
+def close_all_but(kept: int, first: int, fallback_end: int) -> None:
+    """Close every fd from `first` on except `kept`. Before Linux 5.9 only those below `fallback_end`, one by one."""
+    for low, high in ((first, kept - 1), (kept + 1, _HIGHEST_FD)):
+        if low <= high and _close_range(low, high) != 0:
+            os.closerange(low, min(high + 1, fallback_end))
+
+
+def _close_range(low: int, high: int) -> int:
+    word = ctypes.c_ulong
+    answer: int = _libc.syscall(ctypes.c_long(_SYS_CLOSE_RANGE), word(low), word(high), word(0))
+    return answer
