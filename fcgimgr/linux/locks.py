@@ -1,0 +1,98 @@
+"""A file that only one process can hold: the pidfile, and the lock beside the control socket.
+
+The lock is flock(2)'s, which the kernel drops when its holder dies, however it dies: a file left behind is no obstacle.
+The lock sits on an inode and not on a path, so after locking we look whether the path still leads to that inode; else
+somebody removed the file while we waited, and another could be locking a new one by the same name.
+"""
+
+import fcntl
+import os
+import stat
+
+from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.procfs import command
+
+
+class LockFile:
+    """A held lock, with our pid in the file. Children do not inherit it (close-on-exec)."""
+
+    def __init__(self, path: str) -> None:
+        """Take it now or raise LinuxError; never waits. The file is made with mode 0644 if it is not there."""
+        self.path = path
+        self._fd = _take(path)
+        self.write_pid()
+
+    def write_pid(self) -> None:
+        """Write our pid (again: the lock outlives a fork, the number in the file does not)."""
+        text = b"%d\n" % os.getpid()
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text, 0)
+        except OSError as error:
+            self.release()
+            refuse(f"{self.path}: cannot write the pid", error)
+
+    def remove(self) -> None:
+        """Unlink the file while it is held, then let go. A file that is no longer ours stays."""
+        if self._fd >= 0 and _leads_to(self.path, self._fd):
+            try:
+                os.unlink(self.path)
+            except OSError as error:  # the directory may have lost its write permission: say so, but let go
+                self.release()
+                refuse(f"{self.path}: cannot remove it", error)
+        self.release()
+
+    def release(self) -> None:
+        """Let go and leave the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _take(path: str) -> int:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            refuse(path, error, _advice(path, error))
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise LinuxError(f"{path}: is not a regular file; move it away or choose another path")
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _leads_to(path, fd):
+                return fd
+        except BlockingIOError as error:
+            message = f"{path}: already held by {_holder(fd)}; stop that one first, or choose another path"
+            os.close(fd)
+            raise LinuxError(message) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # removed under our hands: lock the one that is there now
+
+
+def _leads_to(path: str, fd: int) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    ours = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _holder(fd: int) -> str:
+    text = os.pread(fd, 32, 0).strip()
+    if not text.isdigit():
+        return "another process"
+    name = command(int(text))
+    return f"pid {int(text)}" + (f" ({name})" if name else "")
+
+
+def _advice(path: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"create the directory {os.path.dirname(path) or '.'}"
+    if isinstance(error, PermissionError):
+        return "choose a path this user may write to"
+    if os.path.islink(path):
+        return "it is a symbolic link, which is not followed; remove it or choose another path"
+    return ""
