@@ -152,8 +152,7 @@ def _refuse_special(pid: int) -> None:
 
 
 def _not_permitted(whom: str, number: int) -> str:
-    name = signal.strsignal(number) or number
-    return f"{whom}: not permitted to send signal {number} ({name}); it runs as another user, only root can signal it"
+    return f"{whom}: not permitted to send signal {number}; it runs as another user, whom only root can signal"
 
 
 def _as_number(limit: int) -> int:

@@ -69,7 +69,7 @@ def refuse_step(recipe: Recipe, step: str, code: int | None) -> NoReturn:
         refusal = f"{step} {getattr(recipe, step)}: {reason}; only root may go below what the manager has"
     elif step.startswith("rlimit_"):
         limit = recipe.rlimits.get(step[7:], recipe.soft_nofile)
-        refusal = f"{step} {limit}: {reason}; only root may raise a hard limit"
+        refusal = f"{step} {limit}: {reason}; only root (CAP_SYS_RESOURCE) may raise a hard limit"
     elif code in (errno.EMFILE, errno.ENFILE):
         refusal = f"{program}: {reason}; raise minfds"
     else:
