@@ -12,12 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from .failure import Failure
 from .options import Command
+
+if TYPE_CHECKING:
+    from http.server import HTTPServer
 
 _HOST = "127.0.0.1"
 _START_WITHIN = 20.0
@@ -34,6 +37,7 @@ socket = "{directory}/demo.sock"
 wsgi = "fcgimgr.demo.app:app"
 server = "flup"
 numprocs = 4
+ready = "ping"
 """
 
 _WELCOME = """\
@@ -50,39 +54,41 @@ Ctrl-C ends it.
 
 
 @click.command("demo", cls=Command, short_help="See it work at once, in a browser.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="The port on 127.0.0.1.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="The port on 127.0.0.1; 0: any free one.",
+)
 def demo_(port: int) -> None:
     """Show it at once: a pool of the packaged application and an HTTP front for development."""
-    from fcgimgr.demo.front import serve
-
-    _refuse_a_port_in_use(port)
     signal.signal(signal.SIGTERM, _end)
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="fcgimgr-demo-") as directory:
         config, control = f"{directory}/pool.toml", f"{directory}/control.sock"
         with open(config, "w", encoding="utf-8") as file:
             file.write(_POOL.format(directory=directory))
-        with _manager(config, control) as manager:
+        with _front(f"unix:{directory}/demo.sock", port) as front, _manager(config, control) as manager:
             pid = _wait_until_ready(manager, control)
-            print(_WELCOME.format(host=_HOST, port=port, control=control, pid=pid), flush=True)
-            serve(f"unix:{directory}/demo.sock", _HOST, port)
+            print(_WELCOME.format(host=_HOST, port=front.server_port, control=control, pid=pid), flush=True)
+            front.serve_forever()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt  # Ends the front from wherever it is, as Ctrl-C does.
 
 
-def _refuse_a_port_in_use(port: int) -> None:
-    import socket
+def _front(address: str, port: int) -> "HTTPServer":
+    """The HTTP server, bound before anything is started, so that a port in use costs nothing."""
+    from fcgimgr.demo.front import serve
 
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError as error:
-            other = port % 65535 + 1
-            raise Failure(
-                f"port {port} on {_HOST}: {error.strerror or error}; give another one: fcgimgr demo --port {other}"
-            ) from error
+    try:
+        return serve(address, _HOST, port)
+    except OSError as error:
+        other = port % 65535 + 1
+        raise Failure(
+            f"port {port} on {_HOST}: {error.strerror or error}; give another one: fcgimgr demo --port {other}"
+        ) from error
 
 
 @contextmanager

@@ -126,6 +126,6 @@ def _from_a_full_read(config: str) -> str | None:
 
 
 def _default(config: str) -> str:
-    from fcgimgr.config.read import default_control
+    from fcgimgr.config.settings import default_control
 
-    return default_control(config, os.environ)
+    return default_control(config)

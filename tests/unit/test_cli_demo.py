@@ -6,12 +6,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from fcgimgr.cli.main import main
+from fcgimgr.demo.front import Front
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +25,17 @@ def _signals_as_they_were() -> Any:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str, int]]:
-    """The front's calls; it ends at once, as by Ctrl-C. What the demo makes is made under `tmp_path`."""
-    calls: list[tuple[str, str, int]] = []
+def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Front]:
+    """The fronts that served; each ends at once, as by Ctrl-C. What the demo makes is made under `tmp_path`."""
+    fronts: list[Front] = []
 
-    def serve(address: str, host: str, port: int) -> None:
-        calls.append((address, host, port))
+    def serve_forever(front: Front) -> None:
+        fronts.append(front)
         raise KeyboardInterrupt
 
-    front = ModuleType("fcgimgr.demo.front")
-    front.serve = serve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fcgimgr.demo.front", front)
+    monkeypatch.setattr(Front, "serve_forever", serve_forever)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return calls
+    return fronts
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -67,7 +65,7 @@ with ScriptedManager(f"{directory}/control.sock", status=STATUS, shutdown=shutdo
 
 
 def test_it_serves_until_ctrl_c_and_leaves_nothing(
-    served: list[tuple[str, str, int]],
+    ended: list[Front],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -75,32 +73,30 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing(
     with tempfile.TemporaryDirectory() as outside:
         monkeypatch.setenv("SAID", f"{outside}/said")
         scripted(monkeypatch, MANAGER)
-        port = free_port()
-        assert main(["demo", "--port", str(port)]) == 0
+        assert main(["demo", "--port", "0"]) == 0
         assert Path(outside, "said").read_text() == "shut down"
-    ((address, host, served_port),) = served
-    assert (host, served_port) == ("127.0.0.1", port)
-    directory = os.path.dirname(address.removeprefix("unix:"))
+    (front,) = ended
+    directory = os.path.dirname(front.pool.removeprefix("unix:"))
     assert os.path.dirname(directory) == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
     said = capsys.readouterr().out
-    assert f"curl http://127.0.0.1:{port}/" in said
+    assert f"curl http://127.0.0.1:{front.server_port}/" in said
     assert f"fcgimgr -s {directory}/control.sock status" in said
     assert "kill -9 7" in said
     assert "development only" in said
 
 
 def test_a_manager_that_ends_at_once_is_said(
-    served: list[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+    ended: list[Front], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ):
     scripted(monkeypatch, "import sys; sys.exit(3)")
-    assert main(["demo", "--port", str(free_port())]) == 1
+    assert main(["demo", "--port", "0"]) == 1
     assert "the manager ended with exit code 3" in capsys.readouterr().err
-    assert (served, list(tmp_path.iterdir())) == ([], [])
+    assert (ended, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_manager_that_is_never_ready_is_stopped(
-    served: list[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+    ended: list[Front], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ):
     monkeypatch.setattr("fcgimgr.cli.demo._START_WITHIN", 0.1)
     started: list[subprocess.Popen[bytes]] = []
@@ -112,23 +108,15 @@ def test_a_manager_that_is_never_ready_is_stopped(
 
     monkeypatch.setattr(subprocess, "Popen", remembered)
     scripted(monkeypatch, "import signal; signal.pause()")
-    assert main(["demo", "--port", str(free_port())]) == 1
+    assert main(["demo", "--port", "0"]) == 1
     assert "not ready within" in capsys.readouterr().err
     assert started[0].returncode is not None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_port_in_use_is_refused_before_anything_starts(
-    served: list[tuple[str, str, int]], tmp_path: Path, capsys: Any
-):
+def test_a_port_in_use_is_refused_before_anything_starts(ended: list[Front], tmp_path: Path, capsys: Any):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["demo", "--port", str(port)]) == 1
     assert f"port {port} on 127.0.0.1: Address already in use; give another one" in capsys.readouterr().err
-    assert (served, list(tmp_path.iterdir())) == ([], [])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    assert (ended, list(tmp_path.iterdir())) == ([], [])
