@@ -1,0 +1,1 @@
+"""What `fcgimgr demo` shows: a WSGI application that says which process answered, and an HTTP front for development."""
