@@ -16,6 +16,7 @@ import venv
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import flup  # type: ignore[import-untyped,unused-ignore]
@@ -155,7 +156,7 @@ def in_background(bench: Bench, *paths: str) -> Iterator[Callable[[], list[Respo
 @pytest.mark.parametrize(
     "make", [unix_bench, tcp_bench, lambda directory: tcp_bench(directory, socket.AF_INET6)], ids=["unix", "v4", "v6"]
 )
-def test_requests_are_served_on_every_kind_of_socket(tmp_path: Path, make: Callable[[Path], Bench]):
+def test_requests_are_served_on_every_kind_of_socket(tmp_path: Path, make: Callable[[Path], Bench]) -> None:
     with contextlib.closing(make(tmp_path)) as bench:
         worker = bench.start()
         response = bench.fetch()
@@ -164,13 +165,13 @@ def test_requests_are_served_on_every_kind_of_socket(tmp_path: Path, make: Calla
         assert bench.fetch("/empty").status == 204
 
 
-def test_a_body_of_megabytes_goes_in_and_comes_out_as_it_was(bench: Bench):
+def test_a_body_of_megabytes_goes_in_and_comes_out_as_it_was(bench: Bench) -> None:
     bench.start()
     body = os.urandom(3_000_001)
     assert bench.fetch("/echo", body).body == body
 
 
-def test_it_needs_no_fcgimgr_and_no_flup_in_the_interpreter_and_hides_nothing_of_the_applications(bench: Bench):
+def test_it_needs_no_fcgimgr_and_no_flup_in_the_interpreter_and_hides_nothing_of_the_applications(bench: Bench) -> None:
     bare = bench.directory / "venv"
     venv.create(bare, with_pip=False)
     for ours in ("main", "notify", "loading", "accepting", "app"):
@@ -189,7 +190,7 @@ def test_it_needs_no_fcgimgr_and_no_flup_in_the_interpreter_and_hides_nothing_of
     assert not {"msgspec", "click", "fcgimgr.config", "fcgimgr.core"} & set(report["modules"])
 
 
-def test_the_applications_own_flup_comes_first(bench: Bench):
+def test_the_applications_own_flup_comes_first(bench: Bench) -> None:
     own = bench.directory / "flup"
     shutil.copytree(Path(flup.__file__).parent, own)
     bench.start()
@@ -201,7 +202,7 @@ def test_the_applications_own_flup_comes_first(bench: Bench):
     assert str(own / "__init__.py") in bench.stderr()
 
 
-def test_what_the_application_sees_of_its_process_is_sane(bench: Bench):
+def test_what_the_application_sees_of_its_process_is_sane(bench: Bench) -> None:
     worker = bench.start("worker_app:application", "--threads", "3", stdout=subprocess.PIPE)
     report = json.loads(bench.fetch("/report", X_VARIABLE="é").body)
     assert report["argv"] == []
@@ -218,7 +219,7 @@ def test_what_the_application_sees_of_its_process_is_sane(bench: Bench):
     assert "a line on wsgi.errors\n" in bench.stderr()
 
 
-def test_ready_is_said_only_when_the_application_is_loaded(bench: Bench):
+def test_ready_is_said_only_when_the_application_is_loaded(bench: Bench) -> None:
     (bench.directory / "slow.py").write_text(
         "import pathlib\n"
         "with open('gate') as gate: gate.read()\n"
@@ -233,7 +234,7 @@ def test_ready_is_said_only_when_the_application_is_loaded(bench: Bench):
     assert bench.fetch().body == str(worker.pid).encode()
 
 
-def test_several_listeners_come_by_number(bench: Bench):
+def test_several_listeners_come_by_number(bench: Bench) -> None:
     with socket.socket(socket.AF_UNIX) as second:
         second.bind(str(bench.directory / "second"))
         second.listen()
@@ -260,7 +261,9 @@ def test_several_listeners_come_by_number(bench: Bench):
         ("quits:app", "the module called sys.exit(0) while it was imported"),
     ],
 )
-def test_an_application_that_cannot_be_loaded_is_exit_1_with_the_reason(bench: Bench, application: str, complaint: str):
+def test_an_application_that_cannot_be_loaded_is_exit_1_with_the_reason(
+    bench: Bench, application: str, complaint: str
+) -> None:
     # The thread would keep an interpreter alive that ends in the ordinary way.
     (bench.directory / "broken.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n1 / 0\n"
@@ -274,12 +277,12 @@ def test_an_application_that_cannot_be_loaded_is_exit_1_with_the_reason(bench: B
     assert "loading.py" not in bench.stderr()
 
 
-def test_without_a_listener_it_says_what_it_is_for(bench: Bench):
+def test_without_a_listener_it_says_what_it_is_for(bench: Bench) -> None:
     assert bench.start(ready=False, stdin=subprocess.DEVNULL).wait(20) == 1
     assert "file descriptor 0 is not a listening socket" in bench.stderr()
 
 
-def test_without_flup_anywhere_it_says_so(bench: Bench):
+def test_without_flup_anywhere_it_says_so(bench: Bench) -> None:
     bare = bench.directory / "venv"
     venv.create(bare, with_pip=False)
     absent = {FLUP_VARIABLE: str(bench.directory)}
@@ -287,7 +290,7 @@ def test_without_flup_anywhere_it_says_so(bench: Bench):
     assert "cannot import flup" in bench.stderr()
 
 
-def test_a_wrong_command_line_is_exit_2(bench: Bench):
+def test_a_wrong_command_line_is_exit_2(bench: Bench) -> None:
     assert bench.start("a:b", "--threads", "0", ready=False).wait(20) == 2
     assert "'0' is not a number from 1 to 10000" in bench.stderr()
 
@@ -295,9 +298,13 @@ def test_a_wrong_command_line_is_exit_2(bench: Bench):
 # --- threads
 
 
-def test_no_connection_is_accepted_without_a_free_thread(bench: Bench):
+def test_no_connection_is_accepted_without_a_free_thread(bench: Bench) -> None:
     """flup itself accepts all and closes what it has no thread for."""
     bench.start("worker_app:application", "--threads", "2")
+
+    def gone(requests: set[str]) -> bool:
+        return not requests & set(bench.held())
+
     with in_background(bench, *["/hold"] * 6) as answers:
         served = 0
         most = 0
@@ -306,13 +313,13 @@ def test_no_connection_is_accepted_without_a_free_thread(bench: Bench):
             most = max(most, len(bench.held()))
             before = set(bench.held())
             bench.open_gate()
-            eventually(lambda before=before: not before & set(bench.held()))
+            eventually(partial(gone, before))
             served += 2
         assert [answer.status for answer in answers()] == [200] * 6
     assert most == 2
 
 
-def test_a_connection_goes_to_the_worker_that_has_a_thread_free(bench: Bench):
+def test_a_connection_goes_to_the_worker_that_has_a_thread_free(bench: Bench) -> None:
     busy, free = bench.start("worker_app:application", "--threads", "1"), None
     with in_background(bench, "/hold") as answers:
         eventually(bench.held)
@@ -322,14 +329,14 @@ def test_a_connection_goes_to_the_worker_that_has_a_thread_free(bench: Bench):
         assert answers()[0].body == str(busy.pid).encode()
 
 
-def test_idle_workers_take_turns(bench: Bench):
+def test_idle_workers_take_turns(bench: Bench) -> None:
     workers = [bench.start() for _ in range(4)]
     counts = Counter(bench.fetch().body for _ in range(80))
     assert counts.keys() == {str(worker.pid).encode() for worker in workers}
     assert min(counts.values()) >= 5
 
 
-def test_a_lost_race_for_a_connection_leaves_no_worker_deaf(bench: Bench):
+def test_a_lost_race_for_a_connection_leaves_no_worker_deaf(bench: Bench) -> None:
     """On a blocking listener the losers of a race hang in accept(), where a stop signal does not reach them."""
     bench.listener.setblocking(True)
     workers = [bench.start() for _ in range(3)]
@@ -352,7 +359,7 @@ def ask(connection: socket.socket, path: str = "/pid", *, keep: bool = True) -> 
     return response
 
 
-def test_a_kept_connection_serves_one_request_after_the_other(bench: Bench):
+def test_a_kept_connection_serves_one_request_after_the_other(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect() as connection:
         assert [ask(connection).body for _ in range(3)] == [str(worker.pid).encode()] * 3
@@ -360,7 +367,7 @@ def test_a_kept_connection_serves_one_request_after_the_other(bench: Bench):
         assert connection.recv(1) == b""
 
 
-def test_requests_sent_ahead_on_a_kept_connection_are_all_served(bench: Bench):
+def test_requests_sent_ahead_on_a_kept_connection_are_all_served(bench: Bench) -> None:
     bench.start()
     with bench.connect() as connection:
         connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send() * 3)
@@ -370,7 +377,7 @@ def test_requests_sent_ahead_on_a_kept_connection_are_all_served(bench: Bench):
             ends += sum(r.type == RecordType.END_REQUEST for r in reader.feed(connection.recv(65536)))
 
 
-def test_idle_kept_connections_hold_no_thread(bench: Bench):
+def test_idle_kept_connections_hold_no_thread(bench: Bench) -> None:
     bench.start("worker_app:application", "--threads", "1")
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(bench.connect()) for _ in range(5)]
@@ -384,14 +391,14 @@ def test_idle_kept_connections_hold_no_thread(bench: Bench):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP])
-def test_an_idle_worker_ends_with_0_on_every_stop_signal(bench: Bench, number: int):
+def test_an_idle_worker_ends_with_0_on_every_stop_signal(bench: Bench, number: int) -> None:
     worker = bench.start()
     worker.send_signal(number)
     assert worker.wait(20) == 0
     assert bench.stderr() == ""
 
 
-def test_term_finishes_the_request_in_hand(bench: Bench):
+def test_term_finishes_the_request_in_hand(bench: Bench) -> None:
     worker = bench.start()
     with in_background(bench, "/hold", "/hold") as answers:
         eventually(lambda: len(bench.held()) == 2)
@@ -413,7 +420,7 @@ def is_refused(bench: Bench) -> bool:
     )
 
 
-def test_term_serves_what_waits_in_the_queue(bench: Bench):
+def test_term_serves_what_waits_in_the_queue(bench: Bench) -> None:
     worker = bench.start("worker_app:application", "--threads", "1")
     with in_background(bench, "/hold") as answer:
         eventually(bench.held)
@@ -434,7 +441,7 @@ def ask_rest(connection: socket.socket) -> Response:
     return response
 
 
-def test_term_closes_an_idle_kept_connection_and_ends(bench: Bench):
+def test_term_closes_an_idle_kept_connection_and_ends(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect() as kept:
         ask(kept)
@@ -443,7 +450,7 @@ def test_term_closes_an_idle_kept_connection_and_ends(bench: Bench):
         assert worker.wait(20) == 0
 
 
-def test_term_does_not_wait_long_for_a_connection_that_never_spoke(bench: Bench):
+def test_term_does_not_wait_long_for_a_connection_that_never_spoke(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect():
         eventually(lambda: bench_has_accepted(worker, bench))
@@ -458,13 +465,13 @@ def bench_has_accepted(worker: subprocess.Popen[bytes], bench: Bench) -> bool:
     return sum(target.startswith("socket:") for target in sockets) >= 2
 
 
-def test_a_child_that_the_application_forked_may_be_ended_without_ending_the_worker(bench: Bench):
+def test_a_child_that_the_application_forked_may_be_ended_without_ending_the_worker(bench: Bench) -> None:
     worker = bench.start()
     assert bench.fetch("/fork").body == b"15"
     assert bench.fetch().body == str(worker.pid).encode()
 
 
-def test_no_request_is_lost_when_workers_are_replaced_under_load(bench: Bench):
+def test_no_request_is_lost_when_workers_are_replaced_under_load(bench: Bench) -> None:
     workers = [bench.start() for _ in range(2)]
     done = threading.Event()
 
@@ -491,7 +498,7 @@ def test_no_request_is_lost_when_workers_are_replaced_under_load(bench: Bench):
 # --- faults
 
 
-def test_an_exception_is_a_500_and_its_traceback_is_in_the_processs_stderr(bench: Bench):
+def test_an_exception_is_a_500_and_its_traceback_is_in_the_processs_stderr(bench: Bench) -> None:
     bench.start()
     response = bench.fetch("/fail")
     assert response.status == 500
@@ -502,14 +509,14 @@ def test_an_exception_is_a_500_and_its_traceback_is_in_the_processs_stderr(bench
     assert bench.fetch().status == 200
 
 
-def test_a_response_that_fails_halfway_does_not_look_whole(bench: Bench):
+def test_a_response_that_fails_halfway_does_not_look_whole(bench: Bench) -> None:
     bench.start()
     with pytest.raises(ProtocolError, match="in the middle of its response"):
         bench.fetch("/halfway")
     assert "the second half is missing" in bench.stderr()
 
 
-def test_a_client_that_goes_away_is_no_fault(bench: Bench):
+def test_a_client_that_goes_away_is_no_fault(bench: Bench) -> None:
     worker = bench.start("worker_app:application", "--threads", "1")
     with bench.connect() as connection:
         connection.sendall(Request(parameters("/endless")).to_send())
@@ -521,7 +528,7 @@ def test_a_client_that_goes_away_is_no_fault(bench: Bench):
     assert bench.stderr() == ""
 
 
-def test_parameters_may_lie_across_two_records(bench: Bench):
+def test_parameters_may_lie_across_two_records(bench: Bench) -> None:
     bench.start()
     pairs = encode_pairs((name.encode(), value.encode()) for name, value in parameters("/report", X="y" * 300).items())
     with bench.connect() as connection:
@@ -530,7 +537,7 @@ def test_parameters_may_lie_across_two_records(bench: Bench):
         assert json.loads(ask_rest(connection).body)["params"]["X"] == "y" * 300
 
 
-def test_the_worker_tells_its_limits(bench: Bench):
+def test_the_worker_tells_its_limits(bench: Bench) -> None:
     bench.start("worker_app:application", "--threads", "5")
     asked = encode_pairs([(b"FCGI_MAX_CONNS", b""), (b"FCGI_MPXS_CONNS", b""), (b"X", b"")])
     with bench.connect() as connection:
@@ -554,7 +561,7 @@ def test_the_worker_tells_its_limits(bench: Bench):
     ],
     ids=["http", "begin", "pairs", "endless"],
 )
-def test_a_malformed_request_costs_its_connection_one_line_and_nothing_else(bench: Bench, sent: bytes):
+def test_a_malformed_request_costs_its_connection_one_line_and_nothing_else(bench: Bench, sent: bytes) -> None:
     worker = bench.start("worker_app:application", "--threads", "1")
     with bench.connect() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(sent)
@@ -573,7 +580,7 @@ noise = st.one_of(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(noise, max_size=6))
-def test_any_bytes_leave_the_worker_serving(bench: Bench, pieces: list[bytes]):
+def test_any_bytes_leave_the_worker_serving(bench: Bench, pieces: list[bytes]) -> None:
     if not bench.workers:
         bench.start()
     with bench.connect() as connection, contextlib.suppress(ConnectionError):
@@ -597,7 +604,9 @@ def test_any_bytes_leave_the_worker_serving(bench: Bench, pieces: list[bytes]):
         (socket.AF_INET6, "127.0.0.1", False),
     ],
 )
-def test_only_the_named_peers_are_served(tmp_path: Path, family: socket.AddressFamily, allowed: str, served: bool):
+def test_only_the_named_peers_are_served(
+    tmp_path: Path, family: socket.AddressFamily, allowed: str, served: bool
+) -> None:
     """flup refuses every peer on a Unix socket and over IPv6."""
     made = unix_bench(tmp_path) if family == socket.AF_UNIX else tcp_bench(tmp_path, family)
     with contextlib.closing(made) as bench:
@@ -611,6 +620,6 @@ def test_only_the_named_peers_are_served(tmp_path: Path, family: socket.AddressF
 
 
 @pytest.mark.parametrize("room", ["worker", "fastcgi", "demo"])
-def test_what_an_applications_interpreter_loads_is_written_in_python_3_9(room: str):
+def test_what_an_applications_interpreter_loads_is_written_in_python_3_9(room: str) -> None:
     for file in [*(Path(MAIN).parents[1] / room).glob("*.py"), Path(MAIN).parents[1] / "__init__.py"]:
         ast.parse(file.read_text(), str(file), feature_version=(3, 9))

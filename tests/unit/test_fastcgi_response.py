@@ -24,7 +24,7 @@ def merged(events: list[Event]) -> list[Event]:
 
 
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n"])
-def test_head_and_body_are_found_wherever_records_and_reads_are_cut(newline: bytes):
+def test_head_and_body_are_found_wherever_records_and_reads_are_cut(newline: bytes) -> None:
     answer = newline.join([b"Status: 404 Not Found", b"X-A: 1", b"X-A: 2", b"", b"gone"])
     expected = [Head(404, (("X-A", "1"), ("X-A", "2"))), Body(b"gone"), End(0, 0)]
     for cut in range(1, len(answer)):
@@ -46,7 +46,7 @@ def test_head_and_body_are_found_wherever_records_and_reads_are_cut(newline: byt
         (b"Location: /elsewhere\r\nStatus: 301 Moved", 301),
     ],
 )
-def test_the_status_is_said_or_follows_from_the_headers(block: bytes, status: int):
+def test_the_status_is_said_or_follows_from_the_headers(block: bytes, status: int) -> None:
     assert parse_head(block).status == status
 
 
@@ -65,23 +65,23 @@ def test_the_status_is_said_or_follows_from_the_headers(block: bytes, status: in
         (b"X: a\0b", "control character"),
     ],
 )
-def test_a_header_that_is_none_is_refused(block: bytes, complaint: str):
+def test_a_header_that_is_none_is_refused(block: bytes, complaint: str) -> None:
     with pytest.raises(ProtocolError, match=complaint):
         parse_head(block)
 
 
-def test_stderr_comes_as_it_is_sent_also_before_the_head():
+def test_stderr_comes_as_it_is_sent_also_before_the_head() -> None:
     wire = encode_record(RecordType.STDERR, 1, b"warning") + stdout(b"A: b\n\n") + end_request(1, 3)
     assert ResponseReader().receive(wire) == [Stderr(b"warning"), Head(200, (("A", "b"),)), End(3, 0)]
 
 
-def test_other_requests_and_unknown_types_are_passed_over():
+def test_other_requests_and_unknown_types_are_passed_over() -> None:
     noise = encode_record(RecordType.STDOUT, 2, b"not ours") + encode_record(99, 1, b"?") + encode_record(11, 0, b"?")
     wire = noise + stdout(b"A: b\n\n") + noise + end_request(2) + end_request(1) + stdout(b"late")
     assert ResponseReader().receive(wire) == [Head(200, (("A", "b"),)), End(0, 0)]
 
 
-def test_an_end_without_any_output_is_an_answer_because_overloaded_has_no_other():
+def test_an_end_without_any_output_is_an_answer_because_overloaded_has_no_other() -> None:
     assert ResponseReader().receive(end_request(1, 0, 2)) == [End(0, 2)]
 
 
@@ -94,7 +94,7 @@ def test_an_end_without_any_output_is_an_answer_because_overloaded_has_no_other(
         (stdout(b"A: b\n\nbody") + stdout(b""), "in the middle of its response"),
     ],
 )
-def test_an_end_of_file_before_the_end_is_an_error_that_says_where(sent: bytes, where: str):
+def test_an_end_of_file_before_the_end_is_an_error_that_says_where(sent: bytes, where: str) -> None:
     reader = ResponseReader()
     reader.receive(sent)
     with pytest.raises(ProtocolError, match=f"{where}$"):
@@ -113,7 +113,7 @@ def test_an_end_of_file_before_the_end_is_an_error_that_says_where(sent: bytes, 
         (b"HTTP/1.1 200 OK\r\n\r\n", "not FastCGI"),
     ],
 )
-def test_what_is_no_answer_is_an_error_and_stays_one(sent: bytes, complaint: str):
+def test_what_is_no_answer_is_an_error_and_stays_one(sent: bytes, complaint: str) -> None:
     reader = ResponseReader()
     for _ in range(2):
         with pytest.raises(ProtocolError, match=complaint):
@@ -132,7 +132,9 @@ record_like = st.builds(
 
 
 @given(st.lists(st.one_of(record_like, st.binary(max_size=60)), max_size=12), st.integers(1, 50))
-def test_any_bytes_in_any_split_give_events_in_order_or_an_error_in_bounded_memory(pieces: list[bytes], step: int):
+def test_any_bytes_in_any_split_give_events_in_order_or_an_error_in_bounded_memory(
+    pieces: list[bytes], step: int
+) -> None:
     reader = ResponseReader(max_head=100)
     wire = b"".join(pieces)
     events: list[Event] = []
@@ -153,7 +155,7 @@ def test_any_bytes_in_any_split_give_events_in_order_or_an_error_in_bounded_memo
 
 
 @given(st.binary(max_size=3000), st.integers(1, 700))
-def test_a_body_of_any_bytes_comes_through_whole(body: bytes, step: int):
+def test_a_body_of_any_bytes_comes_through_whole(body: bytes, step: int) -> None:
     reader = ResponseReader()
     wire = encode_stream(RecordType.STDOUT, 1, b"Status: 200 OK\r\n\r\n" + body) + end_request(1)
     events = [event for at in range(0, len(wire), step) for event in reader.receive(wire[at : at + step])]
