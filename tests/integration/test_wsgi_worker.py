@@ -52,7 +52,6 @@ class Bench:
         self._notified.bind(str(directory / "notify"))
         self._notified.settimeout(20)
         self._stderr = (directory / "stderr").open("ab")
-        os.mkfifo(directory / "gate")
         shutil.copy(Path(__file__).with_name("worker_app.py"), directory)
 
     def start(
@@ -88,14 +87,14 @@ class Bench:
         connection.connect(self.listener.getsockname())
         return connection
 
-    def held(self) -> list[str]:
-        """Requests that are at the gate now."""
-        return [path.name for path in self.directory.glob("held-*")]
+    def held(self) -> list[Path]:
+        """Requests to /hold that are in hand now."""
+        return list(self.directory.glob("held-*"))
 
-    def open_gate(self) -> None:
-        """Let all go that are at the gate or come to it until the gate is closed again, which is at once."""
-        with contextlib.closing(os.fdopen(os.open(self.directory / "gate", os.O_WRONLY))):
-            pass
+    def release(self, *fifos: Path) -> None:
+        """Let requests go. Opening waits until the other side has opened too, so that none misses it."""
+        for fifo in fifos:
+            os.close(os.open(fifo, os.O_WRONLY))
 
     def close(self) -> None:
         for worker in self.workers:
@@ -220,6 +219,8 @@ def test_what_the_application_sees_of_its_process_is_sane(bench: Bench) -> None:
 
 
 def test_ready_is_said_only_when_the_application_is_loaded(bench: Bench) -> None:
+    gate = bench.directory / "gate"
+    os.mkfifo(gate)
     (bench.directory / "slow.py").write_text(
         "import pathlib\n"
         "with open('gate') as gate: gate.read()\n"
@@ -228,7 +229,7 @@ def test_ready_is_said_only_when_the_application_is_loaded(bench: Bench) -> None
     )
     worker = bench.start("slow:application", ready=False)
     assert not select.select([bench._notified], [], [], 0)[0]
-    bench.open_gate()
+    bench.release(gate)
     assert bench._notified.recv(100) == b"READY=1"
     assert (bench.directory / "loaded").exists()
     assert bench.fetch().body == str(worker.pid).encode()
@@ -302,7 +303,7 @@ def test_no_connection_is_accepted_without_a_free_thread(bench: Bench) -> None:
     """flup itself accepts all and closes what it has no thread for."""
     bench.start("worker_app:application", "--threads", "2")
 
-    def gone(requests: set[str]) -> bool:
+    def gone(requests: set[Path]) -> bool:
         return not requests & set(bench.held())
 
     with in_background(bench, *["/hold"] * 6) as answers:
@@ -312,7 +313,7 @@ def test_no_connection_is_accepted_without_a_free_thread(bench: Bench) -> None:
             eventually(lambda: len(bench.held()) == 2)
             most = max(most, len(bench.held()))
             before = set(bench.held())
-            bench.open_gate()
+            bench.release(*before)
             eventually(partial(gone, before))
             served += 2
         assert [answer.status for answer in answers()] == [200] * 6
@@ -325,7 +326,7 @@ def test_a_connection_goes_to_the_worker_that_has_a_thread_free(bench: Bench) ->
         eventually(bench.held)
         free = bench.start("worker_app:application", "--threads", "1")
         assert {bench.fetch().body for _ in range(5)} == {str(free.pid).encode()}
-        bench.open_gate()
+        bench.release(*bench.held())
         assert answers()[0].body == str(busy.pid).encode()
 
 
@@ -405,7 +406,7 @@ def test_term_finishes_the_request_in_hand(bench: Bench) -> None:
         worker.terminate()
         worker.terminate()  # systemd sends one to every process, and so does the manager
         eventually(lambda: is_refused(bench))
-        bench.open_gate()
+        bench.release(*bench.held())
         assert [answer.body for answer in answers()] == [str(worker.pid).encode()] * 2
     assert worker.wait(20) == 0
 
@@ -427,7 +428,7 @@ def test_term_serves_what_waits_in_the_queue(bench: Bench) -> None:
         with bench.connect() as waiting:
             waiting.sendall(Request(parameters("/pid")).to_send())
             worker.terminate()
-            bench.open_gate()
+            bench.release(*bench.held())
             assert answer()[0].status == 200
             assert ask_rest(waiting).body == str(worker.pid).encode()
     assert worker.wait(20) == 0

@@ -31,12 +31,11 @@ def answer_echo(environ, start_response):
 
 
 def answer_hold(environ, start_response):
-    """Say that a request is in hand (a file named by thread), and answer when the test closes its end of the gate."""
-    entered = HERE / f"held-{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
-    entered.touch()
-    with (HERE / "gate").open("rb") as gate:
-        gate.read()
-    entered.unlink()
+    """Say that a request is in hand by a FIFO of its own, and answer when the test has opened and closed that."""
+    held = HERE / f"held-{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
+    os.mkfifo(held)
+    held.read_bytes()
+    held.unlink()
     return answer_pid(environ, start_response)
 
 
