@@ -170,12 +170,12 @@ def end_strays(mark: str) -> None:
 def copy_example(name: str, directory: Path, address: str | None = None) -> Path:
     """A copy of the shipped examples below `directory`, the one called `name` listening on `address`; its pool.toml.
 
-    All of them are copied because one may use another's files, as it may in the checkout.
+    All of them are copied, the first time, because one may use another's files, as it may in the checkout.
     """
     copied = directory / "examples"
-    shutil.copytree(
-        CHECKOUT / "examples", copied, ignore=shutil.ignore_patterns("__pycache__", "answer", "fcgimgr.*", "*.sqlite*")
-    )
+    if not copied.exists():
+        leftovers = shutil.ignore_patterns("__pycache__", "answer", "fcgimgr.*", "*.sqlite*")
+        shutil.copytree(CHECKOUT / "examples", copied, ignore=leftovers)
     config = copied / name / "pool.toml"
     if address is not None:
         lines = config.read_text().splitlines(keepends=True)

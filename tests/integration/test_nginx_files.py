@@ -36,7 +36,7 @@ def test_demo_conf_serves_the_examples(tmp_path: Path) -> None:
     with ExitStack() as running:
         for name, port in {"flup": 9001, "php": 9004, "asgi": 9007}.items():
             address = f"127.0.0.1:{port_for[port]}"
-            running.enter_context(running_example(name, tmp_path / name, address))
+            running.enter_context(running_example(name, tmp_path, address))
         nginx = running.enter_context(Nginx(tmp_path, conf, port_for[8080]))
         assert nginx.get("/").text.split() == ["/flup/", "/wsgi/", "/go/", "/php/", "/c/", "/perl/", "/asgi/"]
         assert nginx.get("/flup/x").says("Hello") == "from Python"
@@ -46,13 +46,11 @@ def test_demo_conf_serves_the_examples(tmp_path: Path) -> None:
 
 
 def demo_with_free_ports(prefix: Path) -> tuple[Path, dict[int, int]]:
-    """A copy of demo.conf, with all that it names, on free ports: (the file, which port stands for which).
+    """A copy of demo.conf and the snippets on free ports: (the file, which port stands for which).
 
-    Where nginx runs as root, php-cgi does too and may read the page below the test's own directory.
+    Below `prefix`, where the examples are copied to as well, so that `root examples/php` finds its page.
     """
     shutil.copytree(CHECKOUT / "nginx", prefix / "nginx", ignore=shutil.ignore_patterns(".temp", "demo.pid"))
-    (prefix / "examples" / "php").mkdir(parents=True)
-    shutil.copy(CHECKOUT / "examples" / "php" / "index.php", prefix / "examples" / "php")
     port_for: dict[int, int] = {}
 
     def exchange(found: re.Match[str]) -> str:
