@@ -1,0 +1,458 @@
+"""One process of a pool or program: what it is doing, and what to do next.
+
+Nothing here touches a process. The manager reports what happened (`event`) and when (`now`, monotonic seconds);
+`step` answers with the new state and the actions to carry out. A state that waits for a moment in time carries it
+as `due`; the manager keeps one timer a process and reports `Due` when that moment has come, so no timer can be
+forgotten or left behind: it is always the one that the present state asks for.
+
+TRANSITIONS is total over state x event. A pair that cannot happen is written down as `impossible`: it raises, and
+changes nothing, because it would mean that the manager and this table no longer agree about the world.
+
+The states are Supervisor's, with one more for the time between the decision to spawn and its outcome
+(`Spawning`, shown as STARTING): so a `Starting` always has a pid, and a `Stopped` never has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Final, TypeAlias
+
+import msgspec
+
+from fcgimgr.config.settings import ProcessSettings
+from fcgimgr.core.backoff import backoff_delay
+
+SIGKILL: Final = 9
+
+# A SIGKILL is certain, but not instant: a process in uninterruptible sleep dies when the kernel lets it. It is asked
+# again at this distance, in seconds, so that the log shows that somebody still waits.
+KILL_AGAIN: Final = 10.0
+
+# A process that lived shorter than this many seconds, or than startsecs, died early: it may be in a crash loop.
+EARLY: Final = 1.0
+
+
+class ImpossibleEventError(Exception):
+    """An event that the present state cannot take: a fault of the program, never of a user."""
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a process ended: by exit code, by signal, or unknown (neither)."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"killed by signal {self.signal}"
+        return "ended" if self.code is None else f"exited with code {self.code}"
+
+
+# States -------------------------------------------------------------------------------------------------------------
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """Not running, and nobody wants it to."""
+
+    name: ClassVar[str] = "STOPPED"
+    due: ClassVar[None] = None
+    pid: ClassVar[None] = None
+
+
+class Spawning(msgspec.Struct, frozen=True):
+    """The manager is to spawn it and has not yet said how that went. `tries`: failed starts before."""
+
+    name: ClassVar[str] = "STARTING"
+    due: ClassVar[None] = None
+    pid: ClassVar[None] = None
+    tries: int
+
+
+class Starting(msgspec.Struct, frozen=True):
+    """Spawned, not yet ready. `due`: when startsecs, or the patience for its readiness, is over."""
+
+    name: ClassVar[str] = "STARTING"
+    pid: int
+    since: float
+    tries: int
+    due: float
+
+
+class Running(msgspec.Struct, frozen=True):
+    """Ready: fit to serve. `since`: when it was spawned; `tries`: failed starts before, until it has proved stable."""
+
+    name: ClassVar[str] = "RUNNING"
+    due: ClassVar[None] = None
+    pid: int
+    since: float
+    tries: int = 0
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """A start failed; `due` is when the next is tried."""
+
+    name: ClassVar[str] = "BACKOFF"
+    pid: ClassVar[None] = None
+    due: float
+    tries: int
+    why: str
+
+
+class Stopping(msgspec.Struct, frozen=True):
+    """Told to end. `due`: when SIGKILL is sent (again)."""
+
+    name: ClassVar[str] = "STOPPING"
+    pid: int
+    due: float
+    after: After
+    killed: bool = False
+
+
+class Exited(msgspec.Struct, frozen=True):
+    """It ended by itself and is not to be started again (autorestart)."""
+
+    name: ClassVar[str] = "EXITED"
+    due: ClassVar[None] = None
+    pid: ClassVar[None] = None
+    exit: Exit
+    expected: bool
+
+
+class Fatal(msgspec.Struct, frozen=True):
+    """It would not start; an operator's `start` tries again."""
+
+    name: ClassVar[str] = "FATAL"
+    due: ClassVar[None] = None
+    pid: ClassVar[None] = None
+    why: str
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """After a stop: stay down."""
+
+
+class StartAgain(msgspec.Struct, frozen=True):
+    """After a stop: start anew (a restart)."""
+
+
+class CountAsFailed(msgspec.Struct, frozen=True):
+    """After a stop: this was a start that failed (it never became ready)."""
+
+    tries: int
+    why: str
+
+
+After: TypeAlias = Rest | StartAgain | CountAsFailed
+State: TypeAlias = Stopped | Spawning | Starting | Running | Backoff | Stopping | Exited | Fatal
+STATES: Final = (Stopped, Spawning, Starting, Running, Backoff, Stopping, Exited, Fatal)
+ALIVE: Final = (Starting, Running, Stopping)
+
+
+# Events -------------------------------------------------------------------------------------------------------------
+
+
+class StartAsked(msgspec.Struct, frozen=True):
+    """Somebody wants it to run: the pool's start, or an operator."""
+
+
+class StopAsked(msgspec.Struct, frozen=True):
+    """Somebody wants it down."""
+
+
+class RestartAsked(msgspec.Struct, frozen=True):
+    """Somebody wants it down and up again."""
+
+
+class KillAsked(msgspec.Struct, frozen=True):
+    """It is to end at once."""
+
+
+class Spawned(msgspec.Struct, frozen=True):
+    """The spawn worked."""
+
+    pid: int
+
+
+class SpawnFailed(msgspec.Struct, frozen=True):
+    """The spawn did not work; nothing runs."""
+
+    why: str
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """It has shown that it is fit to serve: it answered a ping, or said READY=1."""
+
+
+class Died(msgspec.Struct, frozen=True):
+    """It is dead and reaped. `spare`: the pool can afford an early death (see crashes.py)."""
+
+    exit: Exit
+    spare: bool = True
+
+
+class Due(msgspec.Struct, frozen=True):
+    """The moment that the state's `due` names has come."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The next try has to wait until then: the pool as a whole is crash-looping."""
+
+    until: float
+
+
+Event: TypeAlias = StartAsked | StopAsked | RestartAsked | KillAsked | Spawned | SpawnFailed | Ready | Died | Due | Held
+EVENTS: Final = (StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, SpawnFailed, Ready, Died, Due, Held)
+
+
+# Actions ------------------------------------------------------------------------------------------------------------
+
+
+class Spawn(msgspec.Struct, frozen=True):
+    """Start a process and answer with Spawned or SpawnFailed, if the state is still Spawning when its turn comes."""
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """Send `signal` to the leader, or to its whole process group."""
+
+    signal: int
+    group: bool
+
+
+Action: TypeAlias = Spawn | Signal
+Outcome: TypeAlias = tuple[State, tuple[Action, ...]]
+
+_SPAWN: Final = (Spawn(),)
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """What a decision may look at besides state and event: the settings, and where this process stands in its pool."""
+
+    settings: ProcessSettings
+    index: int = 0
+    seed: float = 0.0
+
+
+def step(slot: Slot, state: State, event: Event, now: float) -> Outcome:
+    """Answer with the state after `event` and the actions to carry out, in order.
+
+    Raises ImpossibleEventError where the pair is `impossible`.
+    """
+    return TRANSITIONS[type(state)][type(event)](slot, state, event, now)
+
+
+# The decisions, in the order of a life. Each is (slot, state, event, now) -> (state, actions); their parameters are
+# untyped in state and event because the table, not the type checker, pairs them.
+
+
+def spawn(slot: Slot, state: State, event: Event, now: float) -> Outcome:
+    return Spawning(tries=0), _SPAWN
+
+
+def try_again(slot: Slot, state: Backoff, event: Event, now: float) -> Outcome:
+    return Spawning(tries=state.tries), _SPAWN
+
+
+def wait_longer(slot: Slot, state: Backoff, event: Held, now: float) -> Outcome:
+    return msgspec.structs.replace(state, due=max(state.due, event.until)), ()
+
+
+def come_up(slot: Slot, state: Spawning, event: Spawned, now: float) -> Outcome:
+    settings = slot.settings
+    if settings.ready == "startsecs":
+        if settings.startsecs <= 0:
+            return Running(pid=event.pid, since=now, tries=state.tries), ()
+        patience = settings.startsecs
+    else:
+        patience = settings.ready_timeout
+    return Starting(pid=event.pid, since=now, tries=state.tries, due=now + patience), ()
+
+
+def fail_to_spawn(slot: Slot, state: Spawning, event: SpawnFailed, now: float) -> Outcome:
+    return back_off_or_give_up(slot, state.tries, event.why, now)
+
+
+def be_ready(slot: Slot, state: Starting, event: Ready, now: float) -> Outcome:
+    if slot.settings.ready == "startsecs":
+        return state, ()  # readiness is a matter of time here; a READY=1 that nobody asked for changes nothing
+    return Running(pid=state.pid, since=state.since, tries=state.tries), ()
+
+
+def be_ready_or_give_up(slot: Slot, state: Starting, event: Due, now: float) -> Outcome:
+    settings = slot.settings
+    if settings.ready == "startsecs":
+        return Running(pid=state.pid, since=state.since, tries=state.tries), ()
+    why = f"not ready within ready_timeout ({settings.ready_timeout:g} s)"
+    stopping = Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=CountAsFailed(state.tries, why))
+    return stopping, (_stop_signal(settings),)
+
+
+def die_young(slot: Slot, state: Starting, event: Died, now: float) -> Outcome:
+    if slot.settings.autorestart is not True and _expected(slot.settings, event.exit):
+        return Exited(exit=event.exit, expected=True), ()  # a one-shot that was quicker than startsecs
+    why = f"{event.exit} {_seconds(now - state.since)} after its start, before it was ready"
+    return back_off_or_give_up(slot, state.tries, why, now)
+
+
+def respawn_or_rest(slot: Slot, state: Running, event: Died, now: float) -> Outcome:
+    settings = slot.settings
+    expected = _expected(settings, event.exit)
+    if settings.autorestart is False or (settings.autorestart == "unexpected" and expected):
+        return Exited(exit=event.exit, expected=expected), ()
+    age = now - state.since
+    if died_early(settings, age) and not event.spare:
+        why = f"{event.exit} {_seconds(age)} after its start, as others of this pool just did"
+        return back_off_or_give_up(slot, state.tries, why, now)
+    return Spawning(tries=state.tries if died_early(settings, age) else 0), _SPAWN
+
+
+def back_off_or_give_up(slot: Slot, tries: int, why: str, now: float) -> Outcome:
+    settings = slot.settings
+    if 0 <= settings.startretries <= tries:
+        return Fatal(why=why), ()
+    jitter = (slot.seed + 0.618 * slot.index + 0.414 * tries) % 1.0  # spreads siblings evenly, repeatable in a test
+    delay = backoff_delay(tries, settings.backoff_initial, settings.backoff_max, jitter)
+    return Backoff(due=now + delay, tries=tries + 1, why=why), ()
+
+
+def stop(slot: Slot, state: Starting | Running, event: StopAsked, now: float) -> Outcome:
+    settings = slot.settings
+    return Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=Rest()), (_stop_signal(settings),)
+
+
+def stop_to_restart(slot: Slot, state: Starting | Running, event: RestartAsked, now: float) -> Outcome:
+    settings = slot.settings
+    return Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=StartAgain()), (_stop_signal(settings),)
+
+
+def kill(slot: Slot, state: Starting | Running, event: KillAsked, now: float) -> Outcome:
+    stopping = Stopping(pid=state.pid, due=now + KILL_AGAIN, after=Rest(), killed=True)
+    return stopping, (Signal(SIGKILL, slot.settings.killasgroup),)
+
+
+def kill_now(slot: Slot, state: Stopping, event: KillAsked, now: float) -> Outcome:
+    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True, after=Rest())
+    return killed, (Signal(SIGKILL, slot.settings.killasgroup),)
+
+
+def take_no_excuses(slot: Slot, state: Stopping, event: Due, now: float) -> Outcome:
+    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True)
+    return killed, (Signal(SIGKILL, slot.settings.killasgroup),)
+
+
+def stay_down(slot: Slot, state: Stopping, event: StopAsked, now: float) -> Outcome:
+    return msgspec.structs.replace(state, after=Rest()), ()
+
+
+def start_after_stop(slot: Slot, state: Stopping, event: StartAsked | RestartAsked, now: float) -> Outcome:
+    return msgspec.structs.replace(state, after=StartAgain()), ()
+
+
+def end_stop(slot: Slot, state: Stopping, event: Died, now: float) -> Outcome:
+    after = state.after
+    if isinstance(after, StartAgain):
+        return Spawning(tries=0), _SPAWN
+    if isinstance(after, CountAsFailed):
+        return back_off_or_give_up(slot, after.tries, after.why, now)
+    return Stopped(), ()
+
+
+def rest(slot: Slot, state: State, event: Event, now: float) -> Outcome:
+    return Stopped(), ()
+
+
+def stay(slot: Slot, state: State, event: Event, now: float) -> Outcome:
+    return state, ()
+
+
+def impossible(slot: Slot, state: State, event: Event, now: float) -> Outcome:
+    raise ImpossibleEventError(f"{state} cannot take {event}")
+
+
+def died_early(settings: ProcessSettings, age: float) -> bool:
+    """Whether a process that ended `age` seconds after its start may be crash-looping."""
+    return age < max(settings.startsecs, EARLY)
+
+
+def _expected(settings: ProcessSettings, exit: Exit) -> bool:
+    return exit.code is not None and exit.code in settings.exitcodes
+
+
+def _stop_signal(settings: ProcessSettings) -> Signal:
+    return Signal(settings.stopsignal, settings.stopasgroup)
+
+
+def _seconds(age: float) -> str:
+    return f"{age:.1f} s" if age >= 0.1 else f"{age * 1000:.0f} ms"
+
+
+Decision: TypeAlias = Callable[..., Outcome]
+
+# A process without a pid cannot die, come up or be ready; a timer is only ever due where the state has one.
+_DOWN: Final[dict[type, Decision]] = {
+    StartAsked: spawn,
+    StopAsked: rest,
+    RestartAsked: spawn,
+    KillAsked: rest,
+    Spawned: impossible,
+    SpawnFailed: impossible,
+    Ready: impossible,
+    Died: impossible,
+    Due: impossible,
+    Held: impossible,
+}
+
+TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
+    Stopped: _DOWN,
+    Exited: _DOWN,
+    Fatal: _DOWN,
+    # A spawn waits its turn behind others, so orders may overtake it; the manager spawns only what is still Spawning.
+    Spawning: {
+        StartAsked: stay,
+        StopAsked: rest,
+        RestartAsked: stay,
+        KillAsked: rest,
+        Spawned: come_up,
+        SpawnFailed: fail_to_spawn,
+        Ready: impossible,
+        Died: impossible,
+        Due: impossible,
+        Held: impossible,
+    },
+    Starting: {
+        StartAsked: stay,
+        StopAsked: stop,
+        RestartAsked: stop_to_restart,
+        KillAsked: kill,
+        Spawned: impossible,
+        SpawnFailed: impossible,
+        Ready: be_ready,
+        Died: die_young,
+        Due: be_ready_or_give_up,
+        Held: impossible,
+    },
+    Running: {
+        StartAsked: stay,
+        StopAsked: stop,
+        RestartAsked: stop_to_restart,
+        KillAsked: kill,
+        Spawned: impossible,
+        SpawnFailed: impossible,
+        Ready: stay,
+        Died: respawn_or_rest,
+        Due: impossible,
+        Held: impossible,
+    },
+    Backoff: _DOWN | {Due: try_again, Held: wait_longer},
+    Stopping: {
+        StartAsked: start_after_stop,
+        StopAsked: stay_down,
+        RestartAsked: start_after_stop,
+        KillAsked: kill_now,
+        Spawned: impossible,
+        SpawnFailed: impossible,
+        Ready: stay,
+        Died: end_stop,
+        Due: take_no_excuses,
+        Held: impossible,
+    },
+}

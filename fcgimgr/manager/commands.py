@@ -1,0 +1,246 @@
+"""The commands of the control socket: each a few lines that feed core events and wait for their outcome.
+
+A command gets its typed parameters and the `Caller`, through which notifications go out while it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from fcgimgr import __version__
+from fcgimgr.config.read import ConfigError, read
+from fcgimgr.control import messages
+from fcgimgr.control.messages import (
+    INVALID_PARAMS,
+    REFUSED,
+    ControlError,
+    Notice,
+    ProcessVerdict,
+    Result,
+    Verdict,
+)
+from fcgimgr.core import pool as core
+from fcgimgr.core.pool import PoolState
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.processes import signal_process
+from fcgimgr.manager import waiting
+from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
+from fcgimgr.manager.status import status as status_of
+from fcgimgr.manager.tail import last_lines
+from fcgimgr.manager.words import signal_number
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.pools import Pool
+
+MOST_PROCESSES: Final = 10_000
+
+
+class Caller(Protocol):
+    """Who gave the command."""
+
+    def notify(self, method: str, params: Notice) -> None:
+        """Send a notification."""
+
+    async def gone(self) -> None:
+        """Returns when the caller has hung up."""
+
+
+async def ping(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Result:
+    return messages.Pong(pid=os.getpid(), version=__version__)
+
+
+async def status(daemon: Daemon, params: messages.StatusParams, caller: Caller) -> Result:
+    return await status_of(daemon, choose(daemon, params.names or ("all",)), detail=params.detail)
+
+
+async def start(daemon: Daemon, params: messages.NamesParams, caller: Caller) -> Result:
+    refuse_while_stopping(daemon)
+    chosen = choose(daemon, params.names)
+    targets = waiting.targets(chosen, waiting.started(daemon))
+    for pool, indexes in chosen.items():
+        daemon.start_pool(pool, indexes)
+    return await outcome(daemon, targets, caller, wait=params.wait, begun="starting")
+
+
+async def stop(daemon: Daemon, params: messages.NamesParams, caller: Caller) -> Result:
+    refuse_while_stopping(daemon)
+    chosen = choose(daemon, params.names)
+    targets = waiting.targets(chosen, waiting.stopped)
+    for pool, indexes in chosen.items():
+        pool.feed(core.Stop(indexes))
+    return await outcome(daemon, targets, caller, wait=params.wait, begun="stopping")
+
+
+async def restart(daemon: Daemon, params: messages.NamesParams, caller: Caller) -> Result:
+    refuse_while_stopping(daemon)
+    chosen = choose(daemon, params.names)
+    targets = waiting.targets(chosen, waiting.restarted(daemon))
+    for pool, indexes in chosen.items():
+        pool.feed(core.Restart(indexes))
+    return await outcome(daemon, targets, caller, wait=params.wait, begun="restarting")
+
+
+async def scale(daemon: Daemon, params: messages.ScaleParams, caller: Caller) -> Result:
+    refuse_while_stopping(daemon)
+    pool = choose_pool(daemon, params.name)
+    before = pool.core.wanted
+    numprocs = params.target(before)
+    if not 1 <= numprocs <= MOST_PROCESSES:
+        raise ControlError(
+            f"{pool.name} would have {numprocs} processes; it can have 1 to {MOST_PROCESSES}"
+            + (f" (to have none, stop it: fcgimgr stop {pool.name})" if numprocs < 1 else ""),
+            code=INVALID_PARAMS,
+        )
+    if numprocs > 1 and "%(process_num)" not in pool.settings.process_name:
+        raise ControlError(
+            f"{pool.name} can have one process only: its process_name {pool.settings.process_name!r} does not hold "
+            f"%(process_num)d, so that all would have the same name",
+            code=INVALID_PARAMS,
+        )
+    leaving: Chosen = {pool: tuple(range(numprocs, len(pool.core.processes)))}
+    targets = waiting.targets(leaving, waiting.stopped)
+    pool.feed(core.Scale(numprocs))
+    if pool.core.up:
+        coming: Chosen = {pool: tuple(range(before, numprocs))}
+        targets += waiting.targets(coming, waiting.started(daemon))
+    answer = await outcome(daemon, targets, caller, wait=params.wait, begun="scaling")
+    return Verdict(ok=answer.ok, processes=answer.processes, numprocs=numprocs)
+
+
+async def signal(daemon: Daemon, params: messages.SignalParams, caller: Caller) -> Result:
+    try:
+        number = signal_number(params.signal)
+    except ValueError as error:
+        raise ControlError(str(error), code=INVALID_PARAMS) from error
+    chosen = choose(daemon, params.names)
+    verdicts = [send(pool, index, number) for pool, indexes in chosen.items() for index in indexes_of(pool, indexes)]
+    return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=tuple(verdicts))
+
+
+def send(pool: Pool, index: int, number: int) -> ProcessVerdict:
+    name, pid = pool.process_name(index), pool.core.processes[index].pid
+    try:
+        if pid is not None and signal_process(pid, number):
+            return ProcessVerdict(name=name, ok=True, result="signalled")
+    except LinuxError as error:
+        return ProcessVerdict(name=name, ok=False, result="failed", detail=str(error))
+    return ProcessVerdict(name=name, ok=False, result="not running", detail=pool.core.processes[index].name)
+
+
+async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> Result:
+    pool, index = choose_process(daemon, params.name)
+    name = pool.process_name(index)
+    lines = last_lines(pool, index, params.stream, params.lines)
+    if not params.follow:
+        return messages.Tail(lines=text(lines))
+
+    def pass_on(lines: list[bytes]) -> None:
+        for line in text(lines):
+            caller.notify("line", messages.Line(process=name, stream=params.stream, text=line))
+
+    pass_on(lines)
+    stop = pool.follow(index, params.stream, pass_on)
+    try:
+        await caller.gone()
+    finally:
+        stop()
+    return messages.Tail(lines=())
+
+
+def text(lines: list[bytes]) -> tuple[str, ...]:
+    return tuple(line.decode("utf-8", "backslashreplace") for line in lines)
+
+
+async def reopen(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Result:
+    count, problems = daemon.reopen_logs()
+    return messages.Reopened(reopened=count, problems=tuple(problems))
+
+
+async def events(daemon: Daemon, params: messages.EventsParams, caller: Caller) -> Result:
+    last = daemon.history.last(params.n)
+    if not params.follow:
+        return messages.Events(events=last)
+    for event in last:
+        caller.notify("event", event)
+    stop = daemon.history.follow(lambda event: caller.notify("event", event))
+    try:
+        await caller.gone()
+    finally:
+        stop()
+    return messages.Events(events=())
+
+
+async def shutdown(daemon: Daemon, params: messages.ShutdownParams, caller: Caller) -> Result:
+    (daemon.shutdown_now if params.now else daemon.shutdown)("asked over the control socket")
+    if params.wait:
+        await asyncio.shield(daemon.ended)
+    return messages.Ok()
+
+
+async def probe(daemon: Daemon, params: messages.ProbeParams, caller: Caller) -> Result:
+    if params.kind == "live":
+        return messages.Probed(ok=True, reason="the manager answers")
+    if daemon.state != "RUNNING":
+        return messages.Probed(ok=False, reason=f"the manager is {daemon.state}")
+    wanted = [pool for pool in daemon.pools.values() if pool.core.up]
+    unfit = [pool for pool in wanted if pool.state not in (PoolState.RUNNING, PoolState.DEGRADED)]
+    if unfit:
+        return messages.Probed(ok=False, reason=", ".join(f"{pool.name} is {pool.state.value}" for pool in unfit))
+    if not wanted:
+        return messages.Probed(ok=False, reason="nothing is started")
+    return messages.Probed(ok=True, reason=", ".join(f"{pool.name} is {pool.state.value}" for pool in wanted))
+
+
+async def check(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Result:
+    return check_config(daemon)
+
+
+def check_config(daemon: Daemon) -> messages.Checked:
+    """Read the configuration file as it is now, and say whether it is good and whether it differs from what runs."""
+    try:
+        config = read(daemon.config.path, os.environ)
+    except ConfigError as error:
+        return messages.Checked(ok=False, problems=tuple(map(str, error.problems)))
+    return messages.Checked(ok=True, changed=config != daemon.config)
+
+
+async def outcome(
+    daemon: Daemon, targets: list[tuple[Pool, int, waiting.Judge]], caller: Caller, *, wait: bool, begun: str
+) -> Verdict:
+    """The verdict when it is over, or, without waiting, that it has begun."""
+    if not wait:
+        processes = tuple(
+            ProcessVerdict(name=pool.process_name(index), ok=True, result=begun) for pool, index, _ in targets
+        )
+        return Verdict(ok=True, processes=processes)
+    return await waiting.Wait(daemon, targets, lambda progress: caller.notify("progress", progress)).verdict()
+
+
+def refuse_while_stopping(daemon: Daemon) -> None:
+    if daemon.state == "STOPPING":
+        raise ControlError("the manager is stopping; nothing is started or stopped any more", code=REFUSED)
+
+
+#: Every method of control.messages.METHODS; a test holds the two together.
+COMMANDS: Final[dict[str, Callable[..., Awaitable[Result]]]] = {
+    "ping": ping,
+    "status": status,
+    "start": start,
+    "stop": stop,
+    "restart": restart,
+    "scale": scale,
+    "signal": signal,
+    "tail": tail,
+    "reopen": reopen,
+    "events": events,
+    "shutdown": shutdown,
+    "probe": probe,
+    "check": check,
+}
+
+#: Those that change something, and so are worth a line in the log that says who gave them.
+CHANGING: Final = frozenset({"start", "stop", "restart", "scale", "signal", "shutdown"})

@@ -1,0 +1,270 @@
+"""The manager at work: one loop, all pools, and the order in which they come and go.
+
+What it hears (deaths, signals, commands, a dependency that has become ready) it hands on as core events; what is
+decided about pools together (start order, stop waves, when it is over) is decided by core.order and carried out here.
+It never waits inside the loop, and when nothing happens it makes no system call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import deque
+from typing import Final
+
+from fcgimgr.config.processes import process_plan
+from fcgimgr.config.settings import Config, ProcessSettings
+from fcgimgr.core import order
+from fcgimgr.core import pool as core
+from fcgimgr.core.pool import PoolState
+from fcgimgr.core.process import Exit
+from fcgimgr.linux.processes import reap
+from fcgimgr.manager.history import History
+from fcgimgr.manager.journal import Journal
+from fcgimgr.manager.leftovers import Leftovers
+from fcgimgr.manager.logfile import Logs
+from fcgimgr.manager.notify import NotifySockets
+from fcgimgr.manager.pools import Pool
+from fcgimgr.manager.readiness import Readiness
+
+# How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
+SPAWN_SLICE: Final = 0.010
+
+AT_REST: Final = (PoolState.STOPPED, PoolState.FATAL)
+
+
+class Daemon:
+    """Everything that the running manager has. `run` lives as long as the manager does."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        journal: Journal,
+        logs: Logs,
+        soft_nofile: int | None,
+        sockets: dict[str, list[int]],
+    ) -> None:
+        self.config = config
+        self.loop = loop
+        self.journal = journal
+        self.logs = logs
+        self.soft_nofile = soft_nofile
+        self.sockets = sockets  # passed by systemd, by name
+        self.started = loop.time()
+        self.state = "STARTING"  # then RUNNING, then STOPPING
+        self.exit_code = 0
+        self.history = History()
+        self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.children: dict[int, tuple[Pool, int]] = {}
+        self.leftovers = Leftovers(loop)
+        self.notify = NotifySockets(self)
+        self.readiness = Readiness(self)
+        self.watchers: list[Watcher] = []
+        self.ended = loop.create_future()
+        self._to_spawn: deque[tuple[Pool, int]] = deque()
+        self._spawning = False
+        self._to_look_at: dict[str, Pool] = {}
+        self._waves: deque[tuple[str, ...]] = deque()
+        self._deadline: asyncio.TimerHandle | None = None
+        units: dict[str, ProcessSettings] = {**config.pools, **config.programs}
+        self.pools: dict[str, Pool] = {name: Pool(self, settings, random.random()) for name, settings in units.items()}
+
+    @property
+    def settings(self) -> dict[str, ProcessSettings]:
+        return {name: pool.settings for name, pool in self.pools.items()}
+
+    # Coming up
+
+    def start(self) -> None:
+        """Start what is to start by itself, in order."""
+        self.history.record("manager", self.config.manager.identifier, None, self.state, f"pid {os.getpid()}")
+        for name in order.start_order(self.settings):
+            if self.pools[name].settings.autostart:
+                self.start_pool(self.pools[name])
+        self.loop.call_soon(self._look_at_pools)  # also when there is nothing to start
+
+    def start_pool(self, pool: Pool, indexes: tuple[int, ...] | None = None) -> None:
+        """Start a pool, or some of its processes, as soon as what it depends on is RUNNING."""
+        if missing := order.missing(pool.settings, {name: other.state for name, other in self.pools.items()}):
+            self.journal.info(f"waits for {', '.join(missing)}", name=pool.name)
+            pool.feed(core.WaitFor(missing))
+        else:
+            pool.feed(core.Start(indexes))
+
+    def _settle(self) -> None:
+        """STARTING is over when every pool that was to start has started, or has failed to."""
+        if self.state != "STARTING" or any(pool.state is PoolState.STARTING for pool in self.pools.values()):
+            return
+        wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
+        if wanted and all(pool.state is PoolState.FATAL for pool in wanted):
+            self.journal.error("nothing at all could be started: giving up")
+            self.exit_code = 1
+            self.shutdown("nothing could be started")
+            return
+        self.state = "RUNNING"
+        failed = [pool.name for pool in wanted if pool.state is PoolState.FATAL]
+        self.journal.info("up" + (f", without {', '.join(failed)}" if failed else ""))
+        self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
+        for watcher in tuple(self.watchers):
+            watcher.manager_changed()
+
+    # What pools tell
+
+    def spawn_soon(self, pool: Pool, index: int) -> None:
+        """Spawn this process in its turn; at once, if nobody is before it."""
+        self._to_spawn.append((pool, index))
+        if not self._spawning:
+            self._spawning = True
+            self.loop.call_soon(self._spawn_some)
+
+    def _spawn_some(self) -> None:
+        until = self.loop.time() + SPAWN_SLICE
+        while self._to_spawn and self.loop.time() < until:
+            pool, index = self._to_spawn.popleft()
+            pool.spawn_if_due(index)
+        if self._to_spawn:
+            self.loop.call_soon(self._spawn_some)
+        else:
+            self._spawning = False
+
+    def process_changed(self, pool: Pool, index: int) -> None:
+        """A process went into another state."""
+        self.readiness.process_changed(pool)
+        for watcher in tuple(self.watchers):
+            watcher.process_changed(pool, index)
+
+    def look_at_soon(self, pool: Pool) -> None:
+        """Work out the pool's state once the present rush of events is over: not a thousand times for a thousand."""
+        if not self._to_look_at:
+            self.loop.call_soon(self._look_at_pools)
+        self._to_look_at[pool.name] = pool
+
+    def _look_at_pools(self) -> None:
+        pools, self._to_look_at = self._to_look_at, {}
+        changed = [pool for pool in pools.values() if pool.refresh()]
+        for pool in changed:
+            if pool.state is PoolState.RUNNING:
+                self._start_dependents(pool.name)
+            elif pool.state is PoolState.FATAL and self.config.manager.exit_on_fatal and self.state != "STOPPING":
+                self.journal.error("FATAL, and exit_on_fatal is set", name=pool.name)
+                self.exit_code = 1
+                self.shutdown(f"{pool.name} is FATAL")
+        for watcher in tuple(self.watchers):
+            for pool in pools.values():
+                watcher.pool_changed(pool)
+        self._settle()
+        self._go_on_stopping()
+
+    def _start_dependents(self, name: str) -> None:
+        for pool in self.pools.values():
+            if pool.core.waiting and name in pool.settings.depends_on:
+                self.start_pool(pool)
+
+    def plan_name(self, settings: ProcessSettings, index: int) -> str:
+        """`app_00`"""
+        return process_plan(settings, self.config, index).name
+
+    def notify_socket_for(self, settings: ProcessSettings) -> str | None:
+        return self.notify.path_for(settings)
+
+    # Deaths
+
+    def reap_children(self) -> None:
+        """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
+        for death in reap():
+            child = self.children.pop(death.pid, None)
+            if child is None:
+                self.journal.debug("reaped a stranger", pid=death.pid)
+                continue
+            pool, index = child
+            if pool.settings.killasgroup:
+                self.leftovers.leader_died(death.pid, pool, index)
+            pool.died(index, death.pid, Exit(code=death.code, signal=death.signal))
+        self.leftovers.look()
+
+    # Going down
+
+    def shutdown(self, why: str) -> None:
+        """Stop everything in reverse order, and end; a second call while that goes on changes nothing."""
+        if self.state == "STOPPING":
+            return
+        self.journal.info(f"stopping: {why}")
+        self.history.record("manager", self.config.manager.identifier, self.state, "STOPPING", why)
+        self.state = "STOPPING"
+        self._waves = deque(order.stop_waves(self.settings))
+        self._deadline = self.loop.call_later(self.config.manager.shutdown_timeout, self._out_of_time)
+        self._go_on_stopping()
+        for watcher in tuple(self.watchers):
+            watcher.manager_changed()
+
+    def shutdown_now(self, why: str) -> None:
+        """Kill everything, and end."""
+        self.shutdown(why)
+        self.journal.warning(f"killing what is left: {why}")
+        self._waves.clear()
+        for pool in self.pools.values():
+            pool.feed(core.Kill())
+        self.leftovers.kill_all()
+        self._go_on_stopping()
+
+    def _out_of_time(self) -> None:
+        self.shutdown_now(f"shutdown_timeout ({self.config.manager.shutdown_timeout:g} s) is over")
+
+    def _go_on_stopping(self) -> None:
+        if self.state != "STOPPING" or self.ended.done():
+            return
+        while all(self._is_down(pool) for pool in self.pools.values() if pool.core.up is False):
+            if not self._waves:
+                if self.leftovers:
+                    self.leftovers.when_gone(self._go_on_stopping)
+                elif not self.children:
+                    self.ended.set_result(None)
+                return
+            for name in self._waves.popleft():
+                self.pools[name].feed(core.Stop())
+
+    def _is_down(self, pool: Pool) -> bool:
+        return all(state.pid is None for state in pool.core.processes)
+
+    def end(self) -> None:
+        """Let go of all that is held: sockets are unlinked, logs flushed."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.leftovers.kill_strays()
+        for pool in self.pools.values():
+            pool.end()
+        self.notify.close()
+        os.close(self.devnull)
+
+    # Orders that concern all
+
+    def restart_all(self) -> None:
+        """Restart every process, one after the other in each pool."""
+        if self.state == "STOPPING":
+            return
+        self.journal.info("restarting all")
+        for pool in self.pools.values():
+            if pool.core.up:
+                pool.feed(core.Restart())
+
+    def reopen_logs(self) -> tuple[int, list[str]]:
+        """Open every log file anew (after logrotate): how many, and what went wrong."""
+        count, problems = self.logs.reopen_all()
+        self.journal.info(f"reopened {count} log files")
+        return count, problems
+
+
+class Watcher:
+    """Whoever wants to know how things go on: a command that waits. All three do nothing unless overridden."""
+
+    def process_changed(self, pool: Pool, index: int) -> None:
+        """A process of this pool went into another state."""
+
+    def pool_changed(self, pool: Pool) -> None:
+        """Something happened in this pool."""
+
+    def manager_changed(self) -> None:
+        """The manager itself went into another state."""

@@ -1,0 +1,75 @@
+"""From what a person types to processes: `app`, `app:*`, `app:app_00`, a group, `all`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fcgimgr.control.messages import NO_SUCH_NAME, ControlError
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.pools import Pool
+
+#: A pool with the indexes of some of its processes, or None for all of it.
+Chosen = dict["Pool", tuple[int, ...] | None]
+
+
+def choose(daemon: Daemon, names: Iterable[str]) -> Chosen:
+    """What `names` mean, each pool once. ControlError for the first that means nothing, with what is alike."""
+    chosen: Chosen = {}
+    for name in names:
+        for pool, indexes in _one(daemon, name):
+            before = chosen.get(pool, ())
+            chosen[pool] = None if indexes is None or before is None else tuple(dict.fromkeys(before + indexes))
+    return chosen
+
+
+def choose_process(daemon: Daemon, name: str) -> tuple[Pool, int]:
+    """The one process that `name` means; a pool's name will do if it has one process."""
+    found = [(pool, index) for pool, indexes in choose(daemon, (name,)).items() for index in indexes_of(pool, indexes)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(pool.process_name(index) for pool, index in found[:10])
+    raise ControlError(f"{name} is {len(found)} processes; name one of them: {names}", code=NO_SUCH_NAME)
+
+
+def choose_pool(daemon: Daemon, name: str) -> Pool:
+    """The pool or program that `name` means."""
+    pool = daemon.pools.get(name.removesuffix(":*"))
+    if pool is None:
+        raise _unknown(name, daemon.pools, "pool or program")
+    return pool
+
+
+def indexes_of(pool: Pool, indexes: tuple[int, ...] | None) -> Iterable[int]:
+    return range(len(pool.core.processes)) if indexes is None else indexes
+
+
+def _one(daemon: Daemon, name: str) -> Iterable[tuple[Pool, tuple[int, ...] | None]]:
+    if name == "all":
+        return [(pool, None) for pool in daemon.pools.values()]
+    if group := daemon.config.groups.get(name):
+        return [(daemon.pools[member], None) for member in group.programs]
+    pool_name, colon, process = name.partition(":")
+    pool = daemon.pools.get(pool_name)
+    if pool is None:
+        raise _unknown(name, [*daemon.pools, *daemon.config.groups, "all"], "pool, program or group")
+    if not colon or process == "*":
+        return [(pool, None)]
+    known = {slot.name: index for index, slot in enumerate(pool.slots)}
+    if process not in known:
+        raise _unknown(name, [f"{pool_name}:{process}" for process in known], "process")
+    return [(pool, (known[process],))]
+
+
+def _unknown(name: str, known: Iterable[str], what: str) -> ControlError:
+    import difflib  # 2 MB, for the one user in many who mistypes
+
+    names = list(known)
+    alike = difflib.get_close_matches(name, names, n=3)
+    if alike:
+        hint = f"did you mean {' or '.join(alike)}?"
+    else:
+        hint = f"there are {', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else "there is none"
+    return ControlError(f"there is no {what} {name!r}; {hint}", code=NO_SUCH_NAME)

@@ -1,0 +1,112 @@
+"""What children say on $NOTIFY_SOCKET, in the words of sd_notify(3): READY=1, STATUS=, and X_REQUESTS=n of our own.
+
+There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
+writable. Who has sent a message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or
+any descendant in its session. What comes from anybody else is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from fcgimgr.config.settings import ProcessSettings
+from fcgimgr.core.pool import Happened
+from fcgimgr.core.process import ALIVE, Ready
+from fcgimgr.linux.accounts import resolve_user
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.procfs import session
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.pools import Pool
+
+LONGEST: Final = 4096  # bytes of one message
+STATUS_LONGEST: Final = 200  # characters
+AT_ONCE: Final = 64  # messages read before the loop is given back
+_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+class NotifySockets:
+    """The sockets, one a user, made when first needed."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._sockets: dict[int, socket.socket] = {}
+
+    def path_for(self, settings: ProcessSettings) -> str | None:
+        """Where a process with these settings finds its socket; None in a chroot, from which it cannot be reached.
+
+        LinuxError when the user does not exist or the socket cannot be made.
+        """
+        if settings.chroot is not None:
+            return None
+        uid = resolve_user(settings.user).uid if settings.user else os.geteuid()
+        path = os.path.join(self._daemon.config.manager.state_dir, f"notify-{uid}.sock")
+        if uid not in self._sockets:
+            try:
+                self._sockets[uid] = self._bind(path, uid)
+            except OSError as error:
+                raise LinuxError(f"cannot make the notify socket {path}: {error.strerror}") from error
+            self._daemon.loop.add_reader(self._sockets[uid], self._read, self._sockets[uid])
+        return path
+
+    def _bind(self, path: str, uid: int) -> socket.socket:
+        # The directory is the manager's alone, and locked: whatever lies at the path is from an earlier run.
+        if os.path.lexists(path):
+            os.unlink(path)
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            umask = os.umask(0o177)
+            try:
+                receiver.bind(path)
+            finally:
+                os.umask(umask)
+            if uid != os.geteuid():
+                os.chown(path, uid, -1, follow_symlinks=False)
+        except OSError:
+            receiver.close()
+            raise
+        return receiver
+
+    def _read(self, receiver: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                message, ancillary, _, _ = receiver.recvmsg(LONGEST, socket.CMSG_SPACE(_CREDENTIALS.size))
+            except BlockingIOError:
+                return
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                    self._hear(_CREDENTIALS.unpack(content)[0], message)
+
+    def _hear(self, pid: int, message: bytes) -> None:
+        children = self._daemon.children
+        child = children.get(pid) or children.get(session(pid) or 0)
+        if child is None:
+            self._daemon.journal.debug("a notification from a process that is not ours was dropped", pid=pid)
+            return
+        pool, index = child
+        for line in message.decode("utf-8", "replace").split("\n"):
+            self._heed(pool, index, *line.partition("=")[::2])
+
+    def _heed(self, pool: Pool, index: int, key: str, value: str) -> None:
+        slot = pool.slots[index]
+        if key == "READY" and value == "1":
+            if isinstance(pool.core.processes[index], ALIVE):
+                pool.feed(Happened(index, Ready()))
+        elif key == "STATUS":
+            slot.status_text = value[:STATUS_LONGEST]
+        elif key == "X_REQUESTS" and value.isascii() and value.isdigit() and len(value) < 19:
+            slot.requests = int(value)
+
+    def close(self) -> None:
+        for uid, receiver in self._sockets.items():
+            self._daemon.loop.remove_reader(receiver)
+            receiver.close()
+            path = os.path.join(self._daemon.config.manager.state_dir, f"notify-{uid}.sock")
+            if os.path.lexists(path):
+                os.unlink(path)
+        self._sockets.clear()

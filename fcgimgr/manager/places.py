@@ -1,0 +1,74 @@
+"""The directories and locks that a manager needs for itself: its control socket's, its state's.
+
+A directory that others may write to would let them replace the control socket or read what is not theirs, so what is
+found there already must belong to root or to us, be no link, and be writable by nobody else (but for a sticky one like
+/tmp, in which what we make ourselves is safe).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from fcgimgr.config.settings import ManagerSettings
+from fcgimgr.linux.accounts import resolve_owner
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.listeners import Listener, open_unix
+from fcgimgr.linux.locks import LockFile
+
+
+class Places:
+    """What is held while the manager runs. LinuxError when another manager holds it, or it cannot be had."""
+
+    def __init__(self, settings: ManagerSettings) -> None:
+        own = 0o755 if os.geteuid() == 0 else 0o700
+        ensure_directory(os.path.dirname(settings.control), own, "control")
+        # Others may pass through (0711), to reach the notify socket that is theirs; they cannot list it.
+        ensure_directory(settings.state_dir, 0o711, "state_dir")
+        self.locks = [self._lock(settings)]
+        try:
+            if settings.pidfile is not None:
+                self.locks.append(LockFile(settings.pidfile))
+            owner = resolve_owner(settings.control_owner) if settings.control_owner else None
+            self.control: Listener = open_unix(
+                settings.control, backlog=64, owner=owner, mode=settings.control_mode, name=settings.control
+            )
+        except LinuxError:
+            self.release()
+            raise
+
+    def _lock(self, settings: ManagerSettings) -> LockFile:
+        try:
+            return LockFile(os.path.join(settings.state_dir, "lock"))
+        except LinuxError as error:
+            raise LinuxError(f"is a manager running already on {settings.control}? {error}") from error
+
+    def release(self) -> None:
+        for lock in self.locks:
+            lock.remove()
+
+
+def ensure_directory(path: str, mode: int, key: str) -> None:
+    """Let there be a directory at `path` that is safe to use; its parent must exist."""
+    try:
+        os.mkdir(path, mode)
+        os.chmod(path, mode)  # mkdir's mode went through the umask
+    except FileExistsError:
+        pass
+    except FileNotFoundError as error:
+        parent = os.path.dirname(path)
+        raise LinuxError(
+            f"manager.{key}: the directory {parent} does not exist; create it or choose another"
+        ) from error
+    except OSError as error:
+        raise LinuxError(
+            f"manager.{key}: cannot create the directory {path}: {error.strerror}; "
+            f"create it for this user, or choose another place"
+        ) from error
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise LinuxError(f"manager.{key}: {path} is not a directory; move it away or choose another place")
+    if found.st_uid not in (0, os.geteuid()):
+        raise LinuxError(f"manager.{key}: the directory {path} belongs to uid {found.st_uid}; choose one of our own")
+    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+        raise LinuxError(f"manager.{key}: everybody may write to the directory {path}; chmod o-w it, or choose another")

@@ -1,0 +1,405 @@
+"""A pool or program that lives: what core decides about it is carried out here, and what happens to it told to core.
+
+There is no policy in this module. `feed` hands an event to core.pool.step and carries out the actions that come back;
+answers that an action calls for (Opened, Spawned) are fed in turn before anybody else is heard.
+"""
+
+from __future__ import annotations
+
+import os
+from asyncio import TimerHandle
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from fcgimgr.config.processes import ProcessPlan
+from fcgimgr.config.settings import PoolSettings, ProcessSettings
+from fcgimgr.core import pool as core
+from fcgimgr.core.pool import PoolState, pool_state
+from fcgimgr.core.process import Backoff as BackoffState
+from fcgimgr.core.process import (
+    Died,
+    Due,
+    Exit,
+    Exited,
+    Fatal,
+    ImpossibleEventError,
+    Spawned,
+    SpawnFailed,
+    Spawning,
+    State,
+)
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.listeners import Listener
+from fcgimgr.linux.pipes import log_pipe
+from fcgimgr.linux.processes import signal_group, signal_process
+from fcgimgr.linux.spawn import Recipe, spawn
+from fcgimgr.manager.listening import open_listeners
+from fcgimgr.manager.pump import Pump
+from fcgimgr.manager.recipes import Recipes
+from fcgimgr.manager.words import signal_name
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+
+LAST_WORDS: Final = 10  # how many of a dead process's log lines are kept for a verdict
+
+
+class Slot:
+    """One process as the shell knows it: what core need not decide anything."""
+
+    __slots__ = (
+        "armed", "exit", "followers", "name", "old_stderr", "old_stdout", "requests", "spawned", "started",
+        "status_text", "stderr", "stdout", "timer",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.started = 0.0  # monotonic seconds
+        self.spawned = 0
+        self.exit: Exit | None = None
+        self.stdout: Pump | None = None
+        self.stderr: Pump | None = None
+        self.old_stdout: list[bytes] = []  # the last words of the process before this one
+        self.old_stderr: list[bytes] = []
+        self.followers: list[Follower] = []
+        self.requests: int | None = None
+        self.status_text: str | None = None
+        self.timer: TimerHandle | None = None
+        self.armed: float | None = None
+
+
+class Follower:
+    """Somebody who reads one stream of a process as it comes, across its restarts."""
+
+    __slots__ = ("callback", "cancel", "stream")
+
+    def __init__(self, stream: str, callback: Callable[[list[bytes]], None]) -> None:
+        self.stream = stream
+        self.callback = callback
+        self.cancel: Callable[[], None] = lambda: None
+
+
+class Pool:
+    """The pool or program of these settings, at rest until it is fed a Start."""
+
+    def __init__(self, daemon: Daemon, settings: ProcessSettings, seed: float) -> None:
+        self.daemon = daemon
+        self.settings = settings
+        self.name = settings.name
+        self.core = core.new_pool(settings, daemon.loop.time(), seed)
+        self.slots: list[Slot] = []
+        self.listeners: list[Listener] = []
+        self.recipes: Recipes | None = None
+        self.state = PoolState.STOPPED
+        self._inbox: deque[core.Event] = deque()
+        self._feeding = False
+        self._grow()
+
+    @property
+    def kind(self) -> str:
+        return "pool" if isinstance(self.settings, PoolSettings) else "program"
+
+    def process_name(self, index: int) -> str:
+        """`app:app_00`"""
+        return f"{self.name}:{self.slots[index].name}"
+
+    # Events in, actions out
+
+    def feed(self, event: core.Event) -> None:
+        """Let core decide on `event` and carry out what it says."""
+        self._inbox.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        changed: list[core.Changed] = []
+        try:
+            while self._inbox:
+                self._take(self._inbox.popleft(), changed)
+        finally:
+            self._feeding = False
+        # Only now may others react: what they order must not come between an action and its answer.
+        for change in changed:
+            self._announce(change)
+        self.daemon.look_at_soon(self)
+
+    def _take(self, event: core.Event, changed: list[core.Changed]) -> None:
+        try:
+            self.core, actions = core.step(self.settings, self.core, event, self.daemon.loop.time())
+        except ImpossibleEventError as error:
+            self.daemon.journal.error(f"internal error, nothing was changed: {error}", name=self.name)
+            return
+        self._grow()
+        for action in actions:
+            match action:
+                case core.Changed(index, _, after):
+                    self._arm_timer(index, after.due)
+                    changed.append(action)
+                case core.SpawnProcess(index):
+                    self.daemon.spawn_soon(self, index)
+                case core.SignalProcess(_, pid, signal, group):
+                    self._signal(pid, signal, group)
+                case core.Open():
+                    self._inbox.append(self._open())
+                case core.Close():
+                    self._close()
+                case core.Forget(index):
+                    self._forget(index)
+
+    def _signal(self, pid: int, signal: int, group: bool) -> None:
+        try:
+            (signal_group if group else signal_process)(pid, signal)
+        except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here
+            self.daemon.journal.error(str(error), name=self.name)
+
+    def _grow(self) -> None:
+        for index in range(len(self.slots), len(self.core.processes)):
+            slot = Slot()
+            slot.name = self.daemon.plan_name(self.settings, index)
+            self.slots.append(slot)
+
+    def _arm_timer(self, index: int, due: float | None) -> None:
+        """Let the process have the timer that its state asks for, and no other."""
+        slot = self.slots[index]
+        if due == slot.armed:
+            return
+        if slot.timer is not None:
+            slot.timer.cancel()
+            slot.timer = None
+        slot.armed = due
+        if due is not None:
+            slot.timer = self.daemon.loop.call_at(due, self._timer_fired, index, due)
+
+    def _timer_fired(self, index: int, due: float) -> None:
+        slot = self.slots[index]
+        slot.timer = None
+        if slot.armed != due:
+            return
+        slot.armed = None
+        self.feed(core.Happened(index, Due()))
+
+    # Listeners
+
+    def _open(self) -> core.Opened | core.OpenFailed:
+        settings = self.settings
+        try:
+            self.recipes = Recipes(
+                settings,
+                self.daemon.config,
+                notify_socket=self.daemon.notify_socket_for(settings),
+                soft_nofile=self.daemon.soft_nofile,
+            )
+            if isinstance(settings, PoolSettings):
+                self.listeners = open_listeners(settings, self.daemon.sockets)
+        except LinuxError as error:
+            self.daemon.journal.error(str(error), name=self.name)
+            return core.OpenFailed(str(error))
+        for listener in self.listeners:
+            self.daemon.journal.info(f"listening on {listener.name}", name=self.name)
+            self.daemon.history.record("listener", self.name, detail=f"listening on {listener.name}")
+        return core.Opened()
+
+    def _close(self) -> None:
+        for listener in self.listeners:
+            listener.close()
+            self.daemon.journal.info(f"closed {listener.name}", name=self.name)
+            self.daemon.history.record("listener", self.name, detail=f"closed {listener.name}")
+        self.listeners = []
+
+    def _forget(self, index: int) -> None:
+        slot = self.slots.pop()
+        assert len(self.slots) == index
+        self._close_pumps(slot)
+        if slot.timer is not None:
+            slot.timer.cancel()
+
+    # Children
+
+    def spawn_if_due(self, index: int) -> None:
+        """Spawn the process if core still wants that: a stop may have overtaken the order."""
+        if index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning):
+            self.feed(core.Happened(index, self._spawn(index)))
+
+    def _spawn(self, index: int) -> Spawned | SpawnFailed:
+        slot = self.slots[index]
+        assert self.recipes is not None  # core opens a pool before it spawns
+        self._close_pumps(slot)
+        pipes: list[int] = []
+        try:
+            plan = self.recipes.plan(index)
+            recipe = self.recipes.recipe(plan)
+            out_read, out_write = log_pipe()
+            pipes += (out_read, out_write)
+            err_read, err_write = -1, out_write
+            if not self.settings.redirect_stderr:
+                err_read, err_write = log_pipe()
+                pipes += (err_read, err_write)
+            pid = self._start(recipe, out_write, err_write)
+        except (LinuxError, OSError) as error:
+            # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
+            for fd in pipes:
+                os.close(fd)
+            return SpawnFailed(str(error))
+        for fd in {out_write, err_write}:
+            os.close(fd)
+        slot.started = self.daemon.loop.time()
+        slot.spawned += 1
+        slot.requests = slot.status_text = None
+        slot.stdout = self._pump(index, out_read, plan, "stdout", plan.stdout_logfile)
+        if err_read >= 0:
+            slot.stderr = self._pump(index, err_read, plan, "stderr", plan.stderr_logfile)
+        self.daemon.children[pid] = (self, index)
+        return Spawned(pid)
+
+    def _start(self, recipe: Recipe, stdout: int, stderr: int) -> int:
+        settings = self.settings
+        passing = settings.socket_pass if isinstance(settings, PoolSettings) else None
+        if passing is None:
+            return spawn(recipe, stdin=self.daemon.devnull, stdout=stdout, stderr=stderr)
+        fds = [listener.fileno() for listener in self.listeners]
+        if passing == "stdin":
+            return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr)
+        names = [listener.name for listener in self.listeners]
+        return spawn(
+            recipe,
+            stdin=self.daemon.devnull,
+            stdout=stdout,
+            stderr=stderr,
+            listeners=fds,
+            listen_names=names,
+            listen_pid=passing == "systemd",
+        )
+
+    def _pump(self, index: int, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
+        settings = self.settings
+        target = self.daemon.logs.open(
+            path,
+            maxbytes=getattr(settings, f"{stream}_logfile_maxbytes"),
+            backups=getattr(settings, f"{stream}_logfile_backups"),
+        )
+        pump = Pump(
+            self.daemon.loop,
+            fd,
+            target,
+            process=f"{self.name}:{plan.name}",
+            stream=stream,
+            timestamps=settings.log_timestamps,
+            format=settings.log_format,
+            release=self.daemon.logs.release,
+        )
+        for follower in self.slots[index].followers:
+            if follower.stream == stream:
+                follower.cancel = pump.follow(follower.callback)
+        return pump
+
+    def died(self, index: int, pid: int, exit: Exit) -> None:
+        """The process is dead and reaped."""
+        slot = self.slots[index]
+        slot.exit = exit
+        self._hear_last_words(slot)
+        if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
+            self._log_death(index, pid, exit)
+        self.feed(core.Happened(index, Died(exit)))
+
+    def _log_death(self, index: int, pid: int, exit: Exit) -> None:
+        if self.core.processes[index].name == "STOPPING":
+            return  # by the signal that it was sent: nothing that an operator need look at
+        how = str(exit) if exit.signal is None else f"killed by {signal_name(exit.signal)}"
+        age = self.daemon.loop.time() - self.slots[index].started
+        self.daemon.journal.warning(f"{how} after {age:.1f} s", name=self.process_name(index), pid=pid)
+
+    def _hear_last_words(self, slot: Slot) -> None:
+        for pump in (slot.stdout, slot.stderr):
+            if pump is not None:
+                pump.drain()
+        slot.old_stdout = slot.stdout.tail(LAST_WORDS) if slot.stdout else []
+        slot.old_stderr = slot.stderr.tail(LAST_WORDS) if slot.stderr else []
+
+    def _close_pumps(self, slot: Slot) -> None:
+        for pump in (slot.stdout, slot.stderr):
+            if pump is not None:
+                pump.close()
+        slot.stdout = slot.stderr = None
+
+    # Telling others
+
+    def _announce(self, change: core.Changed) -> None:
+        if change.index >= len(self.slots):
+            return
+        before, after = change.before.name, change.after.name
+        if before == after:
+            self.daemon.process_changed(self, change.index)
+            return
+        name = self.process_name(change.index)
+        detail = describe(change.after)
+        if detail is None and after in ("STOPPED", "EXITED") and self.slots[change.index].exit is not None:
+            detail = str(self.slots[change.index].exit)
+        log = self.daemon.journal.error if after == "FATAL" else self.daemon.journal.info
+        log(after + (f": {detail}" if detail else ""), name=name)
+        self.daemon.history.record("process_state", name, before, after, detail)
+        self.daemon.process_changed(self, change.index)
+
+    def refresh(self) -> bool:
+        """Work out the pool's own state anew; true if it has changed."""
+        before, self.state = self.state, pool_state(self.core)
+        if self.state is before:
+            return False
+        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.core.fault)
+        return True
+
+    def last_lines(self, index: int, stream: str, count: int) -> list[bytes]:
+        """The last lines that the process wrote, and if it wrote few, those of the one before it."""
+        slot = self.slots[index]
+        if stream == "stdout" or self.settings.redirect_stderr:
+            pump, old = slot.stdout, slot.old_stdout
+        else:
+            pump, old = slot.stderr, slot.old_stderr
+        lines = pump.tail(count) if pump is not None else []
+        if pump is not None and self.core.processes[index].pid is None:
+            return lines[-count:] if count else []  # it is dead, and `old` is what it said
+        return (old + lines)[-count:] if count else []
+
+    def last_words(self, index: int) -> tuple[str, ...]:
+        """What explains a death: the end of its standard error, or of its standard output if it said nothing there."""
+        lines = self.last_lines(index, "stderr", LAST_WORDS) or self.last_lines(index, "stdout", LAST_WORDS)
+        return tuple(line.decode("utf-8", "backslashreplace") for line in lines)
+
+    def follow(self, index: int, stream: str, callback: Callable[[list[bytes]], None]) -> Callable[[], None]:
+        """Call `callback` with lines as the process writes them, until the answer is called."""
+        follower = Follower("stdout" if self.settings.redirect_stderr else stream, callback)
+        slot = self.slots[index]
+        slot.followers.append(follower)
+        pump = slot.stdout if follower.stream == "stdout" else slot.stderr
+        if pump is not None:
+            follower.cancel = pump.follow(callback)
+
+        def stop() -> None:
+            follower.cancel()
+            if follower in slot.followers:
+                slot.followers.remove(follower)
+
+        return stop
+
+    def why_fatal(self) -> str:
+        """In words, for one who cannot see the log."""
+        reasons = (describe(state) for state in self.core.processes if isinstance(state, Fatal))
+        return self.core.fault or next(filter(None, reasons), "no reason is known")
+
+    def end(self) -> None:
+        """The manager ends: let go of everything that is still held."""
+        self._close()
+        for slot in self.slots:
+            self._close_pumps(slot)
+            if slot.timer is not None:
+                slot.timer.cancel()
+
+
+def describe(state: State) -> str | None:
+    """A process state in words: why it is what it is."""
+    match state:
+        case BackoffState(why=why) | Fatal(why=why):
+            return why
+        case Exited(exit=exit):
+            return str(exit)
+        case _:
+            return f"pid {state.pid}" if state.pid is not None and state.name == "STARTING" else None

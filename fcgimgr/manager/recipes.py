@@ -1,0 +1,117 @@
+"""What a child is started from: its words, environment and privileges, put together from the settings.
+
+What is the same for every process of a pool is made once, when the pool opens; what differs is added at each spawn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Final
+
+from fcgimgr.config.processes import ProcessPlan, process_plan
+from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
+from fcgimgr.linux.accounts import Account, resolve_user
+from fcgimgr.linux.executables import find_executable
+from fcgimgr.linux.recipes import Recipe
+from fcgimgr.linux.spawn import FIRST_LISTENER
+
+# Tells a WSGI worker, which may run in a virtualenv without it, where flup is (fcgimgr/worker/__init__.py).
+FLUP_VARIABLE: Final = "FCGIMGR_FLUP"
+
+# What the manager's own supervisor told the manager is not for its children: they would answer in its place.
+_FOR_THE_MANAGER_ONLY: Final = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "MAINPID",
+)
+
+
+class Recipes:
+    """The recipes of one pool. LinuxError when its user does not exist."""
+
+    def __init__(
+        self, settings: ProcessSettings, config: Config, *, notify_socket: str | None, soft_nofile: int | None
+    ) -> None:
+        self._settings = settings
+        self._config = config
+        self._soft_nofile = soft_nofile
+        self.account: Account | None = resolve_user(settings.user) if settings.user else None
+        self._environment = self._common_environment(notify_socket)
+
+    def plan(self, index: int) -> ProcessPlan:
+        return process_plan(self._settings, self._config, index)
+
+    def recipe(self, plan: ProcessPlan) -> Recipe:
+        """How to spawn the process of this plan now. LinuxError when its command is not there or not executable."""
+        settings = self._settings
+        environment = {
+            **self._environment,
+            "FCGIMGR_PROCESS": plan.name,
+            "SUPERVISOR_PROCESS_NAME": plan.name,
+            **plan.environment,
+        }
+        return Recipe(
+            argv=plan.argv,
+            executable=find_executable(
+                plan.argv[0], environment.get("PATH", os.defpath), plan.directory, chroot=settings.chroot
+            ),
+            environment=environment,
+            directory=plan.directory,
+            umask=settings.umask,
+            account=self.account,
+            nice=settings.nice,
+            rlimits=settings.rlimits,
+            no_new_privs=settings.no_new_privs,
+            oom_score_adj=settings.oom_score_adj,
+            chroot=settings.chroot,
+            soft_nofile=self._soft_nofile,
+        )
+
+    def _common_environment(self, notify_socket: str | None) -> dict[str, str]:
+        settings = self._settings
+        environment = dict(os.environ)
+        if settings.clear_env:
+            environment = {"PATH": environment.get("PATH", os.defpath)}
+        for name in _FOR_THE_MANAGER_ONLY:
+            environment.pop(name, None)
+        if self.account is not None:
+            # Supervisor leaves root's HOME to a program of www-data, and that program fails in /root: told by many.
+            environment.update(
+                HOME=self.account.home, USER=self.account.name, LOGNAME=self.account.name, SHELL=self.account.shell
+            )
+        if isinstance(settings, PoolSettings):
+            environment.update(_pool_environment(settings))
+        if notify_socket is not None:
+            environment["NOTIFY_SOCKET"] = notify_socket
+        environment.update(
+            FCGIMGR_POOL=settings.name,
+            FCGIMGR_GENERATION="1",
+            SUPERVISOR_ENABLED="1",
+            SUPERVISOR_GROUP_NAME=settings.name,
+        )
+        return environment
+
+
+def _pool_environment(settings: PoolSettings) -> dict[str, str]:
+    environment = {}
+    if settings.socket_allowed:
+        environment["FCGI_WEB_SERVER_ADDRS"] = ",".join(settings.socket_allowed)
+    if settings.socket_pass == "env":
+        fds = range(FIRST_LISTENER, FIRST_LISTENER + len(settings.sockets))
+        environment[settings.socket_env] = ",".join(map(str, fds))
+    if settings.wsgi is not None and (home := flup_home()) is not None:
+        environment[FLUP_VARIABLE] = home
+    return environment
+
+
+def flup_home() -> str | None:
+    """The directory that holds the package flup, for an application's interpreter that has none of its own."""
+    found = importlib.util.find_spec("flup")
+    if found is None or not found.submodule_search_locations:
+        return None
+    return os.path.dirname(found.submodule_search_locations[0])

@@ -1,0 +1,198 @@
+"""The control socket's manager side: who may speak, how much, and for how long; what they ask is in commands.py.
+
+A client cannot disturb the manager: a line is bounded (messages.LINE_LIMIT), so are the clients, the requests each has
+under way, what it leaves unread, and how long it may hold a connection without asking for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from fcgimgr.control.codec import (
+    LineReader,
+    encode_error,
+    encode_notification,
+    encode_refusal,
+    encode_result,
+    parse_request,
+)
+from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, ControlError, Notice, Request
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.listeners import Listener
+from fcgimgr.manager.commands import CHANGING, COMMANDS
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+
+IDLE_LIMIT: Final = 60.0  # seconds without a request under way
+REQUEST_LIMIT: Final = 16  # under way at once, a client
+UNREAD_LIMIT: Final = 16 * 1024 * 1024  # bytes that a client may leave unread before it is hung up on
+GOODBYE: Final = 1.0  # seconds for the last answers to go out when the manager ends
+
+
+class ControlServer:
+    """Listens on the control socket until it is closed."""
+
+    def __init__(self, daemon: Daemon, listener: Listener) -> None:
+        self.daemon = daemon
+        self.clients: set[Client] = set()
+        self._listener = listener
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        self._server = await self.daemon.loop.create_unix_server(lambda: Client(self), sock=self._listener.sock)
+
+    def may_speak(self, uid: int) -> bool:
+        """Root and our own user always; others where control_mode lets them, which the kernel has checked."""
+        return uid in (0, os.geteuid()) or bool(self.daemon.config.manager.control_mode & 0o022)
+
+    async def close(self) -> None:
+        """Let the last answers go out, then hang up on everybody."""
+        if self._server is not None:
+            self._server.close()
+        tasks = [task for client in self.clients for task in client.tasks]
+        if tasks:
+            await asyncio.wait(tasks, timeout=GOODBYE)
+        for client in tuple(self.clients):
+            client.hang_up()
+        until = self.daemon.loop.time() + GOODBYE
+        while self.clients and self.daemon.loop.time() < until:
+            await asyncio.sleep(0.005)  # until connection_lost: what was written is flushed
+        self._listener.close()
+
+
+class Client(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: ControlServer) -> None:
+        self._server = server
+        self._daemon = server.daemon
+        self._reader = LineReader()
+        self._transport: asyncio.WriteTransport | None = None
+        self._who = ""
+        self._gone = server.daemon.loop.create_future()
+        self._idle: asyncio.TimerHandle | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        pid, uid, _ = peer_credentials(transport.get_extra_info("socket"))
+        self._who = f"pid {pid}, uid {uid}"
+        if not self._server.may_speak(uid):
+            self._refuse(f"uid {uid} may not control this manager (control_mode and control_owner say who may)")
+        elif len(self._server.clients) >= CLIENT_LIMIT:
+            self._refuse(f"{CLIENT_LIMIT} clients are being served already; try again later")
+        else:
+            self._server.clients.add(self)
+            self._watch_idling()
+
+    def _refuse(self, why: str) -> None:
+        self._send(encode_error(None, REFUSED, why))
+        self.hang_up()
+
+    def data_received(self, data: bytes) -> None:
+        if self not in self._server.clients:
+            return
+        try:
+            lines = self._reader.feed(data)
+        except ControlError as error:
+            self._send(encode_refusal(error))
+            self.hang_up()
+            return
+        for line in lines:
+            self._take(line)
+
+    def eof_received(self) -> bool:
+        # A client that has said all may still want its answers: keep the connection while a request is under way.
+        if not self.tasks:
+            return False
+        if not self._gone.done():
+            self._gone.set_result(None)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.clients.discard(self)
+        if self._idle is not None:
+            self._idle.cancel()
+        if not self._gone.done():
+            self._gone.set_result(None)
+        for task in self.tasks:
+            task.cancel()
+
+    # Requests
+
+    def _take(self, line: bytes) -> None:
+        try:
+            request = parse_request(line)
+            if len(self.tasks) >= REQUEST_LIMIT:
+                raise ControlError(f"{REQUEST_LIMIT} requests are under way already", code=REFUSED, id=request.id)
+        except ControlError as error:
+            self._send(encode_refusal(error))
+            return
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if request.method in CHANGING:
+            self._daemon.journal.info(f"{request.method} asked", by=self._who, params=request.params)
+        task = self._daemon.loop.create_task(self._answer(request))
+        self.tasks.add(task)
+        task.add_done_callback(self._answered)
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            result = await COMMANDS[request.method](self._daemon, request.params, self)
+        except ControlError as error:
+            self._send(encode_error(request.id, error.code, str(error)))
+        except LinuxError as error:
+            self._send(encode_error(request.id, REFUSED, str(error)))
+        except Exception as error:  # noqa: BLE001 - a fault of one command is told to who gave it, and ends nothing
+            self._daemon.journal.error(f"internal error in {request.method}: {error!r}")
+            self._send(encode_error(request.id, INTERNAL_ERROR, f"internal error: {error!r}"))
+        else:
+            self._send(encode_result(request.id, result))
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if self.tasks:
+            return
+        if self._gone.done():
+            self.hang_up()
+        else:
+            self._watch_idling()
+
+    def _watch_idling(self) -> None:
+        if self._idle is None:
+            self._idle = self._daemon.loop.call_later(IDLE_LIMIT, self.hang_up)
+
+    # commands.Caller
+
+    def notify(self, method: str, params: Notice) -> None:
+        self._send(encode_notification(method, params))
+
+    async def gone(self) -> None:
+        await asyncio.shield(self._gone)
+
+    def _send(self, line: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > UNREAD_LIMIT:
+            self._daemon.journal.warning("a client of the control socket does not read: hung up", by=self._who)
+            self._transport.abort()
+            return
+        self._transport.write(line)
+
+    def hang_up(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of whoever connected, as the kernel noted them then (SO_PEERCRED, unix(7))."""
+    return struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))

@@ -1,0 +1,201 @@
+"""How the manager comes up: configuration, descriptors, directories, locks, logs and signals, and then the daemon.
+
+What can go wrong at a start is said on standard error, with --daemon by the starter: a broken configuration ends it
+with exit code 2, all else with 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getopt
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from fcgimgr.config.address import InheritedAddress
+from fcgimgr.config.read import ConfigError, read
+from fcgimgr.config.settings import Config, ManagerSettings
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.listeners import inherited_sockets
+from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
+from fcgimgr.manager.commands import check_config
+from fcgimgr.manager.daemon import Daemon, Watcher
+from fcgimgr.manager.daemonize import Starter, daemonize
+from fcgimgr.manager.journal import Journal
+from fcgimgr.manager.logfile import LogFile, Logs
+from fcgimgr.manager.places import Places
+from fcgimgr.manager.server import ControlServer
+from fcgimgr.manager.stream import Stream
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.target import Target
+
+FAILED = 1
+BAD_CONFIG = 2
+
+
+def main(words: list[str]) -> int:
+    """Run the manager that `words` (the arguments) ask for; the exit code."""
+    options = dict(getopt.getopt(words, "", ["config=", "daemon"])[0])
+    try:
+        config = read(options["--config"], os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return BAD_CONFIG
+    in_background = "--daemon" in options
+    if in_background:
+        for warning in daemon_warnings(config):
+            print(f"{config.path}: warning: {warning}", file=sys.stderr)
+    try:
+        sockets = inherited_sockets()
+        close_inherited(keep=given_fds(config, sockets))
+    except LinuxError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    starter = daemonize() if in_background else Starter()
+    try:
+        return run(config, starter, sockets)
+    except LinuxError as error:
+        starter.fail(FAILED, str(error))
+        return FAILED
+
+
+def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
+    """Manage until it is over; the exit code. LinuxError: it could not begin."""
+    settings = config.manager
+    open_standard_fds()
+    reset_ignored_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    set_name("fcgimgr")
+    set_subreaper()
+    os.umask(settings.umask)
+    if settings.directory is not None:
+        change_directory(settings.directory)
+    soft_nofile = raise_nofile(settings.minfds)
+    places = Places(settings)
+    loop = asyncio.new_event_loop()
+    try:
+        journal, logs = open_logs(settings, loop)
+        for warning in config.warnings:
+            journal.warning(warning)
+        daemon = Daemon(config, loop=loop, journal=journal, logs=logs, soft_nofile=soft_nofile, sockets=sockets)
+        listen_to_signals(daemon)
+        return loop.run_until_complete(live(daemon, ControlServer(daemon, places.control), starter))
+    finally:
+        loop.close()
+        places.release()
+
+
+async def live(daemon: Daemon, server: ControlServer, starter: Starter) -> int:
+    """From the first process to the last."""
+    await server.open()
+    daemon.journal.info("starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control)
+    daemon.watchers.append(TellStarter(daemon, starter))
+    daemon.start()
+    await daemon.ended
+    daemon.end()
+    daemon.journal.info("ended", code=daemon.exit_code)
+    await server.close()
+    return daemon.exit_code
+
+
+class TellStarter(Watcher):
+    """Lets the starter go as soon as the manager is up, or has given up."""
+
+    def __init__(self, daemon: Daemon, starter: Starter) -> None:
+        self._daemon = daemon
+        self._starter = starter
+
+    def manager_changed(self) -> None:
+        faults = [pool for pool in self._daemon.pools.values() if pool.state.value == "FATAL"]
+        reasons = "\n".join(f"{pool.name}: {pool.why_fatal()}" for pool in faults)
+        if self._daemon.state == "RUNNING":
+            self._starter.tell(0, reasons)
+        elif self._daemon.state == "STOPPING":
+            self._starter.tell(FAILED, f"the manager was not up: nothing could be started\n{reasons}".rstrip())
+
+
+def listen_to_signals(daemon: Daemon) -> None:
+    """The preset of signals that PHP-FPM's users know."""
+    loop = daemon.loop
+
+    def terminate(number: int) -> None:
+        name = signal.Signals(number).name
+        if daemon.state == "STOPPING":
+            daemon.shutdown_now(f"{name} for the second time")
+        else:
+            daemon.shutdown(name)
+
+    def check_again() -> None:
+        checked = check_config(daemon)
+        for problem in checked.problems:
+            daemon.journal.error(problem)
+        if checked.ok and checked.changed:
+            daemon.journal.warning("HUP: the configuration is good and differs from what runs; restart to have it")
+        elif checked.ok:
+            daemon.journal.info("HUP: the configuration is good and is what runs")
+        else:
+            daemon.journal.error("HUP: the configuration is broken; what runs is not touched")
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(number, terminate, number)
+    loop.add_signal_handler(signal.SIGHUP, check_again)
+    loop.add_signal_handler(signal.SIGUSR1, daemon.reopen_logs)
+    loop.add_signal_handler(signal.SIGUSR2, daemon.restart_all)
+    loop.add_signal_handler(signal.SIGCHLD, daemon.reap_children)
+
+
+def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop) -> tuple[Journal, Logs]:
+    """The manager's own log, and the registry of all others."""
+
+    def report(message: str) -> None:
+        journal.warning(message)
+
+    def report_aside(message: str) -> None:
+        aside.warning(message)  # trouble with the log itself cannot be told to it
+
+    output = Stream(1, report=report, loop=loop)
+    errors = Stream(2, report=report, loop=loop)
+    aside = journal = Journal(settings.loglevel, settings.log_format, errors)
+    own: Target = errors
+    if settings.logfile != "-":
+        own = LogFile(
+            settings.logfile, maxbytes=settings.logfile_maxbytes, backups=settings.logfile_backups, report=report_aside
+        )
+        journal = Journal(settings.loglevel, settings.log_format, own)
+    return journal, Logs(own, report=report, streams={1: output, 2: errors})
+
+
+def given_fds(config: Config, sockets: dict[str, list[int]]) -> set[int]:
+    """The fds that were passed to us on purpose."""
+    by_systemd = {fd for fds in sockets.values() for fd in fds}
+    by_number = {
+        address.fd
+        for pool in config.pools.values()
+        for address in pool.sockets
+        if isinstance(address, InheritedAddress)
+    }
+    return by_systemd | by_number
+
+
+def open_standard_fds() -> None:
+    """Whoever closed fd 0, 1 or 2 gets /dev/null there: else a listener would land on it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def change_directory(path: str) -> None:
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise LinuxError(f"manager.directory: cannot change to {path}: {error.strerror}") from error
+
+
+def daemon_warnings(config: Config) -> list[str]:
+    """What is lost in the background, where standard output and error lead nowhere."""
+    warnings = []
+    if config.manager.logfile == "-":
+        warnings.append('manager.logfile is "-": in the background the manager\'s log is lost; name a file')
+    return warnings

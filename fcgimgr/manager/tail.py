@@ -1,0 +1,59 @@
+"""The last lines of a process's output: from memory, and from its log file where more are asked for than memory has."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.pools import Pool
+
+#: How far back, in bytes, a log file is read.
+FARTHEST: Final = 1024 * 1024
+
+
+def last_lines(pool: Pool, index: int, stream: str, count: int) -> list[bytes]:
+    """At most `count` lines, oldest first. A log file that several processes share is not looked into."""
+    lines = pool.last_lines(index, stream, count)
+    path = own_log_file(pool, index, stream)
+    if len(lines) >= count or path is None:
+        return lines
+    return end_of_file(path, count) or lines
+
+
+def own_log_file(pool: Pool, index: int, stream: str) -> str | None:
+    """The file that holds this stream of this process and nothing else."""
+    if pool.recipes is None:
+        return None
+    settings = pool.settings
+    template = settings.stdout_logfile if stream == "stdout" or settings.redirect_stderr else settings.stderr_logfile
+    if template in ("-", "none") or (settings.numprocs > 1 and "%(process_num)" not in template):
+        return None
+    if not settings.redirect_stderr and settings.stdout_logfile == settings.stderr_logfile:
+        return None
+    plan = pool.recipes.plan(index)
+    return plan.stdout_logfile if template == settings.stdout_logfile else plan.stderr_logfile
+
+
+def end_of_file(path: str, count: int) -> list[bytes]:
+    """The last `count` lines of a regular file, as far as FARTHEST bytes go; none if it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return []
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return []
+        start = max(0, status.st_size - FARTHEST)
+        lines = os.pread(fd, FARTHEST, start).split(b"\n")
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    if lines and not lines[-1]:
+        lines.pop()
+    if start:
+        lines = lines[1:]  # its beginning was cut off
+    return lines[-count:] if count else []

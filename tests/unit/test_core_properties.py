@@ -1,0 +1,142 @@
+"""Whatever happens, in whatever order: never more processes than wanted, every stop ends, the listener is where it must be."""
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fcgimgr.core.pool import PoolState
+from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, Stopped
+
+from .history import History
+
+INDEXES = st.integers(0, 5)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Throws everything at a pool that the manager can, in any order."""
+
+    @initialize(
+        numprocs=st.integers(1, 4),
+        startsecs=st.sampled_from([0.0, 1.0]),
+        startretries=st.sampled_from([-1, 0, 2]),
+        autorestart=st.sampled_from([True, False, "unexpected"]),
+        ready=st.sampled_from(["startsecs", "notify"]),
+        on_fatal=st.sampled_from(["close", "keep"]),
+    )
+    def begin(self, **keys):
+        self.history = History(stopwaitsecs=3, ready_timeout=5, **keys)
+
+    @rule()
+    def start(self):
+        self.history.start()
+
+    @rule(index=INDEXES)
+    def start_one(self, index):
+        if index < len(self.history.states):
+            self.history.start(f"app_{index:02}")
+
+    @rule()
+    def stop(self):
+        self.history.stop()
+
+    @rule(index=INDEXES)
+    def stop_one(self, index):
+        if index < len(self.history.states):
+            self.history.stop(f"app_{index:02}")
+
+    @rule()
+    def restart(self):
+        self.history.restart()
+
+    @rule(index=INDEXES)
+    def restart_one(self, index):
+        if index < self.history.pool.wanted:
+            self.history.restart(f"app_{index:02}")
+
+    @rule(numprocs=st.integers(1, 5))
+    def scale(self, numprocs):
+        self.history.scale(numprocs)
+
+    @rule()
+    def kill(self):
+        self.history.kill()
+
+    @rule(broken=st.booleans())
+    def let_spawns_fail(self, broken):
+        self.history.cannot_spawn = "no such file" if broken else None
+
+    @rule(taken=st.booleans())
+    def let_the_port_be_taken(self, taken):
+        self.history.port_in_use = "in use" if taken else None
+
+    @precondition(lambda self: self.history.pids)
+    @rule(choice=st.integers(0, 99), code=st.sampled_from([None, 0, 1]))
+    def die(self, choice, code):
+        indexes = sorted(self.history.pids)
+        name = f"app_{indexes[choice % len(indexes)]:02}"
+        self.history.exits(name, code=code, signal=9 if code is None else None)
+
+    @precondition(lambda self: self.history.pids)
+    @rule(choice=st.integers(0, 99))
+    def say_ready(self, choice):
+        indexes = sorted(self.history.pids)
+        self.history.ready(f"app_{indexes[choice % len(indexes)]:02}")
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 5.0, 40.0]))
+    def let_time_pass(self, seconds):
+        self.history.at(self.history.now + seconds)
+
+    @invariant()
+    def core_and_the_world_agree_on_who_lives(self):
+        pids = {index: state.pid for index, state in enumerate(self.history.pool.processes) if state.pid is not None}
+        assert pids == self.history.pids
+        assert all(isinstance(self.history.pool.processes[index], ALIVE) for index in pids)
+
+    @invariant()
+    def there_are_never_more_processes_than_wanted_but_those_on_their_way_out(self):
+        for state in self.history.pool.processes[self.history.pool.wanted :]:
+            assert state.name in ("STOPPING", "STOPPED", "EXITED", "FATAL")
+
+    @invariant()
+    def nothing_lives_without_its_listener(self):
+        if self.history.pids:
+            assert self.history.listening
+        assert self.history.listening == self.history.pool.open
+
+    @invariant()
+    def a_listener_is_open_only_where_somebody_may_come_to_serve_it(self):
+        history = self.history
+        if history.listening and all(isinstance(s, Stopped | Exited | Fatal) for s in history.pool.processes):
+            assert history.settings.on_fatal == "keep"
+            assert any(isinstance(state, Fatal) for state in history.pool.processes)
+
+    @invariant()
+    def every_wait_has_a_timer(self):
+        for state in self.history.pool.processes:
+            if isinstance(state, Backoff) or state.name == "STOPPING":
+                assert state.due is not None
+
+    @invariant()
+    def a_running_pool_has_all_it_wants(self):
+        history = self.history
+        if history.state is PoolState.RUNNING:
+            assert history.states[: history.pool.wanted] == ["RUNNING"] * history.pool.wanted
+
+    def teardown(self):
+        if not hasattr(self, "history"):
+            return
+        history = self.history
+        history.stop()
+        for _ in range(3):  # TERM is ignored by all; SIGKILL is not
+            for sent in [sent for sent in history.signals if sent.signal == 9]:
+                if history.pids.get(sent.index) == sent.pid:
+                    history.exits(f"app_{sent.index:02}", signal=9)
+            history.at(history.now + 4)
+        assert history.pids == {}
+        assert history.state is PoolState.STOPPED
+        assert not history.listening
+        assert history.timers == []
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
