@@ -1,0 +1,41 @@
+"""Environment files: one NAME=value a line, as systemd, Docker and most deployment tools write them.
+
+Nothing is expanded in them, so that a password may hold any character. The values are bytes of the user's choice and
+are decoded as Python decodes its own environment.
+"""
+
+import re
+from typing import Final
+
+from fcgimgr.config.files import read_regular
+
+LARGEST: Final = 1024 * 1024
+
+_LINE: Final = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*(.*)", re.DOTALL)
+
+
+def read_environment_file(path: str) -> dict[str, str]:
+    """The variables in the file; ValueError says which line is wrong, or why the file cannot be read."""
+    try:
+        content = read_regular(path, LARGEST)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    variables: dict[str, str] = {}
+    for number, raw in enumerate(content.decode("utf-8", "surrogateescape").split("\n"), 1):
+        line = raw.strip()
+        if not line or line.startswith(("#", ";")):
+            continue
+        match = _LINE.fullmatch(line)
+        if not match or "\0" in line:
+            raise ValueError(f"{path}: line {number}: expected NAME=value")
+        variables[match[1]] = _unquoted(match[2], path, number)
+    return variables
+
+
+def _unquoted(value: str, path: str, number: int) -> str:
+    quote = value[:1]
+    if quote not in ('"', "'"):
+        return value
+    if len(value) < 2 or not value.endswith(quote):
+        raise ValueError(f"{path}: line {number}: the closing {quote} is missing")
+    return value[1:-1]

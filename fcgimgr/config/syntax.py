@@ -1,0 +1,109 @@
+"""TOML text to tables, and, where the text is no TOML, what was probably meant.
+
+Most people come with a supervisord.conf or a php-fpm pool in mind, and their first mistakes are those formats' habits:
+text without quotes, `yes`, `;` comments, `[program:x]`. The TOML parser's own message ("Invalid value") helps nobody
+there, so the line itself is looked at and the message says what to write.
+"""
+
+import re
+from typing import Any, Final
+
+import tomli
+
+from fcgimgr.config.problems import ConfigError, Problem
+
+LONGEST_LINE: Final = 200
+"""Characters of a line that are looked at: a hint needs no more, and the patterns are not linear."""
+
+AT: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+
+_KEY: Final = r"^\s*([\w.\"'-]+)\s*=\s*"
+
+# The first pattern found in the line gives the hint; a match's groups fill in the braces.
+_HINTS: Final = (
+    (r"^\s*\[(?:fcgi-program)[: ]\s*([\w.-]+)", "in TOML this table is [pool.{0}]"),
+    (r"^\s*\[(program|group|eventlistener)[: ]\s*([\w.-]+)", "in TOML this table is [{0}.{1}]"),
+    (r"^\s*;", "a comment begins with #"),
+    (r"^\s*(?:env|php_\w+)\[([^\]]*)\]\s*=", 'write environment = {{ {0} = "value" }}'),
+    (r"^\s*(environment)\s*=\s*\w+\s*=", 'write environment = {{ NAME = "value", OTHER = "value" }}'),
+    (_KEY + r"(?i:yes|on|true)\s*(?:[#;].*)?$", "write {0} = true"),
+    (_KEY + r"(?i:no|off|false)\s*(?:[#;].*)?$", "write {0} = false"),
+    (_KEY + r"(0[0-7]+)\s*(?:[#;].*)?$", 'an octal number goes in quotes: {0} = "{1}"'),
+    (_KEY + r"(\d+)(?:s|sec|secs|seconds)\s*(?:[#;].*)?$", "times are plain numbers of seconds: {0} = {1}"),
+    (_KEY + r"(\d+\s*[kKmMgG][iI]?[bB]?)\s*(?:[#;].*)?$", 'a size with a unit goes in quotes: {0} = "{1}"'),
+    (_KEY + r"(?:[#;].*)?$", "the value is missing"),
+    (_KEY + r"\"[^\"]*\\", "in double quotes a backslash is written \\\\; or put the text in single quotes"),
+    (_KEY + r"([^\s\"'\[{#][^\"'#;]*?)\s*(?:[#;].*)?$", 'text goes in quotes: {0} = "{1}"'),
+    (_KEY + r"([^\s\"'\[{].*?)\s*$", "text goes in quotes: {0} = '{1}'"),
+    (_KEY + r"(\"[^\"]*|'[^']*)$", "the closing quote is missing"),
+    (_KEY + r"(?:\"[^\"]*\"|'[^']*')\s*;", "a comment begins with #"),
+    (r"^\s*\[[^\]]*$", "the closing ] is missing"),
+    (r"^\s*[\w.-]+\s*:\s", "TOML has key = value, not key: value"),
+    (r"^\s*[\w.-]+\s*$", "a line is a [table] or key = value"),
+)
+
+_REWORDED: Final = (
+    (r"Cannot overwrite a value", "a key is given twice"),
+    (r"Cannot declare \((.*)\) twice", "the table {0} is given twice"),
+    (r"Expected newline or end of document after a statement", "something is left over after the value"),
+)
+
+_FOREIGN: Final = (
+    (
+        r"^[ \t]*\[(?:supervisord|supervisorctl|unix_http_server|inet_http_server|(?:fcgi-)?program:|rpcinterface:)",
+        "this looks like a supervisord.conf, and fcgimgr reads TOML",
+    ),
+    (
+        r"^[ \t]*(?:pm(?:\.\w+)?\s*=\s*\w|php_admin_\w+\[|listen\s*=\s*[^\s\"'])",
+        "this looks like a pool file of PHP-FPM",
+    ),
+)
+
+
+def parse(shown: str, content: bytes) -> tuple[dict[str, Any], str]:
+    """The tables of a TOML document, and its text; ConfigError with one problem of the file `shown` when it is none."""
+    try:
+        # Editors on Windows put a byte order mark there, and TOML 1.1 ignores it.
+        text = content.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _broken(shown, "the file is not UTF-8 text", line) from None
+    try:
+        return tomli.loads(text), text
+    except tomli.TOMLDecodeError as error:
+        raise _explained(shown, text, str(error)) from None
+    except RecursionError:
+        raise _broken(shown, "the tables and lists are nested too deeply") from None
+    except ValueError as error:  # int() has a limit of 4300 digits, and tomli lets its error through
+        raise _broken(shown, f"a number is too long: {error}") from None
+
+
+def _broken(shown: str, message: str, line: int | None = None) -> ConfigError:
+    return ConfigError((Problem(shown, "", message, line),))
+
+
+def _explained(shown: str, text: str, message: str) -> ConfigError:
+    lines = text.splitlines() or [""]
+    at = AT.search(message)
+    message = AT.sub("", message)
+    duplicate = message.startswith("Cannot")
+    number = int(at[1]) if at and at[1] else None
+    if number is None and not duplicate:  # at the end of the document: where its last line is
+        number = len(text.rstrip().splitlines()) or 1
+    line = lines[min(number, len(lines)) - 1][:LONGEST_LINE] if number is not None else ""
+    hint = None if duplicate else _found(_HINTS, line)
+    reworded = _found(_REWORDED, message) or message[:1].lower() + message[1:]
+    parts = [f"not TOML: {reworded}"]
+    if line.strip():
+        parts.append(f"in: {line.strip()[:100]}")
+    foreign = _found(_FOREIGN, text, re.MULTILINE)
+    parts += [part for part in (hint, foreign) if part]
+    return _broken(shown, "; ".join(parts), number)
+
+
+def _found(rules: tuple[tuple[str, str], ...], text: str, flags: int = 0) -> str | None:
+    for pattern, hint in rules:
+        match = re.search(pattern, text, flags)
+        if match:
+            return hint.format(*(group or "" for group in match.groups()))
+    return None
