@@ -11,6 +11,7 @@ import getopt
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fcgimgr.config.address import InheritedAddress
@@ -26,6 +27,7 @@ from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.logfile import LogFile, Logs
 from fcgimgr.manager.places import Places
 from fcgimgr.manager.server import ControlServer
+from fcgimgr.manager.signals import Signals
 from fcgimgr.manager.stream import Stream
 
 if TYPE_CHECKING:
@@ -80,8 +82,12 @@ def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
         for warning in config.warnings:
             journal.warning(warning)
         daemon = Daemon(config, loop=loop, journal=journal, logs=logs, soft_nofile=soft_nofile, sockets=sockets)
-        listen_to_signals(daemon)
-        return loop.run_until_complete(live(daemon, ControlServer(daemon, places.control), starter))
+        signals = Signals(loop)
+        listen_to_signals(daemon, signals)
+        try:
+            return loop.run_until_complete(live(daemon, ControlServer(daemon, places.control), starter))
+        finally:
+            signals.close()
     finally:
         loop.close()
         places.release()
@@ -116,9 +122,8 @@ class TellStarter(Watcher):
             self._starter.tell(FAILED, f"the manager was not up: nothing could be started\n{reasons}".rstrip())
 
 
-def listen_to_signals(daemon: Daemon) -> None:
+def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
     """The preset of signals that PHP-FPM's users know."""
-    loop = daemon.loop
 
     def terminate(number: int) -> None:
         name = signal.Signals(number).name
@@ -139,11 +144,11 @@ def listen_to_signals(daemon: Daemon) -> None:
             daemon.journal.error("HUP: the configuration is broken; what runs is not touched")
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        loop.add_signal_handler(number, terminate, number)
-    loop.add_signal_handler(signal.SIGHUP, check_again)
-    loop.add_signal_handler(signal.SIGUSR1, daemon.reopen_logs)
-    loop.add_signal_handler(signal.SIGUSR2, daemon.restart_all)
-    loop.add_signal_handler(signal.SIGCHLD, daemon.reap_children)
+        signals.handle(number, partial(terminate, number))
+    signals.handle(signal.SIGHUP, check_again)
+    signals.handle(signal.SIGUSR1, daemon.reopen_logs)
+    signals.handle(signal.SIGUSR2, daemon.restart_all)
+    signals.handle(signal.SIGCHLD, daemon.reap_children)
 
 
 def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop) -> tuple[Journal, Logs]:
