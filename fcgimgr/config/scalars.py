@@ -1,13 +1,13 @@
 """Kinds of a single value: flags, numbers, times, sizes, modes, words, signals, accounts and paths."""
 
 import re
-import signal
 from typing import Final
 
 import msgspec
 
 from fcgimgr.config.kinds import EXPANSION, Kind, Schema
 from fcgimgr.config.place import Place
+from fcgimgr.config.signals import signal_name, signal_number
 from fcgimgr.config.values import expanded, refusal, show, text_of
 
 SECONDS_MAX: Final = 10**9
@@ -191,24 +191,18 @@ class Signal(Kind, frozen=True):
         if isinstance(value, int) and not isinstance(value, bool):
             name = show(value)
         else:
-            name = self.expand(text_of(value, wanted), place).strip().upper()
-        if re.fullmatch("[0-9]{1,3}", name):
-            if int(name) not in signal.valid_signals():
-                raise refusal(wanted, value)
-            return int(name)
-        found = signal.Signals.__members__.get("SIG" + name.removeprefix("SIG"))
-        if found is None:
-            raise refusal(wanted, value)
-        return int(found)
+            name = self.expand(text_of(value, wanted), place)
+        try:
+            return signal_number(name)
+        except ValueError:
+            raise refusal(wanted, value) from None
 
     def schema(self) -> Schema:
         return {"type": ["string", "integer"], "minimum": 1, "maximum": 64}
 
     def plain(self, setting: int) -> str | int:
-        try:
-            return signal.Signals(setting).name.removeprefix("SIG")
-        except ValueError:  # a real-time signal between SIGRTMIN and SIGRTMAX has a number only
-            return setting
+        name = signal_name(setting)
+        return name.removeprefix("SIG") if name.startswith("SIG") else setting  # a real-time one has a number only
 
 
 class Text(Kind, frozen=True, kw_only=True):

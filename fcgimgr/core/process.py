@@ -20,6 +20,7 @@ from typing import ClassVar, Final, TypeAlias
 import msgspec
 
 from fcgimgr.config.settings import ProcessSettings
+from fcgimgr.config.signals import signal_name
 from fcgimgr.core.backoff import backoff_delay
 
 SIGKILL: Final = 9
@@ -44,7 +45,7 @@ class Exit(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if self.signal is not None:
-            return f"killed by signal {self.signal}"
+            return f"killed by {signal_name(self.signal)}"
         return "ended" if self.code is None else f"exited with code {self.code}"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from fcgimgr import __version__
 from fcgimgr.config.read import ConfigError, read
+from fcgimgr.config.signals import signal_number
 from fcgimgr.control import messages
 from fcgimgr.control.messages import (
     INVALID_PARAMS,
@@ -30,7 +31,6 @@ from fcgimgr.manager import waiting
 from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
 from fcgimgr.manager.status import status as status_of
 from fcgimgr.manager.tail import last_lines
-from fcgimgr.manager.words import signal_number
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

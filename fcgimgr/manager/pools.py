@@ -37,7 +37,6 @@ from fcgimgr.linux.spawn import Recipe, spawn
 from fcgimgr.manager.listening import open_listeners
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import Recipes
-from fcgimgr.manager.words import signal_name
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -304,9 +303,8 @@ class Pool:
     def _log_death(self, index: int, pid: int, exit: Exit) -> None:
         if self.core.processes[index].name == "STOPPING":
             return  # by the signal that it was sent: nothing that an operator need look at
-        how = str(exit) if exit.signal is None else f"killed by {signal_name(exit.signal)}"
         age = self.daemon.loop.time() - self.slots[index].started
-        self.daemon.journal.warning(f"{how} after {age:.1f} s", name=self.process_name(index), pid=pid)
+        self.daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.process_name(index), pid=pid)
 
     def _hear_last_words(self, slot: Slot) -> None:
         for pump in (slot.stdout, slot.stderr):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings
+from fcgimgr.config.signals import signal_name
 from fcgimgr.control import messages
 from fcgimgr.core.process import Backoff, Exited, Fatal, State
 from fcgimgr.linux.procfs import rss, socket_inodes
 from fcgimgr.linux.sockdiag import established_inodes, queue_length
 from fcgimgr.manager.names import Chosen, indexes_of
-from fcgimgr.manager.words import signal_name
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
