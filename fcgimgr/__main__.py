@@ -5,6 +5,9 @@ import sys
 
 def main() -> int:
     """The exit code of the command line."""
+    from fcgimgr.linux.standard import open_standard_fds
+
+    open_standard_fds()
     try:
         from fcgimgr.cli.main import main as run
 

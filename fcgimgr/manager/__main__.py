@@ -7,14 +7,23 @@ import os
 import sys
 from typing import NoReturn
 
+from fcgimgr.linux.standard import open_standard_fds
+
 
 def begin() -> NoReturn:
     """Manage until it is over, and end with the exit code."""
+    open_standard_fds()
     # asyncio imports ssl if it can: 6 MB for which the manager has no use.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     from fcgimgr.manager.start import main
 
-    code = main(sys.argv[1:])
+    try:
+        code = main(sys.argv[1:])
+    except Exception as error:
+        if os.environ.get("FCGIMGR_DEBUG"):
+            raise
+        print(f"fcgimgr: internal error: {error!r}; set FCGIMGR_DEBUG=1 to see where", file=sys.stderr)
+        code = 1
     sys.stderr.flush()
     # Nothing is left to tidy up, and taking the interpreter down takes longer than the kernel needs for all of it.
     os._exit(code)
