@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections import deque
 from typing import Final
 
@@ -70,7 +69,11 @@ class Daemon:
         self._waves: deque[tuple[str, ...]] = deque()
         self._deadline: asyncio.TimerHandle | None = None
         units: dict[str, ProcessSettings] = {**config.pools, **config.programs}
-        self.pools: dict[str, Pool] = {name: Pool(self, settings, random.random()) for name, settings in units.items()}
+        self.pools: dict[str, Pool] = {
+            # The seed lets the back-off of two machines that fail together differ.
+            name: Pool(self, settings, seed=os.urandom(1)[0] / 256)
+            for name, settings in units.items()
+        }
 
     @property
     def settings(self) -> dict[str, ProcessSettings]:

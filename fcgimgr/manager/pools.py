@@ -41,6 +41,7 @@ from fcgimgr.manager.recipes import Recipes
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
 
+MOST_LINGERING: Final = 4  # pipes of dead processes that are read on, a slot
 LAST_WORDS: Final = 10  # how many of a dead process's log lines are kept for a verdict
 
 
@@ -48,7 +49,7 @@ class Slot:
     """One process as the shell knows it: what core need not decide anything."""
 
     __slots__ = (
-        "armed", "exit", "followers", "name", "old_stderr", "old_stdout", "requests", "spawned", "started",
+        "armed", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "requests", "spawned", "started",
         "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
@@ -64,6 +65,7 @@ class Slot:
         self.followers: list[Follower] = []
         self.requests: int | None = None
         self.status_text: str | None = None
+        self.lingering: list[Pump] = []  # of dead processes whose descendants still hold the pipe
         self.timer: TimerHandle | None = None
         self.armed: float | None = None
 
@@ -222,7 +224,7 @@ class Pool:
     def _spawn(self, index: int) -> Spawned | SpawnFailed:
         slot = self.slots[index]
         assert self.recipes is not None  # core opens a pool before it spawns
-        self._close_pumps(slot)
+        self._set_pumps_aside(slot)
         pipes: list[int] = []
         try:
             plan = self.recipes.plan(index)
@@ -248,6 +250,7 @@ class Pool:
         if err_read >= 0:
             slot.stderr = self._pump(index, err_read, plan, "stderr", plan.stderr_logfile)
         self.daemon.children[pid] = (self, index)
+        self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
         return Spawned(pid)
 
     def _start(self, recipe: Recipe, stdout: int, stderr: int) -> int:
@@ -313,10 +316,19 @@ class Pool:
         slot.old_stdout = slot.stdout.tail(LAST_WORDS) if slot.stdout else []
         slot.old_stderr = slot.stderr.tail(LAST_WORDS) if slot.stderr else []
 
+    def _set_pumps_aside(self, slot: Slot) -> None:
+        """Make room for the next process's pumps. Who still writes to the old pipes is read on, within bounds."""
+        pumps = [*slot.lingering, slot.stdout, slot.stderr]
+        slot.lingering = [pump for pump in pumps if pump is not None and not pump.closed]
+        slot.stdout = slot.stderr = None
+        while len(slot.lingering) > MOST_LINGERING:
+            slot.lingering.pop(0).close()
+
     def _close_pumps(self, slot: Slot) -> None:
-        for pump in (slot.stdout, slot.stderr):
+        for pump in (*slot.lingering, slot.stdout, slot.stderr):
             if pump is not None:
                 pump.close()
+        slot.lingering = []
         slot.stdout = slot.stderr = None
 
     # Telling others
@@ -332,8 +344,9 @@ class Pool:
         detail = describe(change.after)
         if detail is None and after in ("STOPPED", "EXITED") and self.slots[change.index].exit is not None:
             detail = str(self.slots[change.index].exit)
-        log = self.daemon.journal.error if after == "FATAL" else self.daemon.journal.info
-        log(after + (f": {detail}" if detail else ""), name=name)
+        if after != "STARTING":  # "spawned" says it, with the pid
+            log = self.daemon.journal.error if after == "FATAL" else self.daemon.journal.info
+            log(after + (f": {detail}" if detail else ""), name=name)
         self.daemon.history.record("process_state", name, before, after, detail)
         self.daemon.process_changed(self, change.index)
 

@@ -20,7 +20,7 @@ from fcgimgr.control.codec import (
     encode_result,
     parse_request,
 )
-from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, ControlError, Notice, Request
+from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, ControlError, Notice, Params, Request
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener
 from fcgimgr.manager.commands import CHANGING, COMMANDS
@@ -140,7 +140,7 @@ class Client(asyncio.Protocol):
             self._idle.cancel()
             self._idle = None
         if request.method in CHANGING:
-            self._daemon.journal.info(f"{request.method} asked", by=self._who, params=request.params)
+            self._daemon.journal.info(f"asked to {request.method} {wish(request.params)}", by=self._who)
         task = self._daemon.loop.create_task(self._answer(request))
         self.tasks.add(task)
         task.add_done_callback(self._answered)
@@ -196,3 +196,9 @@ class Client(asyncio.Protocol):
 def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
     """(pid, uid, gid) of whoever connected, as the kernel noted them then (SO_PEERCRED, unix(7))."""
     return struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
+
+
+def wish(params: Params) -> str:
+    """What was asked for, for the log."""
+    wanted = (getattr(params, key) for key in params.__struct_fields__ if key != "wait")
+    return " ".join(",".join(value) if isinstance(value, tuple) else str(value) for value in wanted)

@@ -11,8 +11,9 @@ import getopt
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
@@ -66,7 +67,6 @@ def main(words: list[str]) -> int:
 def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
     """Manage until it is over; the exit code. LinuxError: it could not begin."""
     settings = config.manager
-    open_standard_fds()
     reset_ignored_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     set_name("fcgimgr")
@@ -75,22 +75,32 @@ def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
     if settings.directory is not None:
         change_directory(settings.directory)
     soft_nofile = raise_nofile(settings.minfds)
-    places = Places(settings)
-    loop = asyncio.new_event_loop()
-    try:
-        journal, logs = open_logs(settings, loop)
+    with ExitStack() as held:
+        places = Places(settings)
+        held.callback(places.release)
+        loop = asyncio.new_event_loop()
+        held.callback(loop.close)
+        journal, logs = open_logs(settings, loop, held)
+        loop.set_exception_handler(partial(confess, journal))
         for warning in config.warnings:
             journal.warning(warning)
         daemon = Daemon(config, loop=loop, journal=journal, logs=logs, soft_nofile=soft_nofile, sockets=sockets)
         signals = Signals(loop)
+        held.callback(signals.close)
         listen_to_signals(daemon, signals)
-        try:
-            return loop.run_until_complete(live(daemon, ControlServer(daemon, places.control), starter))
-        finally:
-            signals.close()
-    finally:
-        loop.close()
-        places.release()
+        return loop.run_until_complete(live(daemon, ControlServer(daemon, places.control), starter))
+
+
+def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A fault of ours that nothing caught: the manager goes on, and the log says where it was."""
+    error = context.get("exception")
+    where = ""
+    if isinstance(error, BaseException) and error.__traceback__ is not None:
+        frame = error.__traceback__
+        while frame.tb_next is not None:
+            frame = frame.tb_next
+        where = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
+    journal.error("internal error", message=context.get("message"), error=repr(error), where=where)
 
 
 async def live(daemon: Daemon, server: ControlServer, starter: Starter) -> int:
@@ -151,8 +161,8 @@ def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
     signals.handle(signal.SIGCHLD, daemon.reap_children)
 
 
-def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop) -> tuple[Journal, Logs]:
-    """The manager's own log, and the registry of all others."""
+def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack) -> tuple[Journal, Logs]:
+    """The manager's own log, and the registry of all others; what they hold back is written when `held` ends."""
 
     def report(message: str) -> None:
         journal.warning(message)
@@ -162,12 +172,15 @@ def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop) -> tup
 
     output = Stream(1, report=report, loop=loop)
     errors = Stream(2, report=report, loop=loop)
+    held.callback(errors.close)
+    held.callback(output.close)
     aside = journal = Journal(settings.loglevel, settings.log_format, errors)
     own: Target = errors
     if settings.logfile != "-":
         own = LogFile(
             settings.logfile, maxbytes=settings.logfile_maxbytes, backups=settings.logfile_backups, report=report_aside
         )
+        held.callback(own.close)
         journal = Journal(settings.loglevel, settings.log_format, own)
     return journal, Logs(own, report=report, streams={1: output, 2: errors})
 
@@ -182,13 +195,6 @@ def given_fds(config: Config, sockets: dict[str, list[int]]) -> set[int]:
         if isinstance(address, InheritedAddress)
     }
     return by_systemd | by_number
-
-
-def open_standard_fds() -> None:
-    """Whoever closed fd 0, 1 or 2 gets /dev/null there: else a listener would land on it."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
 
 
 def change_directory(path: str) -> None:
