@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core import pool as core
@@ -255,13 +256,12 @@ class Pool:
 
     def _start(self, recipe: Recipe, stdout: int, stderr: int) -> int:
         settings = self.settings
-        passing = settings.socket_pass if isinstance(settings, PoolSettings) else None
-        if passing is None:
+        if not isinstance(settings, PoolSettings):
             return spawn(recipe, stdin=self.daemon.devnull, stdout=stdout, stderr=stderr)
         fds = [listener.fileno() for listener in self.listeners]
-        if passing == "stdin":
+        if settings.socket_pass == "stdin":
             return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr)
-        names = [listener.name for listener in self.listeners]
+        names = [socket_name(address, self.name) for address in settings.sockets]
         return spawn(
             recipe,
             stdin=self.daemon.devnull,
@@ -269,7 +269,7 @@ class Pool:
             stderr=stderr,
             listeners=fds,
             listen_names=names,
-            listen_pid=passing == "systemd",
+            listen_pid=settings.socket_pass == "systemd",
         )
 
     def _pump(self, index: int, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
@@ -403,6 +403,14 @@ class Pool:
             self._close_pumps(slot)
             if slot.timer is not None:
                 slot.timer.cancel()
+
+
+def socket_name(address: Address, pool: str) -> str:
+    """What $LISTEN_FDNAMES calls a socket: as systemd itself, by its FileDescriptorName, else by the unit it is of.
+
+    Never by its address, which holds colons: those separate the names (sd_listen_fds_with_names(3)).
+    """
+    return address.name if isinstance(address, SystemdAddress) else pool
 
 
 def describe(state: State) -> str | None:
