@@ -49,6 +49,11 @@ class NotifySockets:
             try:
                 self._sockets[uid] = self._bind(path, uid)
             except OSError as error:
+                if isinstance(error, PermissionError) and uid != os.geteuid():
+                    raise LinuxError(
+                        f"user {settings.user}: cannot give it a notify socket; only root may start a child as "
+                        f"another user, and this manager runs as uid {os.geteuid()}"
+                    ) from error
                 raise LinuxError(f"cannot make the notify socket {path}: {error.strerror}") from error
             self._daemon.loop.add_reader(self._sockets[uid], self._read, self._sockets[uid])
         return path
@@ -66,7 +71,11 @@ class NotifySockets:
             finally:
                 os.umask(umask)
             if uid != os.geteuid():
-                os.chown(path, uid, -1, follow_symlinks=False)
+                try:
+                    os.chown(path, uid, -1, follow_symlinks=False)
+                except OSError:
+                    os.unlink(path)
+                    raise
         except OSError:
             receiver.close()
             raise
