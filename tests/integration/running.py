@@ -11,11 +11,21 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from fcgimgr.control.client import Client
-from fcgimgr.control.messages import ControlError, NamesParams, Status, StatusParams, Verdict
+from fcgimgr.control.messages import (
+    ControlError,
+    NamesParams,
+    Params,
+    PoolStatus,
+    ScaleParams,
+    Status,
+    StatusParams,
+    Verdict,
+)
 from tests.integration.servers import CHECKOUT
 from tests.waiting import eventually
 
@@ -27,7 +37,8 @@ class RunningManager:
     """fcgimgr in the foreground on a configuration file, as a user starts it.
 
     Ready on entry: every process of every pool is RUNNING (with `ready=False`: the control socket answers). On exit it
-    is told to stop, must end with code 0 and leave no process behind.
+    is told to stop, must end with code 0 and leave no process behind. `prefix`: words before the command, of a program
+    that executes the rest of its words in its own place (setpriv, say). `inherit`: fds that it gets.
     """
 
     def __init__(
@@ -36,6 +47,8 @@ class RunningManager:
         control: Path,
         *,
         environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        inherit: Sequence[int] = (),
         ready: bool = True,
         within: float = 30.0,
     ) -> None:
@@ -45,6 +58,8 @@ class RunningManager:
         self._mark = uuid.uuid4().hex
         # The virtualenv's own commands (python, uvicorn) first, as in a shell where it is activated.
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+        self._prefix = prefix
+        self._inherit = inherit
         self._environment = os.environ | {"PATH": path, MARK: self._mark} | (environment or {})
         self._ready = ready
         self._within = within
@@ -53,11 +68,12 @@ class RunningManager:
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fcgimgr", "-c", str(self.config)],
+                [*self._prefix, sys.executable, "-m", "fcgimgr", "-c", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
+                pass_fds=self._inherit,
             )
         try:
             eventually(self._is_up, within=self._within)
@@ -87,15 +103,36 @@ class RunningManager:
         with Client(str(self.control)) as client:
             return client.call("status", StatusParams(detail=detail), answer=Status)
 
+    def start(self, *names: str) -> Verdict:
+        """What `fcgimgr start` does."""
+        return self.command("start", NamesParams(names=names))
+
+    def halt(self, *names: str) -> Verdict:
+        """What `fcgimgr stop` does; `stop` ends the manager."""
+        return self.command("stop", NamesParams(names=names))
+
     def restart(self, *names: str) -> Verdict:
         """What `fcgimgr restart` does."""
+        return self.command("restart", NamesParams(names=names))
+
+    def scale(self, name: str, numprocs: str) -> Verdict:
+        """What `fcgimgr scale` does."""
+        return self.command("scale", ScaleParams(name=name, numprocs=numprocs))
+
+    def command(self, method: str, params: Params) -> Verdict:
+        """A command that waits until it is over."""
         with Client(str(self.control)) as client:
-            return client.call("restart", NamesParams(names=names), answer=Verdict, patient=True)
+            return client.call(method, params, answer=Verdict, patient=True)
+
+    def pool(self, name: str) -> PoolStatus:
+        """What the status shows of one pool or program."""
+        (found,) = (each for each in self.status().pools if each.name == name)
+        return found
 
     def pids(self, pool: str) -> list[int]:
         """The pids of the running processes of a pool or program."""
-        (found,) = (each for each in self.status().pools if each.name == pool)
-        return [process.pid for process in found.processes if process.state == "RUNNING" and process.pid is not None]
+        processes = self.pool(pool).processes
+        return [process.pid for process in processes if process.state == "RUNNING" and process.pid is not None]
 
     def all_running(self) -> Status | None:
         """The status if every process of every pool is RUNNING, else None."""
