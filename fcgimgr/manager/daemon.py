@@ -170,7 +170,7 @@ class Daemon:
         """`app_00`"""
         return process_plan(settings, self.config, index).name
 
-    def notify_socket_for(self, settings: ProcessSettings) -> str | None:
+    def notify_socket_for(self, settings: ProcessSettings) -> str:
         return self.notify.path_for(settings)
 
     # Deaths

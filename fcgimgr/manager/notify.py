@@ -1,8 +1,9 @@
 """What children say on $NOTIFY_SOCKET, in the words of sd_notify(3): READY=1, STATUS=, and X_REQUESTS=n of our own.
 
 There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
-writable. Who has sent a message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or
-any descendant in its session. What comes from anybody else is dropped.
+writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent
+a message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any descendant in its
+session. What comes from anybody else is dropped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fcgimgr.core.pool import Happened
 from fcgimgr.core.process import ALIVE, Ready
 from fcgimgr.linux.accounts import resolve_user
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.listeners import LONGEST_PATH
 from fcgimgr.linux.procfs import session
 
 if TYPE_CHECKING:
@@ -34,52 +36,24 @@ class NotifySockets:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._sockets: dict[int, socket.socket] = {}
+        self._sockets: dict[str, socket.socket] = {}
 
-    def path_for(self, settings: ProcessSettings) -> str | None:
-        """Where a process with these settings finds its socket; None in a chroot, from which it cannot be reached.
+    def path_for(self, settings: ProcessSettings) -> str:
+        """What $NOTIFY_SOCKET is for a process with these settings: a path, or `@name` of an abstract socket.
 
         LinuxError when the user does not exist or the socket cannot be made.
         """
-        if settings.chroot is not None:
-            return None
         uid = resolve_user(settings.user).uid if settings.user else os.geteuid()
         path = os.path.join(self._daemon.config.manager.state_dir, f"notify-{uid}.sock")
-        if uid not in self._sockets:
+        if settings.chroot is not None or len(os.fsencode(path)) > LONGEST_PATH:
+            path = f"@fcgimgr-{os.getpid()}-{uid}"
+        if path not in self._sockets:
             try:
-                self._sockets[uid] = self._bind(path, uid)
+                self._sockets[path] = bind_abstract(path) if path.startswith("@") else bind_file(path, uid)
             except OSError as error:
-                if isinstance(error, PermissionError) and uid != os.geteuid():
-                    raise LinuxError(
-                        f"user {settings.user}: cannot give it a notify socket; only root may start a child as "
-                        f"another user, and this manager runs as uid {os.geteuid()}"
-                    ) from error
-                raise LinuxError(f"cannot make the notify socket {path}: {error.strerror}") from error
-            self._daemon.loop.add_reader(self._sockets[uid], self._read, self._sockets[uid])
+                raise LinuxError(f"cannot make the notify socket {path}: {error.strerror or error}") from error
+            self._daemon.loop.add_reader(self._sockets[path], self._read, self._sockets[path])
         return path
-
-    def _bind(self, path: str, uid: int) -> socket.socket:
-        # The directory is the manager's alone, and locked: whatever lies at the path is from an earlier run.
-        if os.path.lexists(path):
-            os.unlink(path)
-        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            umask = os.umask(0o177)
-            try:
-                receiver.bind(path)
-            finally:
-                os.umask(umask)
-            if uid != os.geteuid():
-                try:
-                    os.chown(path, uid, -1, follow_symlinks=False)
-                except OSError:
-                    os.unlink(path)
-                    raise
-        except OSError:
-            receiver.close()
-            raise
-        return receiver
 
     def _read(self, receiver: socket.socket) -> None:
         for _ in range(AT_ONCE):
@@ -112,10 +86,45 @@ class NotifySockets:
             slot.requests = int(value)
 
     def close(self) -> None:
-        for uid, receiver in self._sockets.items():
+        for path, receiver in self._sockets.items():
             self._daemon.loop.remove_reader(receiver)
             receiver.close()
-            path = os.path.join(self._daemon.config.manager.state_dir, f"notify-{uid}.sock")
-            if os.path.lexists(path):
+            if not path.startswith("@") and os.path.lexists(path):
                 os.unlink(path)
         self._sockets.clear()
+
+
+def bind_file(path: str, uid: int) -> socket.socket:
+    """A socket at `path` that only `uid` can send to."""
+    # The directory is the manager's alone, and locked: whatever lies at the path is from an earlier run.
+    if os.path.lexists(path):
+        os.unlink(path)
+    receiver = open_receiver()
+    umask = os.umask(0o177)
+    try:
+        receiver.bind(path)
+        if uid != os.geteuid():
+            os.chown(path, uid, -1, follow_symlinks=False)
+    except OSError:
+        receiver.close()
+        raise
+    finally:
+        os.umask(umask)
+    return receiver
+
+
+def bind_abstract(name: str) -> socket.socket:
+    """A socket with no file. Anybody may send to it, and only our own processes are heard."""
+    receiver = open_receiver()
+    try:
+        receiver.bind("\0" + name[1:])
+    except OSError:
+        receiver.close()
+        raise
+    return receiver
+
+
+def open_receiver() -> socket.socket:
+    receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return receiver

@@ -24,7 +24,8 @@ class Places:
         own = 0o755 if os.geteuid() == 0 else 0o700
         ensure_directory(os.path.dirname(settings.control), own, "control")
         # Others may pass through (0711), to reach the notify socket that is theirs; they cannot list it.
-        ensure_directory(settings.state_dir, 0o711, "state_dir")
+        self._made = ensure_directory(settings.state_dir, 0o711, "state_dir")
+        self._state_dir = settings.state_dir
         self.locks = [self._lock(settings)]
         try:
             if settings.pidfile is not None:
@@ -46,15 +47,21 @@ class Places:
     def release(self) -> None:
         for lock in self.locks:
             lock.remove()
+        if self._made:
+            try:
+                os.rmdir(self._state_dir)
+            except OSError:
+                return  # somebody has put a file there: it is theirs to remove
 
 
-def ensure_directory(path: str, mode: int, key: str) -> None:
-    """Let there be a directory at `path` that is safe to use; its parent must exist."""
+def ensure_directory(path: str, mode: int, key: str) -> bool:
+    """Let there be a directory at `path` that is safe to use; its parent must exist. True if it had to be made."""
+    made = True
     try:
         os.mkdir(path, mode)
         os.chmod(path, mode)  # mkdir's mode went through the umask
     except FileExistsError:
-        pass
+        made = False
     except FileNotFoundError as error:
         parent = os.path.dirname(path)
         raise LinuxError(
@@ -72,3 +79,4 @@ def ensure_directory(path: str, mode: int, key: str) -> None:
         raise LinuxError(f"manager.{key}: the directory {path} belongs to uid {found.st_uid}; choose one of our own")
     if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
         raise LinuxError(f"manager.{key}: everybody may write to the directory {path}; chmod o-w it, or choose another")
+    return made

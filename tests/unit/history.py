@@ -6,7 +6,7 @@
     assert history.actions == [SpawnProcess(1)]
 
 The history plays the manager's part as the real one does: it answers an Open with Opened, and spawns what is to be
-spawned once the event at hand is worked off, pids counting up from 100. `actions` are those since the last look at them.
+spawned once the event at hand is worked off, pids counting up from 100. `actions` are those since the last look.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order: never more processes than wanted, every stop ends, the listener is where it must be."""
+"""Whatever happens, in whatever order: never more processes than wanted, and every stop ends."""
 
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
