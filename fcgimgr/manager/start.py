@@ -26,6 +26,7 @@ from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.logfile import LogFile, Logs
+from fcgimgr.manager.openlog import open_log, open_reason
 from fcgimgr.manager.places import Places
 from fcgimgr.manager.server import ControlServer
 from fcgimgr.manager.signals import Signals
@@ -177,12 +178,24 @@ def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: 
     aside = journal = Journal(settings.loglevel, settings.log_format, errors)
     own: Target = errors
     if settings.logfile != "-":
+        refuse_unless_writable(settings.logfile)
         own = LogFile(
             settings.logfile, maxbytes=settings.logfile_maxbytes, backups=settings.logfile_backups, report=report_aside
         )
         held.callback(own.close)
         journal = Journal(settings.loglevel, settings.log_format, own)
     return journal, Logs(own, report=report, streams={1: output, 2: errors})
+
+
+def refuse_unless_writable(logfile: str) -> None:
+    """A log that cannot be opened later is survived; at the start, when somebody looks, it is refused.
+
+    With --daemon nobody would hear of it: standard error leads nowhere.
+    """
+    try:
+        os.close(open_log(logfile, owner=None, mode=None, note=lambda trouble: None))
+    except OSError as error:
+        raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}") from error
 
 
 def given_fds(config: Config, sockets: dict[str, list[int]]) -> set[int]:
