@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fcgimgr.config.settings import ProcessSettings
-from fcgimgr.core.pool import PoolState
+from fcgimgr.core.generation import PoolState
 
 
 def start_order(settings: Mapping[str, ProcessSettings]) -> list[str]:

@@ -1,430 +1,205 @@
-"""A pool (or program) as a whole: its processes, its listener, and what is done to them together.
+"""A pool and its generations: which one serves, which one is coming, which ones are leaving.
 
-`step(settings, pool, event, now) -> (pool, actions)` is all there is; like process.py it touches nothing. What the
-pool adds to its processes: when its listener is opened and closed; the rolling restart, which takes the next process
-only when the replacement of the last is ready; the change of their number; and the bound on crash loops.
+A reload makes a second generation beside the one that serves: with its own listener, to which no client is led yet.
+Only when every process of it is ready is the traffic switched over, in one step; then the old generation is left to
+finish what it has accepted. If anything goes wrong before that (a process of the new one dies, or is not ready in
+time), the new one is discarded and the old one has served all along. A canary is the same with a pause in the middle,
+in which the new generation gets a share of the traffic.
 
-Theory of operation. The manager feeds one event at a time. Commands (Start, Stop, Restart, Scale, Kill) name the
-processes by index; what happens to one process arrives as Happened(index, event). Each is turned into events for the
-processes, and their answers are collected. Then, whatever the event was, the same three questions are asked: is the
-rolling restart to go on, are there processes too many, and is the listener still wanted. So no path through the code
-can forget them.
+    steady ──Reload──▶ arriving ──Ready──▶ steady, the old one leaving
+                          │  └───Ready──▶ canary ──Promote──▶ steady, the old one leaving
+                          └──Failed, Due, Abort──▶ steady, as before
+
+One at a time: a reload that is asked for while a generation is still leaving waits until that has gone; one that is
+asked for while another is arriving is refused, because nobody can say what its author expects of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
-from fcgimgr.config.settings import PoolSettings, ProcessSettings
-from fcgimgr.core import crashes, process
-from fcgimgr.core.process import (
-    Backoff,
-    Died,
-    Due,
-    Exited,
-    Fatal,
-    Held,
-    KillAsked,
-    RestartAsked,
-    Running,
-    Signal,
-    Slot,
-    Spawn,
-    StartAsked,
-    State,
-    StopAsked,
-    Stopped,
-    died_early,
-)
+
+class Arriving(msgspec.Struct, frozen=True):
+    """A generation that is not ready yet. `due`: when patience is over; `percent`: it is to be a canary."""
+
+    number: int
+    due: float
+    percent: float | None = None
 
 
-class PoolState(StrEnum):
-    """What `status` says of a pool."""
+class Canary(msgspec.Struct, frozen=True):
+    """A generation that serves `percent` of the connections, until somebody decides."""
 
-    RUNNING = "RUNNING"  # all that is wanted is ready
-    STARTING = "STARTING"
-    DEGRADED = "DEGRADED"  # some of what is wanted is ready
-    STOPPING = "STOPPING"
-    STOPPED = "STOPPED"
-    FATAL = "FATAL"
+    number: int
+    percent: float
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """A pool at one moment. `processes` may for a time be longer than `wanted`: the last ones are on their way out."""
+    """A pool's generations by number, as they are started; `serving` gets the traffic."""
 
-    wanted: int
-    budget: crashes.Budget
-    seed: float = 0.0
-    processes: tuple[State, ...] = ()
-    up: bool = False  # the operator (or autostart) wants it up
-    waiting: tuple[str, ...] = ()  # the dependencies that it waits for
-    open: bool = False  # listeners are bound
-    opening: tuple[int, ...] = ()  # processes to start once they are
-    fault: str | None = None  # why they could not be
-    rolling: tuple[int, ...] = ()  # still to be restarted; the first one is under way
-    complete: bool = False  # all that is wanted has been ready since the last start
+    serving: int = 1
+    last: int = 1
+    coming: Arriving | Canary | None = None
+    leaving: frozenset[int] = frozenset()
+    waiting: Reload | None = None  # to be done when nothing is leaving any more
 
-
-def new_pool(settings: ProcessSettings, now: float, seed: float = 0.0) -> Pool:
-    """A pool at rest. `seed` in [0, 1) makes its back-off jitter differ from other machines'."""
-    return Pool(
-        wanted=settings.numprocs,
-        budget=crashes.full(settings.numprocs, now),
-        seed=seed,
-        processes=(Stopped(),) * settings.numprocs,
-    )
+    @property
+    def due(self) -> float | None:
+        return self.coming.due if isinstance(self.coming, Arriving) else None
 
 
 # Events -------------------------------------------------------------------------------------------------------------
 
 
-class Start(msgspec.Struct, frozen=True):
-    """Start these processes, or all that are wanted (None)."""
+class Reload(msgspec.Struct, frozen=True):
+    """Replace the processes by new ones; `patience`: seconds until they must be ready; `percent`: as a canary."""
 
-    indexes: tuple[int, ...] | None = None
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """Stop these processes, or the pool (None)."""
-
-    indexes: tuple[int, ...] | None = None
+    patience: float
+    percent: float | None = None
 
 
-class Restart(msgspec.Struct, frozen=True):
-    """Restart these processes, or all (None), one after the other."""
+class Ready(msgspec.Struct, frozen=True):
+    """Every process of this generation is ready."""
 
-    indexes: tuple[int, ...] | None = None
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """End every process at once."""
+    number: int
 
 
-class Scale(msgspec.Struct, frozen=True):
-    """Have this many processes."""
+class Failed(msgspec.Struct, frozen=True):
+    """This generation is no good."""
 
-    numprocs: int
-
-
-class WaitFor(msgspec.Struct, frozen=True):
-    """It is to start as soon as these dependencies are RUNNING."""
-
-    names: tuple[str, ...]
+    number: int
+    why: str
 
 
-class Opened(msgspec.Struct, frozen=True):
-    """The listeners are bound."""
+class Due(msgspec.Struct, frozen=True):
+    """The moment that the pool's `due` names has come."""
 
 
-class OpenFailed(msgspec.Struct, frozen=True):
-    """The listeners could not be bound; none is left open."""
+class Promote(msgspec.Struct, frozen=True):
+    """The canary is to get all the traffic."""
+
+
+class Abort(msgspec.Struct, frozen=True):
+    """What is coming is not wanted any more."""
 
     why: str
 
 
-class Happened(msgspec.Struct, frozen=True):
-    """Something happened to one process."""
+class Gone(msgspec.Struct, frozen=True):
+    """Nothing is left of this generation."""
 
-    index: int
-    event: process.Event
+    number: int
 
 
-Event: TypeAlias = Start | Stop | Restart | Kill | Scale | WaitFor | Opened | OpenFailed | Happened
+Event: TypeAlias = Reload | Ready | Failed | Due | Promote | Abort | Gone
 
 
 # Actions ------------------------------------------------------------------------------------------------------------
 
 
-class Open(msgspec.Struct, frozen=True):
-    """Bind the listeners; answer at once with Opened or OpenFailed."""
+class Begin(msgspec.Struct, frozen=True):
+    """Make this generation, on a listener beside the serving one's, and start it."""
+
+    number: int
 
 
-class Close(msgspec.Struct, frozen=True):
-    """Close the listeners: clients are refused from now on."""
+class Share(msgspec.Struct, frozen=True):
+    """Lead `percent` of the new connections to this generation."""
+
+    number: int
+    percent: float
 
 
-class SpawnProcess(msgspec.Struct, frozen=True):
-    """Spawn this process when its turn comes, if it is Spawning then; answer with Spawned or SpawnFailed."""
+class Switch(msgspec.Struct, frozen=True):
+    """Lead all new connections to this generation, at once."""
 
-    index: int
-
-
-class SignalProcess(msgspec.Struct, frozen=True):
-    """Send a signal to the process, or its group."""
-
-    index: int
-    pid: int
-    signal: int
-    group: bool
+    number: int
 
 
-class Changed(msgspec.Struct, frozen=True):
-    """A process has another state, be it only by a later `due`."""
+class Leave(msgspec.Struct, frozen=True):
+    """Let this generation finish what it has accepted, and end."""
 
-    index: int
-    before: State
-    after: State
+    number: int
 
 
-class Forget(msgspec.Struct, frozen=True):
-    """The process with this index, the last one, is no longer part of the pool."""
+class Discard(msgspec.Struct, frozen=True):
+    """Do away with this generation; it has accepted nothing that it need finish, or as a canary finishes it."""
 
-    index: int
-
-
-Action: TypeAlias = Open | Close | SpawnProcess | SignalProcess | Changed | Forget
-
-_AT_REST: Final = (Stopped, Exited, Fatal)
+    number: int
+    why: str
 
 
-def step(settings: ProcessSettings, pool: Pool, event: Event, now: float) -> tuple[Pool, list[Action]]:
-    """Answer with the pool after `event` and the actions to carry out, in order.
-
-    Raises process.ImpossibleEventError, having changed nothing.
-    """
-    draft = _Draft(settings, pool, now)
-    draft.take(event)
-    draft.go_on_rolling()
-    draft.drop_surplus()
-    draft.close_unless_wanted()
-    return draft.finish(), draft.actions
+class Queued(msgspec.Struct, frozen=True):
+    """The reload waits until the generations before have left."""
 
 
-def pool_state(pool: Pool) -> PoolState:
-    """The one word for the pool that `status` shows."""
-    if pool.fault is not None:
-        return PoolState.FATAL
-    if pool.up and pool.waiting:
-        return PoolState.STARTING
-    counts = _count(pool.processes[: pool.wanted])
-    at_rest = counts["STOPPED"] + counts["EXITED"] + counts["FATAL"]
-    if not pool.up:
-        return PoolState.STOPPED if at_rest == pool.wanted else PoolState.STOPPING
-    running = counts["RUNNING"]
-    if running == pool.wanted:
-        return PoolState.RUNNING
-    if at_rest == pool.wanted:
-        return PoolState.FATAL if counts["FATAL"] else PoolState.STOPPED
-    if running:
-        troubled = pool.complete or counts["BACKOFF"] or counts["FATAL"] or counts["STOPPED"] or counts["EXITED"]
-        return PoolState.DEGRADED if troubled else PoolState.STARTING
-    return PoolState.STARTING if counts["STARTING"] or counts["BACKOFF"] else PoolState.STOPPING
+class Refused(msgspec.Struct, frozen=True):
+    """What was asked for cannot be done now."""
+
+    why: str
 
 
-def _count(processes: Iterable[State]) -> dict[str, int]:
-    counts = dict.fromkeys((state.name for state in process.STATES), 0)
-    for state in processes:
-        counts[state.name] += 1
-    return counts
+Action: TypeAlias = Begin | Share | Switch | Leave | Discard | Queued | Refused
 
 
-class _Draft:
-    """The pool while one event is worked into it."""
+def step(pool: Pool, event: Event, now: float) -> tuple[Pool, list[Action]]:
+    """Answer with the pool after `event` and the actions to carry out, in order."""
+    coming = pool.coming
+    match event:
+        case Reload():
+            return _reload(pool, event, now)
+        case Ready(number) if isinstance(coming, Arriving) and coming.number == number:
+            if coming.percent is None:
+                return _switch(pool, number)
+            canary = Canary(number, coming.percent)
+            return msgspec.structs.replace(pool, coming=canary), [Share(number, coming.percent)]
+        case Failed(number, why) if coming is not None and coming.number == number:
+            return _discard(pool, number, why)
+        case Due() if isinstance(coming, Arriving):
+            return _discard(pool, coming.number, "it was not ready in time (reload_timeout)")
+        case Promote():
+            if isinstance(coming, Canary):
+                return _switch(pool, coming.number)
+            return pool, [Refused("there is no canary to promote")]
+        case Abort(why):
+            if coming is not None:
+                return _discard(pool, coming.number, why)
+            if pool.waiting is not None:
+                return msgspec.structs.replace(pool, waiting=None), []
+            return pool, [Refused("there is no reload or canary to abort")]
+        case Gone(number):
+            return _forget(pool, number, now)
+    return pool, []  # word from a generation that is no longer the one in question
 
-    __slots__ = (
-        "actions",
-        "budget",
-        "fields",
-        "now",
-        "open",
-        "opening",
-        "pool",
-        "processes",
-        "rolling",
-        "settings",
-        "up",
-        "wanted",
-    )
 
-    def __init__(self, settings: ProcessSettings, pool: Pool, now: float) -> None:
-        self.settings = settings
-        self.pool = pool
-        self.now = now
-        self.actions: list[Action] = []
-        self.processes = list(pool.processes)
-        self.fields: dict[str, object] = {}
-        self.budget = pool.budget
-        self.wanted = pool.wanted
-        self.up = pool.up
-        self.open = pool.open
-        self.opening = pool.opening
-        self.rolling = pool.rolling
+def _reload(pool: Pool, event: Reload, now: float) -> tuple[Pool, list[Action]]:
+    if isinstance(pool.coming, Canary):
+        return pool, [Refused("a canary is out; --promote or --abort it first")]
+    if pool.coming is not None or pool.waiting is not None:
+        return pool, [Refused("a reload is under way already; wait for its verdict, or --abort it")]
+    if pool.leaving:
+        return msgspec.structs.replace(pool, waiting=event), [Queued()]
+    number = pool.last + 1
+    arriving = Arriving(number, due=now + event.patience, percent=event.percent)
+    return msgspec.structs.replace(pool, coming=arriving, last=number), [Begin(number)]
 
-    # Events
 
-    def take(self, event: Event) -> None:
-        match event:
-            case Happened(index, happening):
-                self._happen(index, happening)
-            case Start(indexes):
-                self._start(indexes)
-            case Stop(None):
-                self._stop_all(StopAsked())
-            case Stop(tuple(indexes)):
-                # The one under way stays at the head: the next is taken when it has come to rest.
-                self.rolling = self.rolling[:1] + tuple(index for index in self.rolling[1:] if index not in indexes)
-                self._tell_each(indexes, StopAsked())
-            case Restart(indexes):
-                self._restart(indexes)
-            case Kill():
-                self._stop_all(KillAsked())
-            case Scale(numprocs):
-                self._scale(numprocs)
-            case WaitFor(names):
-                self.up = True
-                self.fields.update(waiting=names, fault=None, complete=False)
-            case Opened():
-                self.open = True
-                opening, self.opening = self.opening, ()
-                self._tell_each(opening, StartAsked())
-            case OpenFailed(why):
-                self.opening = ()
-                self.rolling = ()
-                self.fields["fault"] = why
+def _switch(pool: Pool, number: int) -> tuple[Pool, list[Action]]:
+    old = pool.serving
+    after = msgspec.structs.replace(pool, serving=number, coming=None, leaving=pool.leaving | {old})
+    return after, [Switch(number), Leave(old)]
 
-    def _happen(self, index: int, event: process.Event) -> None:
-        if index >= len(self.processes):
-            raise process.ImpossibleEventError(f"there is no process {index} that could take {event}")
-        state = self.processes[index]
-        if isinstance(event, Died) and isinstance(state, Running):
-            event = self._charge(state, event)
-        elif isinstance(event, Due) and isinstance(state, Backoff):
-            event = self._let_try_or_hold(event)
-        self._tell(index, event)
 
-    def _charge(self, state: Running, event: Died) -> Died:
-        """An early death costs the pool a token; one that came late shows that the pool is sound."""
-        if not died_early(self.settings, self.now - state.since):
-            self.budget = crashes.full(self.wanted, self.now)
-            return event
-        spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
-        return event if spare else Died(event.exit, spare=False)
+def _discard(pool: Pool, number: int, why: str) -> tuple[Pool, list[Action]]:
+    after = msgspec.structs.replace(pool, coming=None, leaving=pool.leaving | {number})
+    return after, [Discard(number, why)]
 
-    def _let_try_or_hold(self, event: Due) -> Due | Held:
-        spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
-        if spare:
-            return event
-        stable = (
-            isinstance(state, Running) and not died_early(self.settings, self.now - state.since)
-            for state in self.processes
-        )
-        if any(stable):
-            self.budget = crashes.full(self.wanted, self.now)
-            return event
-        return Held(until=crashes.next_token(self.budget))
 
-    def _start(self, indexes: tuple[int, ...] | None) -> None:
-        if indexes is None:
-            self.fields["complete"] = False
-        indexes = self._wanted(indexes)
-        self.up = True
-        self.fields.update(waiting=(), fault=None)
-        if self.open:
-            self._tell_each(indexes, StartAsked())
-        else:
-            self.opening = indexes
-            self.actions.append(Open())
-
-    def _wanted(self, indexes: tuple[int, ...] | None) -> tuple[int, ...]:
-        """These processes, or all, without those that scaling down takes away."""
-        return tuple(range(self.wanted) if indexes is None else (i for i in indexes if i < self.wanted))
-
-    def _stop_all(self, event: StopAsked | KillAsked) -> None:
-        self.up = False
-        self.opening = ()
-        self.rolling = ()
-        self.fields.update(waiting=(), fault=None)
-        self._tell_each(range(len(self.processes)), event)
-
-    def _restart(self, indexes: tuple[int, ...] | None) -> None:
-        indexes = self._wanted(indexes)
-        if not self.open or not indexes:
-            self._start(indexes)
-            return
-        self.up = True
-        under_way, queued = self.rolling[:1], self.rolling[1:]
-        # One that is under way was told before this command came, so it has to go once more to run the newest code.
-        self.rolling = under_way + tuple(index for index in queued if index not in indexes) + indexes
-        if not under_way:
-            self._tell(self.rolling[0], RestartAsked())
-
-    def _scale(self, numprocs: int) -> None:
-        before, self.wanted = self.wanted, numprocs
-        self.rolling = self.rolling[:1] + tuple(index for index in self.rolling[1:] if index < numprocs)
-        self.opening = tuple(index for index in self.opening if index < numprocs)
-        self.processes.extend(Stopped() for _ in range(numprocs - len(self.processes)))
-        if numprocs < before:
-            self._tell_each(range(numprocs, len(self.processes)), StopAsked())
-        elif self.up and self.open:
-            self._tell_each(range(before, numprocs), StartAsked())
-
-    # The three questions that follow every event
-
-    def go_on_rolling(self) -> None:
-        while self.rolling:
-            match self.processes[self.rolling[0]]:
-                case Running() | Stopped() | Exited(expected=True):  # replaced; or stopped by somebody since
-                    self.rolling = self.rolling[1:]
-                    if self.rolling:
-                        self._tell(self.rolling[0], RestartAsked())
-                case Backoff() | Fatal() | Exited():  # the replacement is no good: the others stay as they are
-                    self.rolling = ()
-                case _:
-                    return
-
-    def drop_surplus(self) -> None:
-        while len(self.processes) > self.wanted and isinstance(self.processes[-1], _AT_REST):
-            self.processes.pop()
-            self.actions.append(Forget(len(self.processes)))
-
-    def close_unless_wanted(self) -> None:
-        if not self.open or self.opening:
-            return
-        if any(not isinstance(state, _AT_REST) for state in self.processes):
-            return
-        failed = any(isinstance(state, Fatal) for state in self.processes)
-        if self.up and failed and isinstance(self.settings, PoolSettings) and self.settings.on_fatal == "keep":
-            return
-        self.open = False
-        self.actions.append(Close())
-
-    def finish(self) -> Pool:
-        if not self.pool.complete and "complete" not in self.fields and isinstance(self.processes[-1], Running):
-            self.fields["complete"] = all(isinstance(state, Running) for state in self.processes[: self.wanted])
-        return msgspec.structs.replace(
-            self.pool,
-            processes=tuple(self.processes),
-            wanted=self.wanted,
-            budget=self.budget,
-            up=self.up,
-            open=self.open,
-            opening=self.opening,
-            rolling=self.rolling,
-            **self.fields,
-        )
-
-    # Processes
-
-    def _tell_each(self, indexes: Iterable[int], event: process.Event) -> None:
-        for index in indexes:
-            self._tell(index, event)
-
-    def _tell(self, index: int, event: process.Event) -> None:
-        before = self.processes[index]
-        slot = Slot(self.settings, index, self.pool.seed)
-        after, actions = process.step(slot, before, event, self.now)
-        self.processes[index] = after
-        if after is not before:
-            self.actions.append(Changed(index, before, after))
-        for action in actions:
-            match action:
-                case Spawn():
-                    self.actions.append(SpawnProcess(index))
-                case Signal(signal, group):
-                    pid = before.pid
-                    assert pid is not None  # TRANSITIONS signals only from states that have a pid
-                    self.actions.append(SignalProcess(index, pid, signal, group))
+def _forget(pool: Pool, number: int, now: float) -> tuple[Pool, list[Action]]:
+    after = msgspec.structs.replace(pool, leaving=pool.leaving - {number})
+    if after.leaving or after.waiting is None:
+        return after, []
+    waiting = after.waiting
+    return _reload(msgspec.structs.replace(after, waiting=None), waiting, now)

@@ -99,6 +99,16 @@ class Backoff(msgspec.Struct, frozen=True):
     why: str
 
 
+class Retiring(msgspec.Struct, frozen=True):
+    """To be told to end as soon as it has nothing in hand; until then it serves. `due`: when patience is over."""
+
+    name: ClassVar[str] = "STOPPING"
+    pid: int
+    since: float
+    due: float
+    after: After
+
+
 class Stopping(msgspec.Struct, frozen=True):
     """Told to end. `due`: when SIGKILL is sent (again)."""
 
@@ -144,9 +154,9 @@ class CountAsFailed(msgspec.Struct, frozen=True):
 
 
 After: TypeAlias = Rest | StartAgain | CountAsFailed
-State: TypeAlias = Stopped | Spawning | Starting | Running | Backoff | Stopping | Exited | Fatal
-STATES: Final = (Stopped, Spawning, Starting, Running, Backoff, Stopping, Exited, Fatal)
-ALIVE: Final = (Starting, Running, Stopping)
+State: TypeAlias = Stopped | Spawning | Starting | Running | Backoff | Retiring | Stopping | Exited | Fatal
+STATES: Final = (Stopped, Spawning, Starting, Running, Backoff, Retiring, Stopping, Exited, Fatal)
+ALIVE: Final = (Starting, Running, Retiring, Stopping)
 
 
 # Events -------------------------------------------------------------------------------------------------------------
@@ -157,11 +167,15 @@ class StartAsked(msgspec.Struct, frozen=True):
 
 
 class StopAsked(msgspec.Struct, frozen=True):
-    """Somebody wants it down."""
+    """Somebody wants it down: at once, or (`by`, monotonic seconds) when it has nothing in hand, by then at the latest."""
+
+    by: float | None = None
 
 
 class RestartAsked(msgspec.Struct, frozen=True):
-    """Somebody wants it down and up again."""
+    """Somebody wants it down and up again; `by` as for StopAsked."""
+
+    by: float | None = None
 
 
 class KillAsked(msgspec.Struct, frozen=True):
@@ -191,6 +205,10 @@ class Died(msgspec.Struct, frozen=True):
     spare: bool = True
 
 
+class Idle(msgspec.Struct, frozen=True):
+    """It has nothing in hand, and is held so until this event has been worked off."""
+
+
 class Due(msgspec.Struct, frozen=True):
     """The moment that the state's `due` names has come."""
 
@@ -202,7 +220,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = StartAsked | StopAsked | RestartAsked | KillAsked | Spawned | SpawnFailed | Ready | Died | Due | Held
-EVENTS: Final = (StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, SpawnFailed, Ready, Died, Due, Held)
+EVENTS: Final = (StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, SpawnFailed, Ready, Died, Idle, Due, Held)
 
 
 # Actions ------------------------------------------------------------------------------------------------------------
@@ -315,17 +333,31 @@ def back_off_or_give_up(slot: Slot, tries: int, why: str, now: float) -> Outcome
     return Backoff(due=now + delay, tries=tries + 1, why=why), ()
 
 
-def stop(slot: Slot, state: Starting | Running, event: StopAsked, now: float) -> Outcome:
+def stop(slot: Slot, state: Starting | Running | Retiring, event: StopAsked, now: float) -> Outcome:
+    return _end(slot, state, event.by, Rest(), now)
+
+
+def stop_to_restart(slot: Slot, state: Starting | Running | Retiring, event: RestartAsked, now: float) -> Outcome:
+    return _end(slot, state, event.by, StartAgain(), now)
+
+
+def _end(slot: Slot, state: Starting | Running | Retiring, by: float | None, after: After, now: float) -> Outcome:
+    if by is not None:
+        return Retiring(pid=state.pid, since=state.since, due=by, after=after), ()
     settings = slot.settings
-    return Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=Rest()), (_stop_signal(settings),)
+    return Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=after), (_stop_signal(settings),)
 
 
-def stop_to_restart(slot: Slot, state: Starting | Running, event: RestartAsked, now: float) -> Outcome:
-    settings = slot.settings
-    return Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=StartAgain()), (_stop_signal(settings),)
+def stop_at_last(slot: Slot, state: Retiring, event: Idle | Due, now: float) -> Outcome:
+    """The moment has come, or will not come in time."""
+    return _end(slot, state, None, state.after, now)
 
 
-def kill(slot: Slot, state: Starting | Running, event: KillAsked, now: float) -> Outcome:
+def serve_on(slot: Slot, state: Retiring, event: StartAsked, now: float) -> Outcome:
+    return Running(pid=state.pid, since=state.since), ()
+
+
+def kill(slot: Slot, state: Starting | Running | Retiring, event: KillAsked, now: float) -> Outcome:
     stopping = Stopping(pid=state.pid, due=now + KILL_AGAIN, after=Rest(), killed=True)
     return stopping, (Signal(SIGKILL, slot.settings.killasgroup),)
 
@@ -348,7 +380,7 @@ def start_after_stop(slot: Slot, state: Stopping, event: StartAsked | RestartAsk
     return msgspec.structs.replace(state, after=StartAgain()), ()
 
 
-def end_stop(slot: Slot, state: Stopping, event: Died, now: float) -> Outcome:
+def end_stop(slot: Slot, state: Retiring | Stopping, event: Died, now: float) -> Outcome:
     after = state.after
     if isinstance(after, StartAgain):
         return Spawning(tries=0), _SPAWN
@@ -398,6 +430,7 @@ _DOWN: Final[dict[type, Decision]] = {
     SpawnFailed: impossible,
     Ready: impossible,
     Died: impossible,
+    Idle: impossible,
     Due: impossible,
     Held: impossible,
 }
@@ -416,6 +449,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         SpawnFailed: fail_to_spawn,
         Ready: impossible,
         Died: impossible,
+        Idle: impossible,
         Due: impossible,
         Held: impossible,
     },
@@ -428,6 +462,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         SpawnFailed: impossible,
         Ready: be_ready,
         Died: die_young,
+        Idle: impossible,
         Due: be_ready_or_give_up,
         Held: impossible,
     },
@@ -440,10 +475,24 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         SpawnFailed: impossible,
         Ready: stay,
         Died: respawn_or_rest,
+        Idle: impossible,
         Due: impossible,
         Held: impossible,
     },
     Backoff: _DOWN | {Due: try_again, Held: wait_longer},
+    Retiring: {
+        StartAsked: serve_on,
+        StopAsked: stop,
+        RestartAsked: stop_to_restart,
+        KillAsked: kill,
+        Spawned: impossible,
+        SpawnFailed: impossible,
+        Ready: stay,
+        Died: end_stop,
+        Idle: stop_at_last,
+        Due: stop_at_last,
+        Held: impossible,
+    },
     Stopping: {
         StartAsked: start_after_stop,
         StopAsked: stay_down,
@@ -453,6 +502,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         SpawnFailed: impossible,
         Ready: stay,
         Died: end_stop,
+        Idle: stay,
         Due: take_no_excuses,
         Held: impossible,
     },

@@ -23,8 +23,8 @@ from fcgimgr.control.messages import (
     Result,
     Verdict,
 )
-from fcgimgr.core import pool as core
-from fcgimgr.core.pool import PoolState
+from fcgimgr.core import generation as core
+from fcgimgr.core.generation import PoolState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.processes import signal_process
 from fcgimgr.manager import waiting

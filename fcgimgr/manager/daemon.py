@@ -15,8 +15,8 @@ from typing import Final
 from fcgimgr.config.processes import process_plan
 from fcgimgr.config.settings import Config, ProcessSettings
 from fcgimgr.core import order
-from fcgimgr.core import pool as core
-from fcgimgr.core.pool import PoolState
+from fcgimgr.core import generation as core
+from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Exit
 from fcgimgr.linux.processes import reap
 from fcgimgr.manager.history import History

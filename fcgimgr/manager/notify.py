@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import ProcessSettings
-from fcgimgr.core.pool import Happened
+from fcgimgr.core.generation import Happened
 from fcgimgr.core.process import ALIVE, Ready
 from fcgimgr.linux.accounts import resolve_user
 from fcgimgr.linux.errors import LinuxError

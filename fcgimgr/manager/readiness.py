@@ -17,7 +17,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.core.pool import Happened
+from fcgimgr.core.generation import Happened
 from fcgimgr.core.process import Ready, Starting
 from fcgimgr.fastcgi.client import Request
 from fcgimgr.fastcgi.records import ProtocolError

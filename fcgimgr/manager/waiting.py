@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fcgimgr.control.messages import ProcessVerdict, Progress, Verdict
-from fcgimgr.core.pool import PoolState
+from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Stopped
 from fcgimgr.manager.daemon import Watcher
 from fcgimgr.manager.names import Chosen, indexes_of

@@ -5,8 +5,9 @@
     history.at(9.5).exits("app_01", signal=SIGKILL)
     assert history.actions == [SpawnProcess(1)]
 
-The history plays the manager's part as the real one does: it answers an Open with Opened, and spawns what is to be
-spawned once the event at hand is worked off, pids counting up from 100. `actions` are those since the last look.
+The history plays the manager's part as the real one does: it answers an Open with Opened, says when the queue of a
+listener that lets nobody in is empty (`queued`), and when a retiring process is idle (not `busy`); and it spawns what
+is to be spawned once the event at hand is worked off, pids counting up from 100. `actions` are those since the last look.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from typing import Any
 
 from fcgimgr.config.address import TcpAddress
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
-from fcgimgr.core import pool as core
-from fcgimgr.core.pool import (
+from fcgimgr.core import generation as core
+from fcgimgr.core.generation import (
     Action,
     Changed,
     Close,
+    DrainDue,
     Happened,
     Open,
     Opened,
     OpenFailed,
     PoolState,
+    QueueEmpty,
     SignalProcess,
     SpawnProcess,
-    new_pool,
+    new_generation,
     pool_state,
     step,
 )
-from fcgimgr.core.process import Died, Due, Exit, Ready, Spawned, SpawnFailed, Spawning
+from fcgimgr.core.process import Died, Due, Exit, Idle, Ready, Retiring, Spawned, SpawnFailed, Spawning
 
 
 def settings(**keys: Any) -> ProcessSettings:
@@ -42,10 +45,12 @@ class History:
     def __init__(self, *, port_in_use: str | None = None, **keys: Any) -> None:
         self.settings = settings(**keys)
         self.now = 0.0
-        self.pool = new_pool(self.settings, self.now)
+        self.pool = new_generation(self.settings, self.now)
         self.listening = False
         self.port_in_use = port_in_use
         self.cannot_spawn: str | None = None
+        self.queued = 0  # connections that wait to be accepted
+        self.busy: set[str] = set()  # names of processes that have a request in hand
         self.pids: dict[int, int] = {}  # index -> pid of what runs
         self.signals: list[SignalProcess] = []
         self._next_pid = 100
@@ -58,7 +63,7 @@ class History:
         """Go on to `now`, with every timer that is due until then firing at its time."""
         while (due := self.next_due()) is not None and due[0] <= now:
             self.now = due[0]
-            self.feed(Happened(due[1], Due()))
+            self.feed(DrainDue() if due[1] is None else Happened(due[1], Due()))
         self.now = now
         return self
 
@@ -68,8 +73,11 @@ class History:
     def stop(self, *names: str) -> History:
         return self.feed(core.Stop(self.indexes(names)))
 
-    def restart(self, *names: str) -> History:
-        return self.feed(core.Restart(self.indexes(names)))
+    def restart(self, *names: str, hard: bool = False) -> History:
+        return self.feed(core.Restart(self.indexes(names), hard))
+
+    def leave(self) -> History:
+        return self.feed(core.Leave())
 
     def scale(self, numprocs: int) -> History:
         return self.feed(core.Scale(numprocs))
@@ -91,6 +99,15 @@ class History:
             index = self._to_spawn.pop(0)
             if index < len(self.pool.processes) and isinstance(self.pool.processes[index], Spawning):
                 self._feed(Happened(index, self._spawn(index)))
+        return self.look()
+
+    def look(self) -> History:
+        """What the manager sees when it looks at the queue and at those that retire."""
+        if self.pool.draining is not None and not self.queued:
+            self._feed(QueueEmpty())
+        for index, state in enumerate(self.pool.processes):
+            if isinstance(state, Retiring) and f"app_{index:02}" not in self.busy:
+                self._feed(Happened(index, Idle()))
         return self
 
     def _feed(self, event: core.Event) -> None:
@@ -135,8 +152,13 @@ class History:
     def timers(self) -> list[float]:
         return sorted(state.due for state in self.pool.processes if state.due is not None)
 
-    def next_due(self) -> tuple[float, int] | None:
-        return min(((s.due, i) for i, s in enumerate(self.pool.processes) if s.due is not None), default=None)
+    def next_due(self) -> tuple[float, int | None] | None:
+        dues: list[tuple[float, int | None]] = [
+            (state.due, index) for index, state in enumerate(self.pool.processes) if state.due is not None
+        ]
+        if self.pool.draining is not None:
+            dues.append((self.pool.draining, None))
+        return min(dues, key=lambda due: due[0], default=None)
 
     def index(self, name: str) -> int:
         return int(name.removeprefix("app_"))

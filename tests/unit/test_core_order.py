@@ -2,7 +2,7 @@
 
 from fcgimgr.config.settings import ProgramSettings
 from fcgimgr.core.order import missing, start_order, stop_waves
-from fcgimgr.core.pool import PoolState
+from fcgimgr.core.generation import PoolState
 
 
 def programs(**tables: dict[str, object]) -> dict[str, ProgramSettings]:

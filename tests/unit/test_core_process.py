@@ -3,7 +3,7 @@
 import pytest
 
 from fcgimgr.core.backoff import backoff_delay
-from fcgimgr.core.pool import SignalProcess, SpawnProcess
+from fcgimgr.core.generation import SignalProcess, SpawnProcess
 from fcgimgr.core.process import (
     EVENTS,
     STATES,
@@ -16,11 +16,13 @@ from fcgimgr.core.process import (
     Exited,
     Fatal,
     Held,
+    Idle,
     ImpossibleEventError,
     KillAsked,
     Ready,
     Rest,
     RestartAsked,
+    Retiring,
     Running,
     Slot,
     Spawned,
@@ -45,6 +47,7 @@ EXAMPLES = {
     Starting: Starting(pid=7, since=0.0, tries=0, due=1.0),
     Running: Running(pid=7, since=0.0),
     Backoff: Backoff(due=1.0, tries=1, why="it broke"),
+    Retiring: Retiring(pid=7, since=0.0, due=10.0, after=Rest()),
     Stopping: Stopping(pid=7, due=10.0, after=Rest()),
     Exited: Exited(exit=Exit(code=0), expected=True),
     Fatal: Fatal(why="it broke"),
@@ -56,6 +59,7 @@ EXAMPLES = {
     SpawnFailed: SpawnFailed(why="no such file"),
     Ready: Ready(),
     Died: Died(Exit(code=1)),
+    Idle: Idle(),
     Due: Due(),
     Held: Held(until=5.0),
 }

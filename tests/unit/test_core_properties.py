@@ -4,7 +4,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fcgimgr.core.pool import PoolState
+from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, Stopped
 
 from .history import History
@@ -60,6 +60,24 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def kill(self):
         self.history.kill()
+
+    @rule()
+    def restart_hard(self):
+        self.history.restart(hard=True)
+
+    @rule()
+    def leave(self):
+        self.history.leave()
+
+    @rule(queued=st.integers(0, 2))
+    def let_connections_wait(self, queued):
+        self.history.queued = queued
+        self.history.look()
+
+    @rule(index=INDEXES, busy=st.booleans())
+    def be_busy(self, index, busy):
+        (self.history.busy.add if busy else self.history.busy.discard)(f"app_{index:02}")
+        self.history.look()
 
     @rule(broken=st.booleans())
     def let_spawns_fail(self, broken):
@@ -127,7 +145,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         history = self.history
         history.stop()
-        for _ in range(3):  # TERM is ignored by all; SIGKILL is not
+        for _ in range(6):  # TERM is ignored by all; SIGKILL is not
             for sent in [sent for sent in history.signals if sent.signal == 9]:
                 if history.pids.get(sent.index) == sent.pid:
                     history.exits(f"app_{sent.index:02}", signal=9)

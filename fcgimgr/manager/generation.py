@@ -1,6 +1,6 @@
 """A pool or program that lives: what core decides about it is carried out here, and what happens to it told to core.
 
-There is no policy in this module. `feed` hands an event to core.pool.step and carries out the actions that come back;
+There is no policy in this module. `feed` hands an event to core.generation.step and carries out the actions that come back;
 answers that an action calls for (Opened, Spawned) are fed in turn before anybody else is heard.
 """
 
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
-from fcgimgr.core import pool as core
-from fcgimgr.core.pool import PoolState, pool_state
+from fcgimgr.core import generation as core
+from fcgimgr.core.generation import PoolState, pool_state
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.core.process import (
     Died,
@@ -89,7 +89,7 @@ class Pool:
         self.daemon = daemon
         self.settings = settings
         self.name = settings.name
-        self.core = core.new_pool(settings, daemon.loop.time(), seed)
+        self.core = core.new_generation(settings, daemon.loop.time(), seed)
         self.slots: list[Slot] = []
         self.listeners: list[Listener] = []
         self.recipes: Recipes | None = None

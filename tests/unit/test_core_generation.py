@@ -1,7 +1,7 @@
 """A pool: its listener, its rolling restart, its size, and the bound on crash loops."""
 
 from fcgimgr.core.crashes import full
-from fcgimgr.core.pool import Close, Forget, Happened, Open, PoolState, SpawnProcess, WaitFor, step
+from fcgimgr.core.generation import Close, Forget, Happened, Open, PoolState, SpawnProcess, WaitFor, step
 from fcgimgr.core.process import Running, StopAsked
 
 from .history import History

@@ -1,0 +1,519 @@
+"""A generation: the processes started from one version of configuration and code, with their own listener.
+
+`step(settings, generation, event, now) -> (generation, actions)` is all there is; like process.py it touches nothing.
+A pool has one generation, but for the time of a reload (pool.py). What a generation adds to its processes: when its listener is opened and closed; the rolling restart, which takes the next process
+only when the replacement of the last is ready; the change of their number; and the bound on crash loops.
+
+Theory of operation. The manager feeds one event at a time. Commands (Start, Stop, Restart, Scale, Kill) name the
+processes by index; what happens to one process arrives as Happened(index, event). Each is turned into events for the
+processes, and their answers are collected. Then, whatever the event was, the same three questions are asked: is the
+rolling restart to go on, are there processes too many, and is the listener still wanted. So no path through the code
+can forget them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+import msgspec
+
+from fcgimgr.config.settings import PoolSettings, ProcessSettings
+from fcgimgr.core import crashes, process
+from fcgimgr.core.process import (
+    Backoff,
+    Died,
+    Due,
+    Exited,
+    Fatal,
+    Held,
+    KillAsked,
+    RestartAsked,
+    Running,
+    Signal,
+    Slot,
+    Spawn,
+    StartAsked,
+    State,
+    StopAsked,
+    Stopped,
+    died_early,
+)
+
+
+class PoolState(StrEnum):
+    """What `status` says of a pool."""
+
+    RUNNING = "RUNNING"  # all that is wanted is ready
+    STARTING = "STARTING"
+    DEGRADED = "DEGRADED"  # some of what is wanted is ready
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    FATAL = "FATAL"
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A generation at one moment. `processes` may for a time be longer than `wanted`: the last ones are on their way out."""
+
+    wanted: int
+    budget: crashes.Budget
+    seed: float = 0.0
+    processes: tuple[State, ...] = ()
+    up: bool = False  # the operator (or autostart) wants it up
+    waiting: tuple[str, ...] = ()  # the dependencies that it waits for
+    open: bool = False  # listeners are bound
+    opening: tuple[int, ...] = ()  # processes to start once they are
+    fault: str | None = None  # why they could not be
+    rolling: tuple[int, ...] = ()  # still to be restarted; the first one is under way
+    hard: bool = False  # … without regard to what they have in hand
+    left: bool = False  # another generation has taken its place
+    draining: float | None = None  # it gets no new connection; when it has to end, whatever is still in the queue
+    refusing: bool = False  # the listener lets no new connection in, and cannot be made to any more
+    again: tuple[int, ...] = ()  # to be started anew, on a new listener, once this one is closed
+    complete: bool = False  # all that is wanted has been ready since the last start
+
+
+def new_generation(settings: ProcessSettings, now: float, seed: float = 0.0) -> Generation:
+    """A generation at rest. `seed` in [0, 1) makes its back-off jitter differ from other machines'."""
+    return Generation(
+        wanted=settings.numprocs,
+        budget=crashes.full(settings.numprocs, now),
+        seed=seed,
+        processes=(Stopped(),) * settings.numprocs,
+    )
+
+
+# Events -------------------------------------------------------------------------------------------------------------
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start these processes, or all that are wanted (None)."""
+
+    indexes: tuple[int, ...] | None = None
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Stop these processes, or the pool (None)."""
+
+    indexes: tuple[int, ...] | None = None
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """New connections go to another generation: serve what has come, and end."""
+
+
+class QueueEmpty(msgspec.Struct, frozen=True):
+    """No connection waits to be accepted any more, and no new one can come."""
+
+
+class DrainDue(msgspec.Struct, frozen=True):
+    """The moment that `draining` names has come."""
+
+
+class Restart(msgspec.Struct, frozen=True):
+    """Restart these processes, or all (None), one after the other; `hard`: without regard to what they have in hand."""
+
+    indexes: tuple[int, ...] | None = None
+    hard: bool = False
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """End every process at once."""
+
+
+class Scale(msgspec.Struct, frozen=True):
+    """Have this many processes."""
+
+    numprocs: int
+
+
+class WaitFor(msgspec.Struct, frozen=True):
+    """It is to start as soon as these dependencies are RUNNING."""
+
+    names: tuple[str, ...]
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """The listeners are bound."""
+
+
+class OpenFailed(msgspec.Struct, frozen=True):
+    """The listeners could not be bound; none is left open."""
+
+    why: str
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """Something happened to one process."""
+
+    index: int
+    event: process.Event
+
+
+Event: TypeAlias = (
+    Start | Stop | Leave | QueueEmpty | DrainDue | Restart | Kill | Scale | WaitFor | Opened | OpenFailed | Happened
+)
+
+
+# Actions ------------------------------------------------------------------------------------------------------------
+
+
+class Open(msgspec.Struct, frozen=True):
+    """Bind the listeners; answer at once with Opened or OpenFailed."""
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Let no new connection in; what waits in the queue is still accepted."""
+
+
+class Close(msgspec.Struct, frozen=True):
+    """Close the listeners: clients are refused from now on."""
+
+
+class SpawnProcess(msgspec.Struct, frozen=True):
+    """Spawn this process when its turn comes, if it is Spawning then; answer with Spawned or SpawnFailed."""
+
+    index: int
+
+
+class SignalProcess(msgspec.Struct, frozen=True):
+    """Send a signal to the process, or its group."""
+
+    index: int
+    pid: int
+    signal: int
+    group: bool
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A process has another state, be it only by a later `due`."""
+
+    index: int
+    before: State
+    after: State
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """The process with this index, the last one, is no longer part of the pool."""
+
+    index: int
+
+
+Action: TypeAlias = Open | Refuse | Close | SpawnProcess | SignalProcess | Changed | Forget
+
+_AT_REST: Final = (Stopped, Exited, Fatal)
+
+
+def step(
+    settings: ProcessSettings, generation: Generation, event: Event, now: float
+) -> tuple[Generation, list[Action]]:
+    """Answer with the generation after `event` and the actions to carry out, in order.
+
+    Raises process.ImpossibleEventError, having changed nothing.
+    """
+    draft = _Draft(settings, generation, now)
+    draft.take(event)
+    draft.go_on_rolling()
+    draft.drop_surplus()
+    draft.close_unless_wanted()
+    return draft.finish(), draft.actions
+
+
+def pool_state(pool: Generation) -> PoolState:
+    """The one word for the pool that `status` shows."""
+    if pool.fault is not None:
+        return PoolState.FATAL
+    if pool.up and pool.waiting:
+        return PoolState.STARTING
+    counts = _count(pool.processes[: pool.wanted])
+    at_rest = counts["STOPPED"] + counts["EXITED"] + counts["FATAL"]
+    if not pool.up:
+        return PoolState.STOPPED if at_rest == pool.wanted else PoolState.STOPPING
+    running = counts["RUNNING"]
+    if running == pool.wanted:
+        return PoolState.RUNNING
+    if at_rest == pool.wanted:
+        return PoolState.FATAL if counts["FATAL"] else PoolState.STOPPED
+    if running:
+        troubled = pool.complete or counts["BACKOFF"] or counts["FATAL"] or counts["STOPPED"] or counts["EXITED"]
+        return PoolState.DEGRADED if troubled else PoolState.STARTING
+    return PoolState.STARTING if counts["STARTING"] or counts["BACKOFF"] else PoolState.STOPPING
+
+
+def _count(processes: Iterable[State]) -> dict[str, int]:
+    counts = dict.fromkeys((state.name for state in process.STATES), 0)
+    for state in processes:
+        counts[state.name] += 1
+    return counts
+
+
+class _Draft:
+    """The generation while one event is worked into it."""
+
+    __slots__ = (
+        "actions",
+        "again",
+        "budget",
+        "draining",
+        "fields",
+        "now",
+        "open",
+        "opening",
+        "pool",
+        "processes",
+        "refusing",
+        "rolling",
+        "settings",
+        "up",
+        "wanted",
+    )
+
+    def __init__(self, settings: ProcessSettings, pool: Generation, now: float) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.now = now
+        self.actions: list[Action] = []
+        self.processes = list(pool.processes)
+        self.fields: dict[str, object] = {}
+        self.budget = pool.budget
+        self.wanted = pool.wanted
+        self.up = pool.up
+        self.open = pool.open
+        self.opening = pool.opening
+        self.rolling = pool.rolling
+        self.draining = pool.draining
+        self.refusing = pool.refusing
+        self.again = pool.again
+
+    # Events
+
+    def take(self, event: Event) -> None:
+        if self.pool.left and isinstance(event, Start | Restart | Scale | WaitFor):
+            return  # its time is over: such orders are for the generation that has taken its place
+        match event:
+            case Happened(index, happening):
+                self._happen(index, happening)
+            case Start(indexes):
+                self._start(indexes)
+            case Stop(None):
+                self._stop()
+            case Leave():
+                self.fields["left"] = True
+                self._drain()
+            case QueueEmpty():
+                self._stop_draining(StopAsked(by=self.draining) if self._retires else StopAsked())
+            case DrainDue():
+                self._stop_draining(StopAsked())
+            case Stop(tuple(indexes)):
+                # The one under way stays at the head: the next is taken when it has come to rest.
+                self.rolling = self.rolling[:1] + tuple(index for index in self.rolling[1:] if index not in indexes)
+                self._tell_each(indexes, self._gentle_stop())
+            case Restart(indexes, hard):
+                self._restart(indexes, hard)
+            case Kill():
+                self._go_down()
+                self._tell_each(range(len(self.processes)), KillAsked())
+            case Scale(numprocs):
+                self._scale(numprocs)
+            case WaitFor(names):
+                self.up = True
+                self.fields.update(waiting=names, fault=None, complete=False)
+            case Opened():
+                self.open = True
+                opening, self.opening = self.opening, ()
+                self._tell_each(opening, StartAsked())
+            case OpenFailed(why):
+                self.opening = ()
+                self.rolling = ()
+                self.fields["fault"] = why
+
+    def _happen(self, index: int, event: process.Event) -> None:
+        if index >= len(self.processes):
+            raise process.ImpossibleEventError(f"there is no process {index} that could take {event}")
+        state = self.processes[index]
+        if isinstance(event, Died) and isinstance(state, Running):
+            event = self._charge(state, event)
+        elif isinstance(event, Due) and isinstance(state, Backoff):
+            event = self._let_try_or_hold(event)
+        self._tell(index, event)
+
+    def _charge(self, state: Running, event: Died) -> Died:
+        """An early death costs the pool a token; one that came late shows that the pool is sound."""
+        if not died_early(self.settings, self.now - state.since):
+            self.budget = crashes.full(self.wanted, self.now)
+            return event
+        spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
+        return event if spare else Died(event.exit, spare=False)
+
+    def _let_try_or_hold(self, event: Due) -> Due | Held:
+        spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
+        if spare:
+            return event
+        stable = (
+            isinstance(state, Running) and not died_early(self.settings, self.now - state.since)
+            for state in self.processes
+        )
+        if any(stable):
+            self.budget = crashes.full(self.wanted, self.now)
+            return event
+        return Held(until=crashes.next_token(self.budget))
+
+    def _start(self, indexes: tuple[int, ...] | None) -> None:
+        if indexes is None:
+            self.fields["complete"] = False
+        indexes = self._wanted(indexes)
+        if self.refusing:
+            self.again = tuple(dict.fromkeys(self.again + indexes))
+            return
+        self.up = True
+        self.fields.update(waiting=(), fault=None)
+        if self.open:
+            self._tell_each(indexes, StartAsked())
+        else:
+            self.opening = indexes
+            self.actions.append(Open())
+
+    def _wanted(self, indexes: tuple[int, ...] | None) -> tuple[int, ...]:
+        """These processes, or all, without those that scaling down takes away."""
+        return tuple(range(self.wanted) if indexes is None else (i for i in indexes if i < self.wanted))
+
+    @property
+    def _retires(self) -> bool:
+        """Whether its processes may lose what they have in hand on the stopsignal. Our own workers do not."""
+        return isinstance(self.settings, PoolSettings) and self.settings.wsgi is None
+
+    def _gentle_stop(self) -> StopAsked:
+        return StopAsked(by=self.now + self.settings.stopwaitsecs if self._retires else None)
+
+    def _go_down(self) -> None:
+        self.up = False
+        self.opening = ()
+        self.rolling = ()
+        self.draining = None
+        self.again = ()
+        self.fields.update(waiting=(), fault=None)
+
+    def _stop(self) -> None:
+        if self.refusing:
+            self.again = ()  # it is on its way down already
+        elif not (self.open and isinstance(self.settings, PoolSettings) and self._anybody_serves()):
+            self._go_down()
+            self._tell_each(range(len(self.processes)), StopAsked())
+        elif self.draining is None:
+            self._drain()
+            self.refusing = True
+            self.actions.append(Refuse())
+
+    def _drain(self) -> None:
+        self._go_down()
+        self.draining = self.now + self.settings.stopwaitsecs
+
+    def _stop_draining(self, event: StopAsked) -> None:
+        if self.draining is not None:
+            self.draining = None
+            self._tell_each(range(len(self.processes)), event)
+
+    def _anybody_serves(self) -> bool:
+        return any(isinstance(state, process.ALIVE) for state in self.processes)
+
+    def _restart(self, indexes: tuple[int, ...] | None, hard: bool) -> None:
+        indexes = self._wanted(indexes)
+        if not self.open or self.refusing or not indexes:
+            self._start(indexes)
+            return
+        self.up = True
+        under_way, queued = self.rolling[:1], self.rolling[1:]
+        # One that is under way was told before this command came, so it has to go once more to run the newest code.
+        self.rolling = under_way + tuple(index for index in queued if index not in indexes) + indexes
+        self.fields["hard"] = hard
+        if not under_way:
+            self._tell(self.rolling[0], self._restart_asked(hard))
+
+    def _restart_asked(self, hard: bool) -> RestartAsked:
+        return RestartAsked(by=None if hard else self._gentle_stop().by)
+
+    def _scale(self, numprocs: int) -> None:
+        before, self.wanted = self.wanted, numprocs
+        self.rolling = self.rolling[:1] + tuple(index for index in self.rolling[1:] if index < numprocs)
+        self.opening = tuple(index for index in self.opening if index < numprocs)
+        self.again = tuple(index for index in self.again if index < numprocs)
+        self.processes.extend(Stopped() for _ in range(numprocs - len(self.processes)))
+        if numprocs < before:
+            self._tell_each(range(numprocs, len(self.processes)), self._gentle_stop())
+        elif self.up and self.open and not self.refusing:
+            self._tell_each(range(before, numprocs), StartAsked())
+
+    # The three questions that follow every event
+
+    def go_on_rolling(self) -> None:
+        while self.rolling:
+            match self.processes[self.rolling[0]]:
+                case Running() | Stopped() | Exited(expected=True):  # replaced; or stopped by somebody since
+                    self.rolling = self.rolling[1:]
+                    if self.rolling:
+                        self._tell(self.rolling[0], self._restart_asked(self.pool.hard))
+                case Backoff() | Fatal() | Exited():  # the replacement is no good: the others stay as they are
+                    self.rolling = ()
+                case _:
+                    return
+
+    def drop_surplus(self) -> None:
+        while len(self.processes) > self.wanted and isinstance(self.processes[-1], _AT_REST):
+            self.processes.pop()
+            self.actions.append(Forget(len(self.processes)))
+
+    def close_unless_wanted(self) -> None:
+        if not self.open or self.opening:
+            return
+        if any(not isinstance(state, _AT_REST) for state in self.processes):
+            return
+        failed = any(isinstance(state, Fatal) for state in self.processes)
+        if self.up and failed and isinstance(self.settings, PoolSettings) and self.settings.on_fatal == "keep":
+            return
+        self.open = self.refusing = False
+        self.draining = None
+        self.actions.append(Close())
+        if self.again:
+            self.opening, self.again, self.up = self.again, (), True
+            self.actions.append(Open())
+
+    def finish(self) -> Generation:
+        if not self.pool.complete and "complete" not in self.fields and isinstance(self.processes[-1], Running):
+            self.fields["complete"] = all(isinstance(state, Running) for state in self.processes[: self.wanted])
+        return msgspec.structs.replace(
+            self.pool,
+            processes=tuple(self.processes),
+            wanted=self.wanted,
+            budget=self.budget,
+            up=self.up,
+            open=self.open,
+            opening=self.opening,
+            rolling=self.rolling,
+            draining=self.draining,
+            refusing=self.refusing,
+            again=self.again,
+            **self.fields,
+        )
+
+    # Processes
+
+    def _tell_each(self, indexes: Iterable[int], event: process.Event) -> None:
+        for index in indexes:
+            self._tell(index, event)
+
+    def _tell(self, index: int, event: process.Event) -> None:
+        before = self.processes[index]
+        slot = Slot(self.settings, index, self.pool.seed)
+        after, actions = process.step(slot, before, event, self.now)
+        self.processes[index] = after
+        if after is not before:
+            self.actions.append(Changed(index, before, after))
+        for action in actions:
+            match action:
+                case Spawn():
+                    self.actions.append(SpawnProcess(index))
+                case Signal(signal, group):
+                    pid = before.pid
+                    assert pid is not None  # TRANSITIONS signals only from states that have a pid
+                    self.actions.append(SignalProcess(index, pid, signal, group))
