@@ -9,7 +9,6 @@ import json
 import os
 import pwd
 import resource
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
