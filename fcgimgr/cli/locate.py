@@ -80,8 +80,8 @@ def control_path(config: str) -> str:
     tables = _tables(text)
     manager = tables.get("manager")
     control = manager.get("control") if isinstance(manager, dict) else None
-    if isinstance(control, str) and "%" not in control:
-        return os.path.normpath(os.path.join(os.path.dirname(config), control))
+    if isinstance(control, str) and (path := _expanded(control, os.path.dirname(config))) is not None:
+        return path
     if control is None and "include" not in tables:
         return _default(config)
     return _from_a_full_read(config) or _default(config)
@@ -114,8 +114,22 @@ def _salvaged(text: str) -> dict[str, Any]:
     return {}
 
 
+def _expanded(control: str, directory: str) -> str | None:
+    """`control` of a file in `directory` as a path; None when it cannot be expanded."""
+    if "%" in control:
+        from fcgimgr.config.expansions import expand
+
+        names: dict[str, str | int] = {f"ENV_{name}": value for name, value in os.environ.items()}
+        names |= {"here": directory, "host_node_name": os.uname().nodename}
+        try:
+            control = expand(control, names)
+        except ValueError:
+            return None
+    return os.path.normpath(os.path.join(directory, control))
+
+
 def _from_a_full_read(config: str) -> str | None:
-    """What only the whole reading knows: expansions, included files. None when the file is broken."""
+    """What only the whole reading knows: included files. None when the file is broken."""
     from fcgimgr.config.problems import ConfigError
     from fcgimgr.config.read import read
 

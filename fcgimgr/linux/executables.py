@@ -8,6 +8,7 @@ from typing import Final
 from fcgimgr.linux.errors import LinuxError
 
 _MISSING: Final = "does not exist"
+_UNREADABLE: Final = "cannot be read"
 
 
 def find_executable(name: str, path: str, directory: str | None = None, *, chroot: str | None = None) -> str:
@@ -15,6 +16,8 @@ def find_executable(name: str, path: str, directory: str | None = None, *, chroo
 
     path: the child's PATH. With `chroot` the answer is as seen inside. LinuxError: not found, or not executable.
     """
+    if chroot is not None and not os.path.isdir(chroot):
+        raise LinuxError(f"chroot {chroot}: there is no such directory; create it, or name another")
     start = directory or ("/" if chroot else os.getcwd())
     if "/" in name:
         found = os.path.join(start, name.removeprefix("./"))
@@ -22,17 +25,21 @@ def find_executable(name: str, path: str, directory: str | None = None, *, chroo
         if refusal:
             raise LinuxError(f"command {name}: {found} {refusal}")
         return found
-    hidden = ""
+    hidden, unreadable = "", []
     for entry in (path or os.defpath).split(":"):
         found = os.path.join(start, "" if entry == "." else entry, name)
         refusal = _why_not_executable(chroot, found)
         if not refusal:
             return found
-        if refusal != _MISSING:
+        if refusal.startswith(_UNREADABLE):
+            unreadable.append(entry)  # a PATH of root's, say, that came along: it hides nothing that is known of
+        elif refusal != _MISSING:
             hidden = f"{found} {refusal}"
     if hidden:
         raise LinuxError(f"command {name}: {hidden}")
-    raise LinuxError(f"command not found: {name}; it is in no directory of PATH ({path}); give its absolute path")
+    but = f", of which {', '.join(unreadable)} cannot be read" if unreadable else ""
+    where = f"PATH ({path})" if chroot is None else f"PATH ({path}) inside {chroot}"
+    raise LinuxError(f"command not found: {name}; it is in no directory of {where}{but}; give its absolute path")
 
 
 def why_not_executed(path: str, code: int, who: str, chroot: str | None) -> str:
@@ -61,7 +68,7 @@ def _why_not_executable(chroot: str | None, path: str) -> str:
         # A symbolic link inside a chroot may lead to where it means something only inside: exec will tell.
         mode = os.stat(outside, follow_symlinks=chroot is None).st_mode
     except OSError as error:
-        return _MISSING if error.errno == errno.ENOENT else f"cannot be read ({error.strerror})"
+        return _MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else f"{_UNREADABLE} ({error.strerror})"
     if stat.S_ISLNK(mode):
         return ""
     if not stat.S_ISREG(mode):

@@ -199,9 +199,9 @@ class Daemon:
         self.state = "STOPPING"
         self._waves = deque(order.stop_waves(self.settings))
         self._deadline = self.loop.call_later(self.config.manager.shutdown_timeout, self._out_of_time)
-        self._go_on_stopping()
         for watcher in tuple(self.watchers):
-            watcher.manager_changed()
+            watcher.manager_changed()  # before anything stops: whoever asks why it was FATAL still gets an answer
+        self._go_on_stopping()
 
     def shutdown_now(self, why: str) -> None:
         """Kill everything, and end."""

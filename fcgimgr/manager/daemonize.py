@@ -41,8 +41,9 @@ def daemonize() -> Starter:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.fork():
+    if child := os.fork():
         os.close(write_end)
+        os.waitpid(child, 0)  # it ends at once; not every init of a container would reap it
         _wait_and_end(read_end)
     os.close(read_end)
     os.setsid()

@@ -11,13 +11,17 @@ import getopt
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
+from fcgimgr.core.pool import PoolState
+from fcgimgr.core.process import Fatal
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
@@ -25,6 +29,7 @@ from fcgimgr.manager.commands import check_config
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.journal import Journal
+from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
 from fcgimgr.manager.openlog import open_log, open_reason
 from fcgimgr.manager.places import Places
@@ -125,12 +130,20 @@ class TellStarter(Watcher):
         self._starter = starter
 
     def manager_changed(self) -> None:
-        faults = [pool for pool in self._daemon.pools.values() if pool.state.value == "FATAL"]
-        reasons = "\n".join(f"{pool.name}: {pool.why_fatal()}" for pool in faults)
         if self._daemon.state == "RUNNING":
-            self._starter.tell(0, reasons)
+            self._starter.tell(0, "\n".join(self._reasons()))
+        elif self._daemon.state == "STOPPING" and self._daemon.exit_code == 0:
+            self._starter.tell(FAILED, "the manager was told to stop before it was up")
         elif self._daemon.state == "STOPPING":
-            self._starter.tell(FAILED, f"the manager was not up: nothing could be started\n{reasons}".rstrip())
+            self._starter.tell(FAILED, "\n".join(["the manager did not come up", *self._reasons()]))
+
+    def _reasons(self) -> Iterator[str]:
+        """Why each pool that is FATAL is so, with the last log lines of one of its processes."""
+        for pool in self._daemon.pools.values():
+            if pool.state is PoolState.FATAL:
+                yield f"{pool.name}: {pool.why_fatal()}"
+                fatal = (index for index, state in enumerate(pool.core.processes) if isinstance(state, Fatal))
+                yield from (f"    {printable(line)}" for index in islice(fatal, 1) for line in pool.last_words(index))
 
 
 def listen_to_signals(daemon: Daemon, signals: Signals) -> None:

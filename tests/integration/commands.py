@@ -1,4 +1,4 @@
-"""The `fcgimgr` command as a user types it, a configuration to type it for, and small programs that do as they are told.
+"""The `fcgimgr` command as a user types it, a configuration to type it for, and small programs that obey.
 
 Every program here is driven by the test through a FIFO, so that nothing is written, and nobody dies, before the test
 says so. Nothing here waits on a clock.

@@ -55,12 +55,12 @@ class RunningManager:
         self.config = config
         self.control = control
         self.log = control.parent / f"{config.parent.name}-{config.stem}.log"
-        self._mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
         # The virtualenv's own commands (python, uvicorn) first, as in a shell where it is activated.
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         self._prefix = prefix
         self._inherit = inherit
-        self._environment = os.environ | {"PATH": path, MARK: self._mark} | (environment or {})
+        self._environment = os.environ | {"PATH": path, MARK: self.mark} | (environment or {})
         self._ready = ready
         self._within = within
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,7 +151,13 @@ class RunningManager:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
         assert process.wait(within) == 0, f"the manager ended with {process.returncode}"
-        assert not strays(self._mark), f"left running: {strays(self._mark)}"
+        assert not strays(self.mark), f"left running: {strays(self.mark)}"
+
+    def kill(self) -> None:
+        """SIGKILL, to the manager alone; its processes live on. Not to be used within a `with`."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def _is_up(self) -> bool:
         assert self._process is not None
@@ -167,7 +173,7 @@ class RunningManager:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-        end_strays(self._mark)
+        end_strays(self.mark)
 
     def _show_log(self) -> None:
         print(f"-- {self.log}\n{self.output()}--")

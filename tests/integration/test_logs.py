@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,8 @@ def test_lines_get_the_timestamp_that_is_asked_for(timestamps: str, pattern: str
     keys = 'stdout_logfile = "echo.log"', f'log_timestamps = "{timestamps}"'
     with running(tmp_path, echo_program(echo, *keys)):
         echo.say("a line", "a line")
-        (first, second) = eventually(lambda: both if len(both := lines_of(tmp_path / "echo.log")) == 2 else None)
+        eventually(lambda: len(lines_of(tmp_path / "echo.log")) == 2)
+    first, second = lines_of(tmp_path / "echo.log")
     assert re.fullmatch(pattern, first)
     assert re.fullmatch(pattern, second)
 
@@ -360,6 +362,11 @@ def written_by(pid: int) -> int:
     return int(line.split()[1])
 
 
+def replaced(manager: Manager, victim: int) -> bool:
+    pids = manager.pids("other")
+    return len(pids) == 2 and victim not in pids
+
+
 def test_a_child_that_writes_as_fast_as_it_can_does_not_hold_up_the_others(tmp_path: Path) -> None:
     log = tmp_path / "flood.log"
     # 100 MB, most of which falls out at the end of two backups of 1 MB.
@@ -380,9 +387,9 @@ startretries = -1
     with running(tmp_path, program) as manager:
         respawned = 0
         while "over" not in lines_of(log)[-1:]:
-            pids = eventually(lambda: both if len(both := manager.pids("other")) == 2 else None)
-            os.kill(pids[0], signal.SIGKILL)
-            eventually(lambda gone=pids[0]: gone not in manager.pids("other"))  # type: ignore[misc]
+            victim = eventually(lambda: manager.pids("other"))[0]
+            os.kill(victim, signal.SIGKILL)
+            eventually(partial(replaced, manager, victim))
             respawned += 1
         assert respawned > 0
         assert lines_of(log)[-1] == "over"

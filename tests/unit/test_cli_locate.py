@@ -56,6 +56,8 @@ def test_it_is_where_the_whole_reading_says(tmp_path: Path, manager: str):
 )
 def test_a_broken_file_still_names_its_manager(tmp_path: Path, broken: str):
     assert locate.control_path(written(tmp_path, broken)) == "/run/x.sock"
+    in_place = broken.replace("/run/x.sock", "%(here)s/%(ENV_PLACE)s.sock")
+    assert locate.control_path(written(tmp_path, in_place)) == f"{tmp_path}/run/place.sock"
 
 
 @pytest.mark.parametrize(
