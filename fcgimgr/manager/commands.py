@@ -143,7 +143,7 @@ async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> R
             caller.notify("line", messages.Line(process=name, stream=params.stream, text=line))
 
     pass_on(lines)
-    stop = pool.follow(index, params.stream, pass_on)
+    stop = pool.slots[index].follow(params.stream, pass_on)
     try:
         await caller.gone()
     finally:

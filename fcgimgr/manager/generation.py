@@ -7,10 +7,8 @@ answers that an action calls for (Opened, Spawned) are fed in turn before anybod
 from __future__ import annotations
 
 import os
-from asyncio import TimerHandle
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan
@@ -38,48 +36,10 @@ from fcgimgr.linux.spawn import Recipe, spawn
 from fcgimgr.manager.listening import open_listeners
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import Recipes
+from fcgimgr.manager.slots import Slot
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
-
-MOST_LINGERING: Final = 4  # pipes of dead processes that are read on, a slot
-LAST_WORDS: Final = 10  # how many of a dead process's log lines are kept for a verdict
-
-
-class Slot:
-    """One process as the shell knows it: what core need not decide anything."""
-
-    __slots__ = (
-        "armed", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "requests", "spawned", "started",
-        "status_text", "stderr", "stdout", "timer",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.name = ""
-        self.started = 0.0  # monotonic seconds
-        self.spawned = 0
-        self.exit: Exit | None = None
-        self.stdout: Pump | None = None
-        self.stderr: Pump | None = None
-        self.old_stdout: list[bytes] = []  # the last words of the process before this one
-        self.old_stderr: list[bytes] = []
-        self.followers: list[Follower] = []
-        self.requests: int | None = None
-        self.status_text: str | None = None
-        self.lingering: list[Pump] = []  # of dead processes whose descendants still hold the pipe
-        self.timer: TimerHandle | None = None
-        self.armed: float | None = None
-
-
-class Follower:
-    """Somebody who reads one stream of a process as it comes, across its restarts."""
-
-    __slots__ = ("callback", "cancel", "stream")
-
-    def __init__(self, stream: str, callback: Callable[[list[bytes]], None]) -> None:
-        self.stream = stream
-        self.callback = callback
-        self.cancel: Callable[[], None] = lambda: None
 
 
 class Pool:
@@ -156,9 +116,7 @@ class Pool:
 
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
-            slot = Slot()
-            slot.name = self.daemon.plan_name(self.settings, index)
-            self.slots.append(slot)
+            self.slots.append(Slot(self.daemon.plan_name(self.settings, index)))
 
     def _arm_timer(self, index: int, due: float | None) -> None:
         """Let the process have the timer that its state asks for, and no other."""
@@ -209,11 +167,8 @@ class Pool:
         self.listeners = []
 
     def _forget(self, index: int) -> None:
-        slot = self.slots.pop()
+        self.slots.pop().close()
         assert len(self.slots) == index
-        self._close_pumps(slot)
-        if slot.timer is not None:
-            slot.timer.cancel()
 
     # Children
 
@@ -225,7 +180,7 @@ class Pool:
     def _spawn(self, index: int) -> Spawned | SpawnFailed:
         slot = self.slots[index]
         assert self.recipes is not None  # core opens a pool before it spawns
-        self._set_pumps_aside(slot)
+        slot.set_pumps_aside()
         pipes: list[int] = []
         try:
             plan = self.recipes.plan(index)
@@ -244,12 +199,9 @@ class Pool:
             return SpawnFailed(str(error))
         for fd in {out_write, err_write}:
             os.close(fd)
-        slot.started = self.daemon.loop.time()
-        slot.spawned += 1
-        slot.requests = slot.status_text = None
-        slot.stdout = self._pump(index, out_read, plan, "stdout", plan.stdout_logfile)
-        if err_read >= 0:
-            slot.stderr = self._pump(index, err_read, plan, "stderr", plan.stderr_logfile)
+        stdout = self._pump(out_read, plan, "stdout", plan.stdout_logfile)
+        stderr = self._pump(err_read, plan, "stderr", plan.stderr_logfile) if err_read >= 0 else None
+        slot.begin(self.daemon.loop.time(), stdout, stderr)
         self.daemon.children[pid] = (self, index)
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
         return Spawned(pid)
@@ -272,14 +224,14 @@ class Pool:
             listen_pid=settings.socket_pass == "systemd",
         )
 
-    def _pump(self, index: int, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
+    def _pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
         settings = self.settings
         target = self.daemon.logs.open(
             path,
             maxbytes=getattr(settings, f"{stream}_logfile_maxbytes"),
             backups=getattr(settings, f"{stream}_logfile_backups"),
         )
-        pump = Pump(
+        return Pump(
             self.daemon.loop,
             fd,
             target,
@@ -289,16 +241,12 @@ class Pool:
             format=settings.log_format,
             release=self.daemon.logs.release,
         )
-        for follower in self.slots[index].followers:
-            if follower.stream == stream:
-                follower.cancel = pump.follow(follower.callback)
-        return pump
 
     def died(self, index: int, pid: int, exit: Exit) -> None:
         """The process is dead and reaped."""
         slot = self.slots[index]
         slot.exit = exit
-        self._hear_last_words(slot)
+        slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
             self._log_death(index, pid, exit)
         self.feed(core.Happened(index, Died(exit)))
@@ -308,28 +256,6 @@ class Pool:
             return  # by the signal that it was sent: nothing that an operator need look at
         age = self.daemon.loop.time() - self.slots[index].started
         self.daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.process_name(index), pid=pid)
-
-    def _hear_last_words(self, slot: Slot) -> None:
-        for pump in (slot.stdout, slot.stderr):
-            if pump is not None:
-                pump.drain()
-        slot.old_stdout = slot.stdout.tail(LAST_WORDS) if slot.stdout else []
-        slot.old_stderr = slot.stderr.tail(LAST_WORDS) if slot.stderr else []
-
-    def _set_pumps_aside(self, slot: Slot) -> None:
-        """Make room for the next process's pumps. Who still writes to the old pipes is read on, within bounds."""
-        pumps = [*slot.lingering, slot.stdout, slot.stderr]
-        slot.lingering = [pump for pump in pumps if pump is not None and not pump.closed]
-        slot.stdout = slot.stderr = None
-        while len(slot.lingering) > MOST_LINGERING:
-            slot.lingering.pop(0).close()
-
-    def _close_pumps(self, slot: Slot) -> None:
-        for pump in (*slot.lingering, slot.stdout, slot.stderr):
-            if pump is not None:
-                pump.close()
-        slot.lingering = []
-        slot.stdout = slot.stderr = None
 
     # Telling others
 
@@ -360,36 +286,12 @@ class Pool:
 
     def last_lines(self, index: int, stream: str, count: int) -> list[bytes]:
         """The last lines that the process wrote, and if it wrote few, those of the one before it."""
-        slot = self.slots[index]
-        if stream == "stdout" or self.settings.redirect_stderr:
-            pump, old = slot.stdout, slot.old_stdout
-        else:
-            pump, old = slot.stderr, slot.old_stderr
-        lines = pump.tail(count) if pump is not None else []
-        if pump is not None and self.core.processes[index].pid is None:
-            return lines[-count:] if count else []  # it is dead, and `old` is what it said
-        return (old + lines)[-count:] if count else []
+        return self.slots[index].last_lines(stream, count, alive=self.core.processes[index].pid is not None)
 
     def last_words(self, index: int) -> tuple[str, ...]:
-        """What explains a death: the end of its standard error, or of its standard output if it said nothing there."""
-        lines = self.last_lines(index, "stderr", LAST_WORDS) or self.last_lines(index, "stdout", LAST_WORDS)
+        """What explains the process's death."""
+        lines = self.slots[index].last_words(alive=self.core.processes[index].pid is not None)
         return tuple(line.decode("utf-8", "backslashreplace") for line in lines)
-
-    def follow(self, index: int, stream: str, callback: Callable[[list[bytes]], None]) -> Callable[[], None]:
-        """Call `callback` with lines as the process writes them, until the answer is called."""
-        follower = Follower("stdout" if self.settings.redirect_stderr else stream, callback)
-        slot = self.slots[index]
-        slot.followers.append(follower)
-        pump = slot.stdout if follower.stream == "stdout" else slot.stderr
-        if pump is not None:
-            follower.cancel = pump.follow(callback)
-
-        def stop() -> None:
-            follower.cancel()
-            if follower in slot.followers:
-                slot.followers.remove(follower)
-
-        return stop
 
     def why_fatal(self) -> str:
         """In words, for one who cannot see the log."""
@@ -400,9 +302,7 @@ class Pool:
         """The manager ends: let go of everything that is still held."""
         self._close()
         for slot in self.slots:
-            self._close_pumps(slot)
-            if slot.timer is not None:
-                slot.timer.cancel()
+            slot.close()
 
 
 def socket_name(address: Address, pool: str) -> str:

@@ -51,6 +51,11 @@ class NotifySockets:
             try:
                 self._sockets[path] = bind_abstract(path) if path.startswith("@") else bind_file(path, uid)
             except OSError as error:
+                if isinstance(error, PermissionError) and uid != os.geteuid():
+                    raise LinuxError(
+                        f"user {settings.user}: cannot give it a notify socket; only root may start a child as "
+                        f"another user, and this manager runs as uid {os.geteuid()}"
+                    ) from error
                 raise LinuxError(f"cannot make the notify socket {path}: {error.strerror or error}") from error
             self._daemon.loop.add_reader(self._sockets[path], self._read, self._sockets[path])
         return path
@@ -104,7 +109,11 @@ def bind_file(path: str, uid: int) -> socket.socket:
     try:
         receiver.bind(path)
         if uid != os.geteuid():
-            os.chown(path, uid, -1, follow_symlinks=False)
+            try:
+                os.chown(path, uid, -1, follow_symlinks=False)
+            except OSError:
+                os.unlink(path)
+                raise
     except OSError:
         receiver.close()
         raise

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,14 @@ def scene(directory: Path, tables: str, *, manager: str = "", name: str = "pool"
     `manager`: more keys for [manager], whose control socket is beside the file.
     """
     config = directory / f"{name}.toml"
-    config.write_text(f'[manager]\ncontrol = "%(here)s/{name}.sock"\n{manager}\n{tables}')
+    config.write_text(f'[manager]\ncontrol = "%(here)s/{name}.control"\n{manager}\n{tables}')
     (directory / "answer.py").write_text(ANSWER)
     return config
 
 
 def managing(config: Path, **more: Any) -> RunningManager:
     """The manager of a `scene`."""
-    return RunningManager(config, config.with_suffix(".sock"), **more)
+    return RunningManager(config, config.with_suffix(".control"), **more)
 
 
 def fails(config: Path, *, prefix: Sequence[str] = (), environment: dict[str, str] | None = None) -> tuple[int, str]:
@@ -146,7 +146,12 @@ class Child:
 
     @property
     def fds(self) -> dict[int, str]:
-        return {int(path.name): os.readlink(path) for path in (self._proc / "fd").iterdir()}
+        """Where each leads. Of a process that is at work some may be closed while we look."""
+        found = {}
+        for path in (self._proc / "fd").iterdir():
+            with suppress(FileNotFoundError):
+                found[int(path.name)] = os.readlink(path)
+        return found
 
     def fd_flags(self, fd: int) -> int:
         """The flags of the open description, O_RDWR and so on."""
@@ -183,6 +188,11 @@ class Child:
     @property
     def nice(self) -> int:
         return int(self.stat[16])
+
+    @property
+    def memory(self) -> int:
+        """Resident, in bytes."""
+        return int(self.status["VmRSS"].split()[0]) * 1024
 
     @property
     def uids(self) -> set[int]:

@@ -164,7 +164,7 @@ class Passing(RunningManager):
         # Far from the fds that they are to have, so that no dup2 overwrites one before its turn.
         high = [os.dup2(one.fileno(), 100 + number, inheritable=True) for number, one in enumerate(sockets.values())]
         prefix = [sys.executable, "-c", PASS_FDS, ",".join(map(str, high)), ":".join(sockets)]
-        super().__init__(config, config.with_suffix(".sock"), prefix=prefix, inherit=high)
+        super().__init__(config, config.with_suffix(".control"), prefix=prefix, inherit=high)
 
 
 def test_sockets_of_systemd_and_inherited_ones_are_taken_over_and_left_to_their_owner(tmp_path: Path) -> None:
@@ -300,4 +300,4 @@ def test_a_manager_that_can_start_nothing_at_all_ends_with_1(pools: int, tmp_pat
     assert code == 1
     for number in range(pools):
         assert f"app{number}: unix:{tmp_path}/no{number}/s: the directory {tmp_path}/no{number} does not exist" in said
-    assert not (tmp_path / "pool.sock").exists()
+    assert not (tmp_path / "pool.control").exists()

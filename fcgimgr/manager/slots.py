@@ -1,0 +1,129 @@
+"""One slot of a pool as the shell knows it: what core need not decide anything, above all where its output goes.
+
+Processes come and go in a slot, each with pipes of its own. What stays is the slot: whoever follows its output follows
+it across restarts, and the last words of the process before are kept, for they explain its death.
+"""
+
+from __future__ import annotations
+
+from asyncio import TimerHandle
+from collections.abc import Callable
+from typing import Final
+
+from fcgimgr.core.process import Exit
+from fcgimgr.manager.pump import Pump
+
+MOST_LINGERING: Final = 4  # pipes of dead processes that are read on
+LAST_WORDS: Final = 10  # log lines of a dead process that are kept
+
+Lines = list[bytes]
+
+
+class Slot:
+    """`stderr` is None where it goes with stdout (redirect_stderr)."""
+
+    __slots__ = (
+        "armed", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "requests", "spawned", "started",
+        "status_text", "stderr", "stdout", "timer",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started = 0.0  # monotonic seconds
+        self.spawned = 0
+        self.exit: Exit | None = None
+        self.requests: int | None = None
+        self.status_text: str | None = None
+        self.timer: TimerHandle | None = None
+        self.armed: float | None = None
+        self.stdout: Pump | None = None
+        self.stderr: Pump | None = None
+        self.old_stdout: Lines = []
+        self.old_stderr: Lines = []
+        self.lingering: list[Pump] = []  # of dead processes whose descendants still hold the pipe
+        self.followers: list[Follower] = []
+
+    def begin(self, now: float, stdout: Pump, stderr: Pump | None) -> None:
+        """A new process writes to these pipes."""
+        self.started = now
+        self.spawned += 1
+        self.requests = self.status_text = None
+        self.stdout, self.stderr = stdout, stderr
+        for follower in self.followers:
+            follower.attach(self)
+
+    def hear_last_words(self) -> None:
+        """The process is dead: read what it wrote before, and keep the end of it."""
+        for pump in (self.stdout, self.stderr):
+            if pump is not None:
+                pump.drain()
+        self.old_stdout = self.stdout.tail(LAST_WORDS) if self.stdout else []
+        self.old_stderr = self.stderr.tail(LAST_WORDS) if self.stderr else []
+
+    def set_pumps_aside(self) -> None:
+        """Make room for the next process's pumps. Who still writes to the old pipes is read on, within bounds."""
+        pumps = [*self.lingering, self.stdout, self.stderr]
+        self.lingering = [pump for pump in pumps if pump is not None and not pump.closed]
+        self.stdout = self.stderr = None
+        while len(self.lingering) > MOST_LINGERING:
+            self.lingering.pop(0).close()
+
+    def close(self) -> None:
+        """Let go of all pipes, and of the timer."""
+        for pump in (*self.lingering, self.stdout, self.stderr):
+            if pump is not None:
+                pump.close()
+        self.lingering = []
+        self.stdout = self.stderr = None
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def pump(self, stream: str) -> Pump | None:
+        """The pipe that carries `stdout` or `stderr`."""
+        return self.stdout if stream == "stdout" or self.stderr is None else self.stderr
+
+    def last_lines(self, stream: str, count: int, *, alive: bool) -> Lines:
+        """The last lines that the process wrote, and if it wrote few, those of the one before it."""
+        if count == 0:
+            return []
+        pump = self.pump(stream)
+        lines = pump.tail(count) if pump is not None else []
+        if pump is not None and not alive:
+            return lines  # it is dead, and what is kept as old is its own
+        old = self.old_stdout if pump is self.stdout else self.old_stderr
+        return (old + lines)[-count:]
+
+    def last_words(self, *, alive: bool) -> Lines:
+        """What explains a death: the end of its standard error, or of its standard output if it said nothing there."""
+        words = self.last_lines("stderr", LAST_WORDS, alive=alive)
+        return words or self.last_lines("stdout", LAST_WORDS, alive=alive)
+
+    def follow(self, stream: str, callback: Callable[[Lines], None]) -> Callable[[], None]:
+        """Call `callback` with lines as they are written, until the answer is called."""
+        follower = Follower(stream, callback)
+        self.followers.append(follower)
+        follower.attach(self)
+
+        def stop() -> None:
+            follower.cancel()
+            if follower in self.followers:
+                self.followers.remove(follower)
+
+        return stop
+
+
+class Follower:
+    """Somebody who reads one stream of a slot as it comes, across its processes."""
+
+    __slots__ = ("callback", "cancel", "stream")
+
+    def __init__(self, stream: str, callback: Callable[[Lines], None]) -> None:
+        self.stream = stream
+        self.callback = callback
+        self.cancel: Callable[[], None] = lambda: None
+
+    def attach(self, slot: Slot) -> None:
+        """Go on with the slot's present process."""
+        pump = slot.pump(self.stream)
+        if pump is not None:
+            self.cancel = pump.follow(self.callback)
