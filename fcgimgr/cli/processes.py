@@ -1,4 +1,4 @@
-"""`start`, `stop`, `restart`, `scale`, `signal`: commands to processes that come back with a verdict."""
+"""`start`, `stop`, `scale`, `signal`: commands to processes that come back with a verdict."""
 
 import re
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import click
 from .names import complete_pools, names_argument
 from .options import Command
 
-_wait = click.option("--wait/--no-wait", default=True, help="Wait until it is over (the default).")
-_verbose = click.option("-v", "--verbose", is_flag=True, help="A line for every process, however many there are.")
+wait_option = click.option("--wait/--no-wait", default=True, help="Wait until it is over (the default).")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="A line for every process, however many there are.")
 
 
 def _to_processes(method: str) -> Callable[..., None]:
@@ -27,21 +27,20 @@ def _to_processes(method: str) -> Callable[..., None]:
 
 def _command(method: str, help: str) -> click.Command:
     callback: Any = click.pass_context(_to_processes(method))
-    for decorate in (_verbose, _wait, names_argument(required=True)):
+    for decorate in (verbose_option, wait_option, names_argument(required=True)):
         callback = decorate(callback)
     return click.command(method, cls=Command, help=help)(callback)
 
 
 start_ = _command("start", "Start what is stopped, and wait until it runs or has failed.")
 stop_ = _command("stop", "Stop, and wait until it has stopped.")
-restart_ = _command("restart", "Restart, one process after the other: the rest goes on serving.")
 
 
 @click.command("scale", cls=Command, context_settings={"ignore_unknown_options": True})
 @click.argument("name", metavar="NAME", shell_complete=complete_pools)
 @click.argument("numprocs", metavar="N|+N|-N")
-@_wait
-@_verbose
+@wait_option
+@verbose_option
 @click.pass_context
 def scale_(context: click.Context, name: str, numprocs: str, wait: bool, verbose: bool) -> None:
     """Change how many processes NAME has: to N, by +N, or by -N."""
@@ -61,7 +60,7 @@ def scale_(context: click.Context, name: str, numprocs: str, wait: bool, verbose
 @click.command("signal", cls=Command)
 @click.argument("signal", metavar="SIG")
 @names_argument(required=True)
-@_verbose
+@verbose_option
 @click.pass_context
 def signal_(context: click.Context, signal: str, names: tuple[str, ...], verbose: bool) -> None:
     """Send SIG (HUP, SIGUSR1, 10) to processes."""

@@ -454,6 +454,14 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = ()
+    reload_timeout: Annotated[
+        float,
+        Seconds(positive=True),
+        Meta(
+            description="Seconds that the processes of a reload have to become ready, all of them; then the reload has "
+            "failed, and the old ones serve on."
+        ),
+    ] = 60.0
     on_fatal: Annotated[
         Literal["close", "keep"],
         Choice(words=("close", "keep")),

@@ -74,9 +74,26 @@ class StatusParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class NamesParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`start`, `stop` and `restart`. With `wait` the response comes when it is over; without, when it has begun."""
+    """`start` and `stop`. With `wait` the response comes when it is over; without, when it has begun."""
 
     names: Names
+    wait: bool = True
+
+
+class RestartParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`hard`: one process after the other is told to end, without regard to what it has in hand."""
+
+    names: Names
+    hard: bool = False
+    wait: bool = True
+
+
+class ReloadParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`canary`: percent of the connections that the new generation gets, until a `promote` or `abort`."""
+
+    names: Names
+    canary: Annotated[float, Meta(gt=0, lt=100)] | None = None
+    action: Literal["reload", "promote", "abort"] = "reload"
     wait: bool = True
 
 
@@ -133,6 +150,8 @@ Params = (
     NoParams
     | StatusParams
     | NamesParams
+    | RestartParams
+    | ReloadParams
     | ScaleParams
     | SignalParams
     | TailParams
@@ -146,7 +165,8 @@ METHODS: Final[dict[str, type[Params]]] = {
     "status": StatusParams,
     "start": NamesParams,
     "stop": NamesParams,
-    "restart": NamesParams,
+    "restart": RestartParams,
+    "reload": ReloadParams,
     "scale": ScaleParams,
     "signal": SignalParams,
     "tail": TailParams,
@@ -210,6 +230,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     state: str
     numprocs: int
     generation: int | None = None
+    canary: float | None = None
     policy: str | None = None
     sockets: tuple[SocketStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()

@@ -1,8 +1,9 @@
 """A generation: the processes started from one version of configuration and code, with their own listener.
 
 `step(settings, generation, event, now) -> (generation, actions)` is all there is; like process.py it touches nothing.
-A pool has one generation, but for the time of a reload (pool.py). What a generation adds to its processes: when its listener is opened and closed; the rolling restart, which takes the next process
-only when the replacement of the last is ready; the change of their number; and the bound on crash loops.
+A pool has one generation, but for the time of a reload (pool.py). What a generation adds to its processes: when its
+listener is opened and closed; how it is drained; the rolling restart, which takes the next process only when the
+replacement of the last is ready; the change of their number; and the bound on crash loops.
 
 Theory of operation. The manager feeds one event at a time. Commands (Start, Stop, Restart, Scale, Kill) name the
 processes by index; what happens to one process arrives as Happened(index, event). Each is turned into events for the
@@ -54,7 +55,7 @@ class PoolState(StrEnum):
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A generation at one moment. `processes` may for a time be longer than `wanted`: the last ones are on their way out."""
+    """A generation at one moment. `processes` may be longer than `wanted`: the last ones are on their way out."""
 
     wanted: int
     budget: crashes.Budget

@@ -167,7 +167,7 @@ class StartAsked(msgspec.Struct, frozen=True):
 
 
 class StopAsked(msgspec.Struct, frozen=True):
-    """Somebody wants it down: at once, or (`by`, monotonic seconds) when it has nothing in hand, by then at the latest."""
+    """Somebody wants it down: at once, or with `by` when it has nothing in hand, by then (monotonic) at the latest."""
 
     by: float | None = None
 
@@ -219,7 +219,9 @@ class Held(msgspec.Struct, frozen=True):
     until: float
 
 
-Event: TypeAlias = StartAsked | StopAsked | RestartAsked | KillAsked | Spawned | SpawnFailed | Ready | Died | Due | Held
+Event: TypeAlias = (
+    StartAsked | StopAsked | RestartAsked | KillAsked | Spawned | SpawnFailed | Ready | Died | Idle | Due | Held
+)
 EVENTS: Final = (StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, SpawnFailed, Ready, Died, Idle, Due, Held)
 
 

@@ -24,6 +24,7 @@ from fcgimgr.control.messages import (
     Verdict,
 )
 from fcgimgr.core import generation as core
+from fcgimgr.core import pool as rollout
 from fcgimgr.core.generation import PoolState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.processes import signal_process
@@ -34,7 +35,9 @@ from fcgimgr.manager.tail import last_lines
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.pools import Pool
+    from fcgimgr.manager.pools import Verdict as Reloaded
 
 MOST_PROCESSES: Final = 10_000
 
@@ -61,8 +64,8 @@ async def start(daemon: Daemon, params: messages.NamesParams, caller: Caller) ->
     refuse_while_stopping(daemon)
     chosen = choose(daemon, params.names)
     targets = waiting.targets(chosen, waiting.started(daemon))
-    for pool, indexes in chosen.items():
-        daemon.start_pool(pool, indexes)
+    for generation, indexes in chosen.items():
+        daemon.start_pool(generation.pool, indexes)
     return await outcome(daemon, targets, caller, wait=params.wait, begun="starting")
 
 
@@ -70,24 +73,104 @@ async def stop(daemon: Daemon, params: messages.NamesParams, caller: Caller) -> 
     refuse_while_stopping(daemon)
     chosen = choose(daemon, params.names)
     targets = waiting.targets(chosen, waiting.stopped)
-    for pool, indexes in chosen.items():
-        pool.feed(core.Stop(indexes))
+    for generation, indexes in chosen.items():
+        if indexes is None:
+            generation.pool.stop()
+        else:
+            generation.feed(core.Stop(indexes))
     return await outcome(daemon, targets, caller, wait=params.wait, begun="stopping")
 
 
-async def restart(daemon: Daemon, params: messages.NamesParams, caller: Caller) -> Result:
+async def restart(daemon: Daemon, params: messages.RestartParams, caller: Caller) -> Result:
+    refuse_while_stopping(daemon)
+    return await replace(daemon, choose(daemon, params.names), caller, hard=params.hard, wait=params.wait)
+
+
+async def reload(daemon: Daemon, params: messages.ReloadParams, caller: Caller) -> Result:
     refuse_while_stopping(daemon)
     chosen = choose(daemon, params.names)
-    targets = waiting.targets(chosen, waiting.restarted(daemon))
-    for pool, indexes in chosen.items():
-        pool.feed(core.Restart(indexes))
-    return await outcome(daemon, targets, caller, wait=params.wait, begun="restarting")
+    for generation, indexes in chosen.items():
+        if indexes is not None:
+            name = generation.process_name(indexes[0])
+            raise ControlError(
+                f"{generation.name} is reloaded as a whole; for one process there is: fcgimgr restart {name}",
+                code=INVALID_PARAMS,
+            )
+        if params.canary is not None:
+            refuse_canary(generation)
+    if params.action == "reload":
+        return await replace(daemon, chosen, caller, canary=params.canary, wait=params.wait)
+    event = rollout.Promote() if params.action == "promote" else rollout.Abort("an operator has aborted it")
+    verdicts = [await decided(generation.pool, event, wait=params.wait) for generation in chosen]
+    return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=tuple(verdicts))
+
+
+async def replace(
+    daemon: Daemon,
+    chosen: Chosen,
+    caller: Caller,
+    *,
+    canary: float | None = None,
+    hard: bool = False,
+    wait: bool = True,
+) -> Verdict:
+    """New processes for old: by generations where that can be, else one after the other on the same listener."""
+    reloads = []
+    rolling: Chosen = {}
+    for generation, indexes in chosen.items():
+        pool = generation.pool
+        if indexes is None and not hard and generation.core.up and pool.can_reload():
+            reloads.append((pool, pool.reload(pool.settings, pool.config, canary)))
+        else:
+            rolling[generation] = indexes
+    targets = waiting.targets(rolling, waiting.restarted(daemon))
+    for generation, indexes in rolling.items():
+        generation.feed(core.Restart(indexes, hard))
+    if not wait:
+        begun = tuple(ProcessVerdict(name=pool.name, ok=True, result="reloading") for pool, _ in reloads)
+        rest = await outcome(daemon, targets, caller, wait=False, begun="restarting")
+        return Verdict(ok=True, processes=begun + rest.processes)
+    verdicts = [reload_verdict(pool, await asyncio.shield(verdict)) for pool, verdict in reloads]
+    rest = await outcome(daemon, targets, caller, wait=True, begun="")
+    return Verdict(ok=rest.ok and all(verdict.ok for verdict in verdicts), processes=(*verdicts, *rest.processes))
+
+
+def reload_verdict(pool: Pool, verdict: Reloaded) -> ProcessVerdict:
+    result = "failed"
+    if verdict.ok:
+        result = "canary" if isinstance(pool.core.coming, rollout.Canary) else "reloaded"
+    detail = f"generation {pool.core.serving} serves" if verdict.ok and result == "reloaded" else verdict.why or None
+    return ProcessVerdict(name=pool.name, ok=verdict.ok, result=result, detail=detail, lines=verdict.lines)
+
+
+async def decided(pool: Pool, event: rollout.Event, *, wait: bool) -> ProcessVerdict:
+    """What comes of a promotion or an abort."""
+    verdict = pool.decide(event)
+    if not wait and not verdict.done():
+        return ProcessVerdict(name=pool.name, ok=True, result="promoting")
+    answer = await asyncio.shield(verdict)
+    if isinstance(event, rollout.Abort) and answer.why == event.why:
+        return ProcessVerdict(
+            name=pool.name, ok=True, result="aborted", detail=f"generation {pool.core.serving} serves"
+        )
+    return reload_verdict(pool, answer)
+
+
+def refuse_canary(generation: Generation) -> None:
+    listening = generation.listening
+    if listening is None or not listening.can_share:
+        raise ControlError(
+            f"{generation.name}: a canary needs a TCP socket of the manager's own, where the kernel can share out "
+            f"connections; reload it as a whole",
+            code=INVALID_PARAMS,
+        )
 
 
 async def scale(daemon: Daemon, params: messages.ScaleParams, caller: Caller) -> Result:
     refuse_while_stopping(daemon)
     pool = choose_pool(daemon, params.name)
-    before = pool.core.wanted
+    serving = pool.serving
+    before = serving.core.wanted
     numprocs = params.target(before)
     if not 1 <= numprocs <= MOST_PROCESSES:
         raise ControlError(
@@ -101,11 +184,11 @@ async def scale(daemon: Daemon, params: messages.ScaleParams, caller: Caller) ->
             f"%(process_num)d, so that all would have the same name",
             code=INVALID_PARAMS,
         )
-    leaving: Chosen = {pool: tuple(range(numprocs, len(pool.core.processes)))}
+    leaving: Chosen = {serving: tuple(range(numprocs, len(serving.core.processes)))}
     targets = waiting.targets(leaving, waiting.stopped)
-    pool.feed(core.Scale(numprocs))
-    if pool.core.up:
-        coming: Chosen = {pool: tuple(range(before, numprocs))}
+    serving.feed(core.Scale(numprocs))
+    if serving.core.up:
+        coming: Chosen = {serving: tuple(range(before, numprocs))}
         targets += waiting.targets(coming, waiting.started(daemon))
     answer = await outcome(daemon, targets, caller, wait=params.wait, begun="scaling")
     return Verdict(ok=answer.ok, processes=answer.processes, numprocs=numprocs)
@@ -121,20 +204,21 @@ async def signal(daemon: Daemon, params: messages.SignalParams, caller: Caller) 
     return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=tuple(verdicts))
 
 
-def send(pool: Pool, index: int, number: int) -> ProcessVerdict:
-    name, pid = pool.process_name(index), pool.core.processes[index].pid
+def send(generation: Generation, index: int, number: int) -> ProcessVerdict:
+    state = generation.core.processes[index]
+    name, pid = generation.process_name(index), state.pid
     try:
         if pid is not None and signal_process(pid, number):
             return ProcessVerdict(name=name, ok=True, result="signalled")
     except LinuxError as error:
         return ProcessVerdict(name=name, ok=False, result="failed", detail=str(error))
-    return ProcessVerdict(name=name, ok=False, result="not running", detail=pool.core.processes[index].name)
+    return ProcessVerdict(name=name, ok=False, result="not running", detail=state.name)
 
 
 async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> Result:
-    pool, index = choose_process(daemon, params.name)
-    name = pool.process_name(index)
-    lines = last_lines(pool, index, params.stream, params.lines)
+    generation, index = choose_process(daemon, params.name)
+    name = generation.process_name(index)
+    lines = last_lines(generation, index, params.stream, params.lines)
     if not params.follow:
         return messages.Tail(lines=text(lines))
 
@@ -143,7 +227,7 @@ async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> R
             caller.notify("line", messages.Line(process=name, stream=params.stream, text=line))
 
     pass_on(lines)
-    stop = pool.slots[index].follow(params.stream, pass_on)
+    stop = generation.slots[index].follow(params.stream, pass_on)
     try:
         await caller.gone()
     finally:
@@ -186,7 +270,7 @@ async def probe(daemon: Daemon, params: messages.ProbeParams, caller: Caller) ->
         return messages.Probed(ok=True, reason="the manager answers")
     if daemon.state != "RUNNING":
         return messages.Probed(ok=False, reason=f"the manager is {daemon.state}")
-    wanted = [pool for pool in daemon.pools.values() if pool.core.up]
+    wanted = [pool for pool in daemon.pools.values() if pool.serving.core.up]
     unfit = [pool for pool in wanted if pool.state not in (PoolState.RUNNING, PoolState.DEGRADED)]
     if unfit:
         return messages.Probed(ok=False, reason=", ".join(f"{pool.name} is {pool.state.value}" for pool in unfit))
@@ -209,12 +293,13 @@ def check_config(daemon: Daemon) -> messages.Checked:
 
 
 async def outcome(
-    daemon: Daemon, targets: list[tuple[Pool, int, waiting.Judge]], caller: Caller, *, wait: bool, begun: str
+    daemon: Daemon, targets: list[tuple[Generation, int, waiting.Judge]], caller: Caller, *, wait: bool, begun: str
 ) -> Verdict:
     """The verdict when it is over, or, without waiting, that it has begun."""
     if not wait:
         processes = tuple(
-            ProcessVerdict(name=pool.process_name(index), ok=True, result=begun) for pool, index, _ in targets
+            ProcessVerdict(name=generation.process_name(index), ok=True, result=begun)
+            for generation, index, _ in targets
         )
         return Verdict(ok=True, processes=processes)
     return await waiting.Wait(daemon, targets, lambda progress: caller.notify("progress", progress)).verdict()
@@ -232,6 +317,7 @@ COMMANDS: Final[dict[str, Callable[..., Awaitable[Result]]]] = {
     "start": start,
     "stop": stop,
     "restart": restart,
+    "reload": reload,
     "scale": scale,
     "signal": signal,
     "tail": tail,
@@ -243,4 +329,4 @@ COMMANDS: Final[dict[str, Callable[..., Awaitable[Result]]]] = {
 }
 
 #: Those that change something, and so are worth a line in the log that says who gave them.
-CHANGING: Final = frozenset({"start", "stop", "restart", "scale", "signal", "shutdown"})
+CHANGING: Final = frozenset({"start", "stop", "restart", "reload", "scale", "signal", "shutdown"})

@@ -12,13 +12,14 @@ import os
 from collections import deque
 from typing import Final
 
-from fcgimgr.config.processes import process_plan
 from fcgimgr.config.settings import Config, ProcessSettings
-from fcgimgr.core import order
 from fcgimgr.core import generation as core
+from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Exit
 from fcgimgr.linux.processes import reap
+from fcgimgr.manager.draining import Draining
+from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.history import History
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.leftovers import Leftovers
@@ -57,23 +58,20 @@ class Daemon:
         self.exit_code = 0
         self.history = History()
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self.children: dict[int, tuple[Pool, int]] = {}
+        self.children: dict[int, tuple[Generation, int]] = {}
         self.leftovers = Leftovers(loop)
         self.notify = NotifySockets(self)
         self.readiness = Readiness(self)
+        self.draining = Draining(self)
         self.watchers: list[Watcher] = []
         self.ended = loop.create_future()
-        self._to_spawn: deque[tuple[Pool, int]] = deque()
+        self._to_spawn: deque[tuple[Generation, int]] = deque()
         self._spawning = False
         self._to_look_at: dict[str, Pool] = {}
         self._waves: deque[tuple[str, ...]] = deque()
         self._deadline: asyncio.TimerHandle | None = None
         units: dict[str, ProcessSettings] = {**config.pools, **config.programs}
-        self.pools: dict[str, Pool] = {
-            # The seed lets the back-off of two machines that fail together differ.
-            name: Pool(self, settings, seed=os.urandom(1)[0] / 256)
-            for name, settings in units.items()
-        }
+        self.pools: dict[str, Pool] = {name: Pool(self, settings, config) for name, settings in units.items()}
 
     @property
     def settings(self) -> dict[str, ProcessSettings]:
@@ -93,9 +91,9 @@ class Daemon:
         """Start a pool, or some of its processes, as soon as what it depends on is RUNNING."""
         if missing := order.missing(pool.settings, {name: other.state for name, other in self.pools.items()}):
             self.journal.info(f"waits for {', '.join(missing)}", name=pool.name)
-            pool.feed(core.WaitFor(missing))
+            pool.serving.feed(core.WaitFor(missing))
         else:
-            pool.feed(core.Start(indexes))
+            pool.serving.feed(core.Start(indexes))
 
     def _settle(self) -> None:
         """STARTING is over when every pool that was to start has started, or has failed to."""
@@ -116,9 +114,9 @@ class Daemon:
 
     # What pools tell
 
-    def spawn_soon(self, pool: Pool, index: int) -> None:
+    def spawn_soon(self, generation: Generation, index: int) -> None:
         """Spawn this process in its turn; at once, if nobody is before it."""
-        self._to_spawn.append((pool, index))
+        self._to_spawn.append((generation, index))
         if not self._spawning:
             self._spawning = True
             self.loop.call_soon(self._spawn_some)
@@ -126,18 +124,18 @@ class Daemon:
     def _spawn_some(self) -> None:
         until = self.loop.time() + SPAWN_SLICE
         while self._to_spawn and self.loop.time() < until:
-            pool, index = self._to_spawn.popleft()
-            pool.spawn_if_due(index)
+            generation, index = self._to_spawn.popleft()
+            generation.spawn_if_due(index)
         if self._to_spawn:
             self.loop.call_soon(self._spawn_some)
         else:
             self._spawning = False
 
-    def process_changed(self, pool: Pool, index: int) -> None:
+    def process_changed(self, generation: Generation, index: int) -> None:
         """A process went into another state."""
-        self.readiness.process_changed(pool)
+        self.readiness.process_changed(generation)
         for watcher in tuple(self.watchers):
-            watcher.process_changed(pool, index)
+            watcher.process_changed(generation, index)
 
     def look_at_soon(self, pool: Pool) -> None:
         """Work out the pool's state once the present rush of events is over: not a thousand times for a thousand."""
@@ -163,12 +161,8 @@ class Daemon:
 
     def _start_dependents(self, name: str) -> None:
         for pool in self.pools.values():
-            if pool.core.waiting and name in pool.settings.depends_on:
+            if pool.serving.core.waiting and name in pool.settings.depends_on:
                 self.start_pool(pool)
-
-    def plan_name(self, settings: ProcessSettings, index: int) -> str:
-        """`app_00`"""
-        return process_plan(settings, self.config, index).name
 
     def notify_socket_for(self, settings: ProcessSettings) -> str:
         return self.notify.path_for(settings)
@@ -182,10 +176,10 @@ class Daemon:
             if child is None:
                 self.journal.debug("reaped a stranger", pid=death.pid)
                 continue
-            pool, index = child
-            if pool.settings.killasgroup:
-                self.leftovers.leader_died(death.pid, pool, index)
-            pool.died(index, death.pid, Exit(code=death.code, signal=death.signal))
+            generation, index = child
+            if generation.settings.killasgroup:
+                self.leftovers.leader_died(death.pid, generation, index)
+            generation.died(index, death.pid, Exit(code=death.code, signal=death.signal))
         self.leftovers.look()
 
     # Going down
@@ -209,7 +203,7 @@ class Daemon:
         self.journal.warning(f"killing what is left: {why}")
         self._waves.clear()
         for pool in self.pools.values():
-            pool.feed(core.Kill())
+            pool.kill()
         self.leftovers.kill_all()
         self._go_on_stopping()
 
@@ -219,7 +213,7 @@ class Daemon:
     def _go_on_stopping(self) -> None:
         if self.state != "STOPPING" or self.ended.done():
             return
-        while all(self._is_down(pool) for pool in self.pools.values() if pool.core.up is False):
+        while all(pool.down for pool in self.pools.values() if not pool.serving.core.up):
             if not self._waves:
                 if self.leftovers:
                     self.leftovers.when_gone(self._go_on_stopping)
@@ -227,10 +221,7 @@ class Daemon:
                     self.ended.set_result(None)
                 return
             for name in self._waves.popleft():
-                self.pools[name].feed(core.Stop())
-
-    def _is_down(self, pool: Pool) -> bool:
-        return all(state.pid is None for state in pool.core.processes)
+                self.pools[name].stop()
 
     def end(self) -> None:
         """Let go of all that is held: sockets are unlinked, logs flushed."""
@@ -244,14 +235,13 @@ class Daemon:
 
     # Orders that concern all
 
-    def restart_all(self) -> None:
-        """Restart every process, one after the other in each pool."""
+    def reload_all(self) -> None:
+        """Reload every pool, as `fcgimgr reload all` does."""
         if self.state == "STOPPING":
             return
-        self.journal.info("restarting all")
+        self.journal.info("reloading all")
         for pool in self.pools.values():
-            if pool.core.up:
-                pool.feed(core.Restart())
+            pool.restart()
 
     def reopen_logs(self) -> tuple[int, list[str]]:
         """Open every log file anew (after logrotate): how many, and what went wrong."""
@@ -263,8 +253,8 @@ class Daemon:
 class Watcher:
     """Whoever wants to know how things go on: a command that waits. All three do nothing unless overridden."""
 
-    def process_changed(self, pool: Pool, index: int) -> None:
-        """A process of this pool went into another state."""
+    def process_changed(self, generation: Generation, index: int) -> None:
+        """A process of this generation went into another state."""
 
     def pool_changed(self, pool: Pool) -> None:
         """Something happened in this pool."""

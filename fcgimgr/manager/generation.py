@@ -1,18 +1,19 @@
-"""A pool or program that lives: what core decides about it is carried out here, and what happens to it told to core.
+"""A generation that lives: what core decides about it is carried out here, and what happens to it told to core.
 
-There is no policy in this module. `feed` hands an event to core.generation.step and carries out the actions that come back;
-answers that an action calls for (Opened, Spawned) are fed in turn before anybody else is heard.
+There is no policy in this module. `feed` hands an event to core.generation.step and carries out the actions that come
+back; answers that an action calls for (Opened) are fed in turn before anybody else is heard.
 """
 
 from __future__ import annotations
 
 import os
+from asyncio import TimerHandle
 from collections import deque
 from typing import TYPE_CHECKING
 
 from fcgimgr.config.address import Address, SystemdAddress
-from fcgimgr.config.processes import ProcessPlan
-from fcgimgr.config.settings import PoolSettings, ProcessSettings
+from fcgimgr.config.processes import ProcessPlan, process_plan
+from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core.generation import PoolState, pool_state
 from fcgimgr.core.process import Backoff as BackoffState
@@ -23,44 +24,59 @@ from fcgimgr.core.process import (
     Exited,
     Fatal,
     ImpossibleEventError,
+    Retiring,
     Spawned,
     SpawnFailed,
     Spawning,
     State,
 )
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.listeners import Listener
 from fcgimgr.linux.pipes import log_pipe
 from fcgimgr.linux.processes import signal_group, signal_process
 from fcgimgr.linux.spawn import Recipe, spawn
-from fcgimgr.manager.listening import open_listeners
+from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import Recipes
 from fcgimgr.manager.slots import Slot
 
 if TYPE_CHECKING:
-    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.pools import Pool
 
 
-class Pool:
-    """The pool or program of these settings, at rest until it is fed a Start."""
+class Generation:
+    """The processes of a pool or program with these settings, at rest until it is fed a Start.
 
-    def __init__(self, daemon: Daemon, settings: ProcessSettings, seed: float) -> None:
-        self.daemon = daemon
+    `beside`: the generation that serves, next to whose listeners this one opens its own.
+    """
+
+    def __init__(
+        self, pool: Pool, number: int, settings: ProcessSettings, config: Config, beside: Generation | None = None
+    ) -> None:
+        self.pool = pool
+        self.number = number
         self.settings = settings
+        self.config = config
+        self.beside = beside
+        self.daemon = pool.daemon
         self.name = settings.name
-        self.core = core.new_generation(settings, daemon.loop.time(), seed)
+        self.core = core.new_generation(settings, self.daemon.loop.time(), pool.seed)
         self.slots: list[Slot] = []
-        self.listeners: list[Listener] = []
+        self.listening: Listening | None = None
         self.recipes: Recipes | None = None
-        self.state = PoolState.STOPPED
+        self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
         self._grow()
 
     @property
-    def kind(self) -> str:
-        return "pool" if isinstance(self.settings, PoolSettings) else "program"
+    def state(self) -> PoolState:
+        """Worked out from every process: not to be asked for at each of a thousand events."""
+        return pool_state(self.core)
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has left, and nothing of it is left."""
+        return self.core.left and not self.core.open and all(state.pid is None for state in self.core.processes)
 
     def process_name(self, index: int) -> str:
         """`app:app_00`"""
@@ -83,7 +99,7 @@ class Pool:
         # Only now may others react: what they order must not come between an action and its answer.
         for change in changed:
             self._announce(change)
-        self.daemon.look_at_soon(self)
+        self.daemon.look_at_soon(self.pool)
 
     def _take(self, event: core.Event, changed: list[core.Changed]) -> None:
         try:
@@ -92,6 +108,7 @@ class Pool:
             self.daemon.journal.error(f"internal error, nothing was changed: {error}", name=self.name)
             return
         self._grow()
+        self._arm_drain_timer()
         for action in actions:
             match action:
                 case core.Changed(index, _, after):
@@ -103,6 +120,8 @@ class Pool:
                     self._signal(pid, signal, group)
                 case core.Open():
                     self._inbox.append(self._open())
+                case core.Refuse():
+                    self._refuse()
                 case core.Close():
                     self._close()
                 case core.Forget(index):
@@ -116,7 +135,7 @@ class Pool:
 
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
-            self.slots.append(Slot(self.daemon.plan_name(self.settings, index)))
+            self.slots.append(Slot(process_plan(self.settings, self.config, index).name))
 
     def _arm_timer(self, index: int, due: float | None) -> None:
         """Let the process have the timer that its state asks for, and no other."""
@@ -138,6 +157,22 @@ class Pool:
         slot.armed = None
         self.feed(core.Happened(index, Due()))
 
+    def _arm_drain_timer(self) -> None:
+        due = self.core.draining
+        armed = self._drain_due.when() if self._drain_due is not None else None
+        if due == armed:
+            return
+        if self._drain_due is not None:
+            self._drain_due.cancel()
+            self._drain_due = None
+        if due is not None:
+            self._drain_due = self.daemon.loop.call_at(due, self._drain_timer_fired)
+            self.daemon.draining.watch(self)
+
+    def _drain_timer_fired(self) -> None:
+        self._drain_due = None
+        self.feed(core.DrainDue())
+
     # Listeners
 
     def _open(self) -> core.Opened | core.OpenFailed:
@@ -145,26 +180,37 @@ class Pool:
         try:
             self.recipes = Recipes(
                 settings,
-                self.daemon.config,
+                self.config,
+                generation=self.number,
                 notify_socket=self.daemon.notify_socket_for(settings),
                 soft_nofile=self.daemon.soft_nofile,
             )
             if isinstance(settings, PoolSettings):
-                self.listeners = open_listeners(settings, self.daemon.sockets)
+                beside = self.beside.listening if self.beside is not None else None
+                self.listening = open_listening(settings, self.daemon.sockets, beside)
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)
             return core.OpenFailed(str(error))
-        for listener in self.listeners:
-            self.daemon.journal.info(f"listening on {listener.name}", name=self.name)
-            self.daemon.history.record("listener", self.name, detail=f"listening on {listener.name}")
+        if self.listening is not None:
+            self._tell("listening on")
         return core.Opened()
 
+    def _refuse(self) -> None:
+        if self.listening is not None:
+            self.listening.refuse_new()
+            self._tell("no new connection on")
+
     def _close(self) -> None:
-        for listener in self.listeners:
-            listener.close()
-            self.daemon.journal.info(f"closed {listener.name}", name=self.name)
-            self.daemon.history.record("listener", self.name, detail=f"closed {listener.name}")
-        self.listeners = []
+        if self.listening is not None:
+            self.listening.close()
+            self._tell("closed")
+            self.listening = None
+
+    def _tell(self, what: str) -> None:
+        assert self.listening is not None
+        for listener in self.listening.listeners:
+            self.daemon.journal.info(f"{what} {listener.name}", name=self.name, generation=self.number)
+            self.daemon.history.record("listener", self.name, detail=f"{what} {listener.name}")
 
     def _forget(self, index: int) -> None:
         self.slots.pop().close()
@@ -210,7 +256,8 @@ class Pool:
         settings = self.settings
         if not isinstance(settings, PoolSettings):
             return spawn(recipe, stdin=self.daemon.devnull, stdout=stdout, stderr=stderr)
-        fds = [listener.fileno() for listener in self.listeners]
+        assert self.listening is not None  # core opens a generation before it spawns
+        fds = self.listening.fds
         if settings.socket_pass == "stdin":
             return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr)
         names = [socket_name(address, self.name) for address in settings.sockets]
@@ -263,8 +310,10 @@ class Pool:
         if change.index >= len(self.slots):
             return
         before, after = change.before.name, change.after.name
+        if isinstance(change.after, Retiring):
+            self.daemon.draining.watch(self)
         if before == after:
-            self.daemon.process_changed(self, change.index)
+            self.pool.process_changed(self, change)
             return
         name = self.process_name(change.index)
         detail = describe(change.after)
@@ -274,15 +323,7 @@ class Pool:
             log = self.daemon.journal.error if after == "FATAL" else self.daemon.journal.info
             log(after + (f": {detail}" if detail else ""), name=name)
         self.daemon.history.record("process_state", name, before, after, detail)
-        self.daemon.process_changed(self, change.index)
-
-    def refresh(self) -> bool:
-        """Work out the pool's own state anew; true if it has changed."""
-        before, self.state = self.state, pool_state(self.core)
-        if self.state is before:
-            return False
-        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.core.fault)
-        return True
+        self.pool.process_changed(self, change)
 
     def last_lines(self, index: int, stream: str, count: int) -> list[bytes]:
         """The last lines that the process wrote, and if it wrote few, those of the one before it."""
@@ -299,8 +340,10 @@ class Pool:
         return self.core.fault or next(filter(None, reasons), "no reason is known")
 
     def end(self) -> None:
-        """The manager ends: let go of everything that is still held."""
+        """Let go of everything that is still held."""
         self._close()
+        if self._drain_due is not None:
+            self._drain_due.cancel()
         for slot in self.slots:
             slot.close()
 

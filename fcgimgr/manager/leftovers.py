@@ -21,7 +21,7 @@ from fcgimgr.linux.processes import signal_group, signal_process
 from fcgimgr.linux.procfs import children, environ_has
 
 if TYPE_CHECKING:
-    from fcgimgr.manager.pools import Pool
+    from fcgimgr.manager.generation import Generation
 
 # Killed processes die within this many seconds, unless the kernel holds them in uninterruptible sleep.
 STRAYS_DIE_WITHIN: Final = 1.0
@@ -39,17 +39,17 @@ class Leftovers:
     def __bool__(self) -> bool:
         return bool(self._groups or self._new)
 
-    def leader_died(self, pid: int, pool: Pool, index: int) -> None:
+    def leader_died(self, pid: int, generation: Generation, index: int) -> None:
         """The leader of group `pid` is dead but not reaped yet, so its number is still its own."""
-        state = pool.core.processes[index]
+        state = generation.core.processes[index]
         now = self._loop.time()
         if not isinstance(state, Stopping):
-            deadline = now + pool.settings.stopwaitsecs
+            deadline = now + generation.settings.stopwaitsecs
         elif state.killed:
             deadline = now
         else:
             deadline = state.due
-        self._new.append((pid, pool.settings.stopsignal, deadline))
+        self._new.append((pid, generation.settings.stopsignal, deadline))
 
     def look(self) -> None:
         """After a round of reaping: which groups still have somebody in them?"""

@@ -1,44 +1,183 @@
-"""A pool's listeners: opened all together or not at all."""
+"""A generation's listeners: opened all together or not at all, and led traffic to or away from together.
+
+A generation beside another has its own listener for each address: on TCP a second one in the SO_REUSEPORT group, to
+which the kernel leads nothing until the group is steered; on Unix a socket at PATH.new, until it is renamed over PATH.
+What was passed to the manager ready-made (systemd, fd) can have nothing beside it.
+"""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fcgimgr.config.address import Address, InheritedAddress, SystemdAddress, TcpAddress, UnixAddress
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, open_tcp, open_unix, take_inherited
+from fcgimgr.linux.sockdiag import queue_length
+from fcgimgr.linux.steering import Group, refuse_new
+
+Inherited = Mapping[str, Sequence[int]]
+ConnectTo = tuple[Any, ...] | str | bytes
 
 
-def open_listeners(settings: PoolSettings, inherited: Mapping[str, Sequence[int]]) -> list[Listener]:
-    """Bind every socket of a pool; `inherited`: fds passed by systemd, by name.
+class Place:
+    """One address of a generation: its listener there, and the group that the kernel chooses from, if there is one.
 
-    LinuxError says which could not be bound, and why; then none is left open.
+    `over`: the listener whose path is still to be taken over (Unix, beside another generation).
+    """
+
+    __slots__ = ("address", "group", "listener", "over")
+
+    def __init__(
+        self, address: Address, listener: Listener, group: Group | None = None, over: Listener | None = None
+    ) -> None:
+        self.address = address
+        self.listener = listener
+        self.group = group
+        self.over = over
+
+    @property
+    def steerable(self) -> bool:
+        """Whether another generation can be opened beside this one."""
+        return self.group is not None or (
+            isinstance(self.address, UnixAddress) and not self.address.path.startswith("@")
+        )
+
+    def beside(self, backlog: int) -> Place:
+        """The same address for another generation. LinuxError says why that cannot be."""
+        if self.group is not None:
+            return Place(self.address, self.group.beside(backlog=backlog, name=self.listener.name), self.group)
+        return Place(self.address, self.listener.beside(backlog=backlog), over=self.listener)
+
+    def connect_to(self) -> ConnectTo:
+        """What a client on this machine connects to in order to reach the listener."""
+        if isinstance(self.address, UnixAddress):
+            # Not getsockname(): a socket that was renamed goes on calling itself by the name it was bound to.
+            path = self.listener.name.removeprefix("unix:")
+            return f"\0{path[1:]}" if path.startswith("@") else path
+        name: ConnectTo = self.listener.sock.getsockname()
+        if not isinstance(name, tuple) or name[0] not in ("::", "0.0.0.0"):
+            return name
+        return ("::1" if name[0] == "::" else "127.0.0.1", *name[1:])
+
+    def take_traffic(self) -> None:
+        """All new connections come here from now on."""
+        if self.group is not None:
+            self.group.steer_to(self.listener)
+        elif self.over is not None:
+            self.listener.take_over(self.over)
+            self.over = None
+
+    def close(self) -> None:
+        if self.group is not None:
+            self.group.close(self.listener)
+        else:
+            self.listener.close()
+
+
+class Listening:
+    """All addresses of one generation."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = tuple(places)
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        return tuple(place.listener for place in self.places)
+
+    @property
+    def fds(self) -> list[int]:
+        return [place.listener.fileno() for place in self.places]
+
+    @property
+    def names(self) -> list[ConnectTo]:
+        """What the kernel calls them: by this it knows their connections."""
+        return [place.listener.sock.getsockname() for place in self.places]
+
+    @property
+    def steerable(self) -> bool:
+        """Whether a generation can be made beside this one."""
+        return all(place.steerable for place in self.places)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether a part of the traffic can be led to a generation beside this one: on TCP only."""
+        return all(place.group is not None for place in self.places)
+
+    def take_traffic(self) -> None:
+        """Lead all new connections to this generation, address after address, each in one step."""
+        for place in self.places:
+            place.take_traffic()
+
+    def share(self, percent: float) -> None:
+        """Lead `percent` of the new connections here."""
+        for place in self.places:
+            assert place.group is not None  # a canary is refused where `can_share` is false
+            place.group.share(place.listener, percent)
+
+    def lead_ping(self, connection: socket.socket) -> ConnectTo:
+        """Where `connection`, not yet connected, reaches the first listener, whoever else gets the traffic."""
+        place = self.places[0]
+        to = place.connect_to()
+        if place.group is not None and place.group.current is not place.listener and isinstance(to, tuple):
+            connection.bind((to[0], 0))
+            place.group.only_from(place.listener, connection.getsockname()[:2])
+        return to
+
+    def refuse_new(self) -> None:
+        """Let no new connection in. Where that cannot be (an abstract or a passed socket) they come until the end."""
+        for place in self.places:
+            if isinstance(place.address, TcpAddress | UnixAddress):
+                refuse_new(place.listener)
+
+    def queue_is_empty(self) -> bool:
+        """Whether no connection waits to be accepted; where that cannot be known, it is taken to be so."""
+        return not any((queue_length(place.listener.sock) or (0, 0))[0] for place in self.places)
+
+    def close(self) -> None:
+        for place in self.places:
+            place.close()
+
+
+def open_listening(settings: PoolSettings, inherited: Inherited, beside: Listening | None = None) -> Listening:
+    """Bind every socket of a pool, next to those of the generation `beside` where it has the same addresses.
+
+    `inherited`: fds passed by systemd, by name. LinuxError says which could not be bound, and why; none is left open.
     """
     owner = resolve_owner(settings.socket_owner) if settings.socket_owner else None
-    opened: list[Listener] = []
+    neighbours = {str(place.address): place for place in beside.places} if beside is not None else {}
+    places: list[Place] = []
     try:
         for address in settings.sockets:
-            listener = _open(address, settings, owner, inherited)
-            opened.append(listener)
+            neighbour = neighbours.get(str(address))
+            if neighbour is not None:
+                place = neighbour.beside(settings.socket_backlog)
+            else:
+                place = _open(address, settings, owner, inherited)
+            places.append(place)
+            place.listener.set_blocking(settings.socket_blocking)
     except LinuxError:
-        for listener in opened:
-            listener.close()
+        Listening(places).close()
         raise
-    return opened
+    return Listening(places)
 
 
-def _open(
-    address: Address, settings: PoolSettings, owner: tuple[int, int] | None, inherited: Mapping[str, Sequence[int]]
-) -> Listener:
+def _open(address: Address, settings: PoolSettings, owner: tuple[int, int] | None, inherited: Inherited) -> Place:
+    backlog = settings.socket_backlog
     match address:
         case TcpAddress(host, port):
-            return open_tcp(host, port, backlog=settings.socket_backlog)
+            listener = open_tcp(host, port, backlog=backlog, reuseport=True)
+            try:
+                return Place(address, listener, Group(listener))
+            except LinuxError:  # this kernel does not steer: a reload will be a rolling restart
+                return Place(address, listener)
         case UnixAddress(path):
-            return open_unix(path, backlog=settings.socket_backlog, owner=owner, mode=settings.socket_mode)
+            return Place(address, open_unix(path, backlog=backlog, owner=owner, mode=settings.socket_mode))
         case InheritedAddress(fd):
-            return take_inherited(fd, backlog=settings.socket_backlog)
+            return Place(address, take_inherited(fd, backlog=backlog))
         case SystemdAddress(name):
             fds = inherited.get(name)
             if not fds:
@@ -46,4 +185,4 @@ def _open(
                     f"systemd:{name}: no socket of this name was passed to the manager; "
                     f"set FileDescriptorName={name} in the .socket unit that starts it"
                 )
-            return take_inherited(fds[0], backlog=settings.socket_backlog, name=str(address))
+            return Place(address, take_inherited(fds[0], backlog=backlog, name=str(address)))

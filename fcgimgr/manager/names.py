@@ -9,10 +9,11 @@ from fcgimgr.control.messages import NO_SUCH_NAME, ControlError
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.pools import Pool
 
-#: A pool with the indexes of some of its processes, or None for all of it.
-Chosen = dict["Pool", tuple[int, ...] | None]
+#: The generation that serves a pool, with the indexes of some of its processes, or None for all of it.
+Chosen = dict["Generation", tuple[int, ...] | None]
 
 
 def choose(daemon: Daemon, names: Iterable[str]) -> Chosen:
@@ -20,17 +21,19 @@ def choose(daemon: Daemon, names: Iterable[str]) -> Chosen:
     chosen: Chosen = {}
     for name in names:
         for pool, indexes in _one(daemon, name):
-            before = chosen.get(pool, ())
-            chosen[pool] = None if indexes is None or before is None else tuple(dict.fromkeys(before + indexes))
+            generation = pool.serving
+            before = chosen.get(generation, ())
+            chosen[generation] = None if indexes is None or before is None else tuple(dict.fromkeys(before + indexes))
     return chosen
 
 
-def choose_process(daemon: Daemon, name: str) -> tuple[Pool, int]:
+def choose_process(daemon: Daemon, name: str) -> tuple[Generation, int]:
     """The one process that `name` means; a pool's name will do if it has one process."""
-    found = [(pool, index) for pool, indexes in choose(daemon, (name,)).items() for index in indexes_of(pool, indexes)]
+    chosen = choose(daemon, (name,)).items()
+    found = [(generation, index) for generation, indexes in chosen for index in indexes_of(generation, indexes)]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(pool.process_name(index) for pool, index in found[:10])
+    names = ", ".join(generation.process_name(index) for generation, index in found[:10])
     raise ControlError(f"{name} is {len(found)} processes; name one of them: {names}", code=NO_SUCH_NAME)
 
 
@@ -42,8 +45,8 @@ def choose_pool(daemon: Daemon, name: str) -> Pool:
     return pool
 
 
-def indexes_of(pool: Pool, indexes: tuple[int, ...] | None) -> Iterable[int]:
-    return range(len(pool.core.processes)) if indexes is None else indexes
+def indexes_of(generation: Generation, indexes: tuple[int, ...] | None) -> Iterable[int]:
+    return range(len(generation.core.processes)) if indexes is None else indexes
 
 
 def _one(daemon: Daemon, name: str) -> Iterable[tuple[Pool, tuple[int, ...] | None]]:
@@ -57,7 +60,7 @@ def _one(daemon: Daemon, name: str) -> Iterable[tuple[Pool, tuple[int, ...] | No
         raise _unknown(name, [*daemon.pools, *daemon.config.groups, "all"], "pool, program or group")
     if not colon or process == "*":
         return [(pool, None)]
-    known = {slot.name: index for index, slot in enumerate(pool.slots)}
+    known = {slot.name: index for index, slot in enumerate(pool.serving.slots)}
     if process not in known:
         raise _unknown(name, [f"{pool_name}:{process}" for process in known], "process")
     return [(pool, (known[process],))]

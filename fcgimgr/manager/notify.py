@@ -23,7 +23,7 @@ from fcgimgr.linux.procfs import session
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
-    from fcgimgr.manager.pools import Pool
+    from fcgimgr.manager.generation import Generation
 
 LONGEST: Final = 4096  # bytes of one message
 STATUS_LONGEST: Final = 200  # characters
@@ -76,15 +76,15 @@ class NotifySockets:
         if child is None:
             self._daemon.journal.debug("a notification from a process that is not ours was dropped", pid=pid)
             return
-        pool, index = child
+        generation, index = child
         for line in message.decode("utf-8", "replace").split("\n"):
-            self._heed(pool, index, *line.partition("=")[::2])
+            self._heed(generation, index, *line.partition("=")[::2])
 
-    def _heed(self, pool: Pool, index: int, key: str, value: str) -> None:
-        slot = pool.slots[index]
+    def _heed(self, generation: Generation, index: int, key: str, value: str) -> None:
+        slot = generation.slots[index]
         if key == "READY" and value == "1":
-            if isinstance(pool.core.processes[index], ALIVE):
-                pool.feed(Happened(index, Ready()))
+            if isinstance(generation.core.processes[index], ALIVE):
+                generation.feed(Happened(index, Ready()))
         elif key == "STATUS":
             slot.status_text = value[:STATUS_LONGEST]
         elif key == "X_REQUESTS" and value.isascii() and value.isdigit() and len(value) < 19:

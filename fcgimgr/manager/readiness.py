@@ -26,7 +26,7 @@ from fcgimgr.linux.sockdiag import peer_inode
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
-    from fcgimgr.manager.pools import Pool
+    from fcgimgr.manager.generation import Generation
 
 PING: Final = {
     "GATEWAY_INTERFACE": "CGI/1.1",
@@ -59,62 +59,62 @@ class Readiness:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[Generation, asyncio.Task[None]] = {}
 
-    def process_changed(self, pool: Pool) -> None:
+    def process_changed(self, generation: Generation) -> None:
         """Begin to ping when the first process of a pool is spawned that is to be found ready so."""
-        if pool.settings.ready != "ping" or pool.name in self._tasks or not starting(pool):
+        if generation.settings.ready != "ping" or generation in self._tasks or not starting(generation):
             return
-        self._tasks[pool.name] = self._daemon.loop.create_task(self._ping(pool))
+        self._tasks[generation] = self._daemon.loop.create_task(self._ping(generation))
 
-    async def _ping(self, pool: Pool) -> None:
+    async def _ping(self, generation: Generation) -> None:
         pause = SHORTEST
         said = ""
         try:
-            while starting(pool):
+            while starting(generation):
                 try:
-                    holder = await self._ask(pool)
+                    holder = await self._ask(generation)
                 except (OSError, ProtocolError, TimeoutError) as error:
                     failure = str(error) or "no answer in time"
                     if failure != said:
                         said = failure
-                        self._daemon.journal.warning(f"ping: {failure}", name=pool.name)
+                        self._daemon.journal.warning(f"ping: {failure}", name=generation.name)
                 else:
-                    if self._heed(pool, holder):
+                    if self._heed(generation, holder):
                         pause = SHORTEST
                         continue
                 await asyncio.sleep(pause)
                 pause = min(LONGEST, pause * 1.5)
         finally:
-            del self._tasks[pool.name]
+            del self._tasks[generation]
 
-    def _heed(self, pool: Pool, holder: int | None) -> bool:
+    def _heed(self, generation: Generation, holder: int | None) -> bool:
         """A ping was answered, by the process with this pid if that is known. True if it made a process ready."""
         now = self._daemon.loop.time()
-        settings = pool.settings
+        settings = generation.settings
         patience = settings.startsecs if holder is None else settings.ready_timeout / 2
         found = False
-        for index, state in starting(pool).items():
+        for index, state in starting(generation).items():
             if state.pid == holder or now - state.since >= patience:
-                pool.feed(Happened(index, Ready()))
+                generation.feed(Happened(index, Ready()))
                 found = True
         return found
 
-    async def _ask(self, pool: Pool) -> int | None:
+    async def _ask(self, generation: Generation) -> int | None:
         """One ping that was answered well, and the pid of the process that took it, if it can be told.
 
         OSError, ProtocolError and TimeoutError say why there was no good answer.
         """
         loop = self._daemon.loop
-        if not pool.listeners:
+        listening = generation.listening
+        if listening is None:
             raise OSError("the pool has no open socket")
-        name = pool.listeners[0].sock.getsockname()
         request = Request(PING)
-        with socket.socket(pool.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+        with socket.socket(listening.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
             async with asyncio.timeout(ANSWERED_WITHIN):
-                await loop.sock_connect(connection, reachable(name))
+                await loop.sock_connect(connection, listening.lead_ping(connection))
                 await loop.sock_sendall(connection, request.opening())
-                holder = await self._holder(connection, [state.pid for state in pool.core.processes if state.pid])
+                holder = await self._holder(connection, [state.pid for state in generation.core.processes if state.pid])
                 await loop.sock_sendall(connection, request.closing())
                 while (response := request.receive(received := await loop.sock_recv(connection, 65536))) is None:
                     if not received:
@@ -135,15 +135,6 @@ class Readiness:
         return next((pid for pid in pids if inode in (socket_inodes(pid) or ())), None)
 
 
-def starting(pool: Pool) -> dict[int, Starting]:
+def starting(generation: Generation) -> dict[int, Starting]:
     """The processes that are spawned and not yet ready, by index."""
-    return {index: state for index, state in enumerate(pool.core.processes) if isinstance(state, Starting)}
-
-
-def reachable(name: tuple[object, ...] | str | bytes) -> tuple[object, ...] | str | bytes:
-    """The name of a listener as one can connect to it: the wildcard means this host."""
-    if not isinstance(name, tuple):
-        return name
-    if name[0] == "::":
-        return ("::1", *name[1:])
-    return ("127.0.0.1", *name[1:]) if name[0] == "0.0.0.0" else name
+    return {index: state for index, state in enumerate(generation.core.processes) if isinstance(state, Starting)}

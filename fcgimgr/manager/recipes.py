@@ -35,13 +35,19 @@ class Recipes:
     """The recipes of one pool. LinuxError when its user does not exist."""
 
     def __init__(
-        self, settings: ProcessSettings, config: Config, *, notify_socket: str | None, soft_nofile: int | None
+        self,
+        settings: ProcessSettings,
+        config: Config,
+        *,
+        generation: int,
+        notify_socket: str | None,
+        soft_nofile: int | None,
     ) -> None:
         self._settings = settings
         self._config = config
         self._soft_nofile = soft_nofile
         self.account: Account | None = resolve_user(settings.user) if settings.user else None
-        self._environment = self._common_environment(notify_socket)
+        self._environment = self._common_environment(generation, notify_socket)
 
     def plan(self, index: int) -> ProcessPlan:
         return process_plan(self._settings, self._config, index)
@@ -72,7 +78,7 @@ class Recipes:
             soft_nofile=self._soft_nofile,
         )
 
-    def _common_environment(self, notify_socket: str | None) -> dict[str, str]:
+    def _common_environment(self, generation: int, notify_socket: str | None) -> dict[str, str]:
         settings = self._settings
         environment = dict(os.environ)
         if settings.clear_env:
@@ -90,7 +96,7 @@ class Recipes:
             environment["NOTIFY_SOCKET"] = notify_socket
         environment.update(
             FCGIMGR_POOL=settings.name,
-            FCGIMGR_GENERATION="1",
+            FCGIMGR_GENERATION=str(generation),
             SUPERVISOR_ENABLED="1",
             SUPERVISOR_GROUP_NAME=settings.name,
         )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
-from fcgimgr.core.pool import PoolState
+from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
@@ -142,8 +142,11 @@ class TellStarter(Watcher):
         for pool in self._daemon.pools.values():
             if pool.state is PoolState.FATAL:
                 yield f"{pool.name}: {pool.why_fatal()}"
-                fatal = (index for index, state in enumerate(pool.core.processes) if isinstance(state, Fatal))
-                yield from (f"    {printable(line)}" for index in islice(fatal, 1) for line in pool.last_words(index))
+                serving = pool.serving
+                fatal = (index for index, state in enumerate(serving.core.processes) if isinstance(state, Fatal))
+                yield from (
+                    f"    {printable(line)}" for index in islice(fatal, 1) for line in serving.last_words(index)
+                )
 
 
 def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
@@ -171,7 +174,7 @@ def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
         signals.handle(number, partial(terminate, number))
     signals.handle(signal.SIGHUP, check_again)
     signals.handle(signal.SIGUSR1, daemon.reopen_logs)
-    signals.handle(signal.SIGUSR2, daemon.restart_all)
+    signals.handle(signal.SIGUSR2, daemon.reload_all)
     signals.handle(signal.SIGCHLD, daemon.reap_children)
 
 

@@ -14,6 +14,7 @@ from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.config.signals import signal_name
 from fcgimgr.control import messages
+from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Backoff, Exited, Fatal, State
 from fcgimgr.linux.procfs import rss, socket_inodes
 from fcgimgr.linux.sockdiag import established_inodes, queue_length
@@ -21,14 +22,14 @@ from fcgimgr.manager.names import Chosen, indexes_of
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
-    from fcgimgr.manager.pools import Pool
+    from fcgimgr.manager.generation import Generation
 
 SLICE: Final = 50  # processes looked at between two turns of the loop
 
 
 async def status(daemon: Daemon, chosen: Chosen, *, detail: bool) -> messages.Status:
     """The state of these processes, their pools and the manager."""
-    pools = [await _pool(daemon, pool, indexes, detail) for pool, indexes in chosen.items()]
+    pools = [await _pool(daemon, serving, indexes, detail) for serving, indexes in chosen.items()]
     return messages.Status(
         manager=messages.ManagerStatus(
             pid=os.getpid(),
@@ -41,18 +42,16 @@ async def status(daemon: Daemon, chosen: Chosen, *, detail: bool) -> messages.St
     )
 
 
-async def _pool(daemon: Daemon, pool: Pool, indexes: tuple[int, ...] | None, detail: bool) -> messages.PoolStatus:
-    accepted: set[int] | None = None
-    sockets = _sockets(pool, detail)
-    if detail and pool.listeners:
-        accepted = established_inodes([listener.sock.getsockname() for listener in pool.listeners])
-    processes = []
-    for count, index in enumerate(list(indexes_of(pool, indexes))):
-        if detail and count % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
-        if index < len(pool.core.processes):  # it may have been scaled away in the meantime
-            processes.append(_process(daemon, pool, index, accepted, detail))
-    core = pool.core
+async def _pool(
+    daemon: Daemon, serving: Generation, indexes: tuple[int, ...] | None, detail: bool
+) -> messages.PoolStatus:
+    pool = serving.pool
+    others = [generation for generation in pool.generations.values() if generation is not serving]
+    processes = await _processes(daemon, serving, list(indexes_of(serving, indexes)), detail)
+    if indexes is None:
+        for generation in others:
+            processes += await _processes(daemon, generation, list(indexes_of(generation, None)), detail)
+    core = serving.core
     reason = core.fault
     if core.up and core.waiting:
         reason = f"waits for {', '.join(core.waiting)}"
@@ -61,30 +60,49 @@ async def _pool(daemon: Daemon, pool: Pool, indexes: tuple[int, ...] | None, det
         kind=pool.kind,
         state=pool.state.value,
         numprocs=core.wanted,
-        generation=1,
+        generation=serving.number,
+        canary=pool.core.coming.percent if isinstance(pool.core.coming, Canary) else None,
         policy="static" if isinstance(pool.settings, PoolSettings) else None,
-        sockets=sockets,
+        sockets=_sockets(serving, detail),
         processes=tuple(processes),
         reason=reason,
     )
 
 
-def _sockets(pool: Pool, detail: bool) -> tuple[messages.SocketStatus, ...]:
-    if not isinstance(pool.settings, PoolSettings):
+async def _processes(
+    daemon: Daemon, generation: Generation, indexes: list[int], detail: bool
+) -> list[messages.ProcessStatus]:
+    accepted: set[int] | None = None
+    if detail and generation.listening is not None:
+        accepted = established_inodes(generation.listening.names)
+    processes = []
+    for count, index in enumerate(indexes):
+        if detail and count % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+        if index < len(generation.core.processes):  # it may have been scaled away in the meantime
+            processes.append(_process(daemon, generation, index, accepted, detail))
+    return processes
+
+
+def _sockets(generation: Generation, detail: bool) -> tuple[messages.SocketStatus, ...]:
+    settings = generation.settings
+    if not isinstance(settings, PoolSettings):
         return ()
-    if not pool.listeners:
+    if generation.listening is None:
         return tuple(
-            messages.SocketStatus(address=str(address), backlog=None, queued=None) for address in pool.settings.sockets
+            messages.SocketStatus(address=str(address), backlog=None, queued=None) for address in settings.sockets
         )
     sockets = []
-    for address, listener in zip(pool.settings.sockets, pool.listeners, strict=True):
-        queued, backlog = (queue_length(listener.sock) if detail else None) or (None, None)
-        sockets.append(messages.SocketStatus(address=str(address), backlog=backlog, queued=queued))
+    for place in generation.listening.places:
+        queued, backlog = (queue_length(place.listener.sock) if detail else None) or (None, None)
+        sockets.append(messages.SocketStatus(address=str(place.address), backlog=backlog, queued=queued))
     return tuple(sockets)
 
 
-def _process(daemon: Daemon, pool: Pool, index: int, accepted: set[int] | None, detail: bool) -> messages.ProcessStatus:
-    state, slot = pool.core.processes[index], pool.slots[index]
+def _process(
+    daemon: Daemon, generation: Generation, index: int, accepted: set[int] | None, detail: bool
+) -> messages.ProcessStatus:
+    state, slot = generation.core.processes[index], generation.slots[index]
     now = daemon.loop.time()
     pid = state.pid
     memory = busy = None
@@ -96,7 +114,7 @@ def _process(daemon: Daemon, pool: Pool, index: int, accepted: set[int] | None, 
         name=slot.name,
         pid=pid,
         state=state.name,
-        generation=1 if slot.spawned else None,
+        generation=generation.number if slot.spawned else None,
         uptime=round(now - slot.started, 3) if pid is not None else None,
         restarts=max(0, slot.spawned - 1),
         exit=None if slot.exit is None else _exit(slot.exit.code, slot.exit.signal),

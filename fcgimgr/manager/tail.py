@@ -7,32 +7,32 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from fcgimgr.manager.pools import Pool
+    from fcgimgr.manager.generation import Generation
 
 #: How far back, in bytes, a log file is read.
 FARTHEST: Final = 1024 * 1024
 
 
-def last_lines(pool: Pool, index: int, stream: str, count: int) -> list[bytes]:
+def last_lines(generation: Generation, index: int, stream: str, count: int) -> list[bytes]:
     """At most `count` lines, oldest first. A log file that several processes share is not looked into."""
-    lines = pool.last_lines(index, stream, count)
-    path = own_log_file(pool, index, stream)
+    lines = generation.last_lines(index, stream, count)
+    path = own_log_file(generation, index, stream)
     if len(lines) >= count or path is None:
         return lines
     return end_of_file(path, count) or lines
 
 
-def own_log_file(pool: Pool, index: int, stream: str) -> str | None:
+def own_log_file(generation: Generation, index: int, stream: str) -> str | None:
     """The file that holds this stream of this process and nothing else."""
-    if pool.recipes is None:
+    if generation.recipes is None:
         return None
-    settings = pool.settings
+    settings = generation.settings
     template = settings.stdout_logfile if stream == "stdout" or settings.redirect_stderr else settings.stderr_logfile
     if template in ("-", "none") or (settings.numprocs > 1 and "%(process_num)" not in template):
         return None
     if not settings.redirect_stderr and settings.stdout_logfile == settings.stderr_logfile:
         return None
-    plan = pool.recipes.plan(index)
+    plan = generation.recipes.plan(index)
     return plan.stdout_logfile if template == settings.stdout_logfile else plan.stderr_logfile
 
 

@@ -13,30 +13,33 @@ from fcgimgr.manager.names import Chosen, indexes_of
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.pools import Pool
 
 #: What has become of a process: its verdict, or None while it is still on its way.
-Judge = Callable[["Pool", int], ProcessVerdict | None]
+Judge = Callable[["Generation", int], ProcessVerdict | None]
 
 
 class Wait(Watcher):
     """Collects one verdict for each of `targets`, in their order."""
 
     def __init__(
-        self, daemon: Daemon, targets: Iterable[tuple[Pool, int, Judge]], progress: Callable[[Progress], None]
+        self, daemon: Daemon, targets: Iterable[tuple[Generation, int, Judge]], progress: Callable[[Progress], None]
     ) -> None:
         self._daemon = daemon
         self._progress = progress
         # A process's slot may go while we wait (scale), so its name is taken now.
-        self._targets = {(pool, index): (pool.process_name(index), judge) for pool, index, judge in targets}
-        self._verdicts: dict[tuple[Pool, int], ProcessVerdict] = {}
+        self._targets = {
+            (generation, index): (generation.process_name(index), judge) for generation, index, judge in targets
+        }
+        self._verdicts: dict[tuple[Generation, int], ProcessVerdict] = {}
         self._open = set(self._targets)
         self._done = daemon.loop.create_future()
 
     async def verdict(self) -> Verdict:
         """Wait for all of them."""
-        for pool, index in tuple(self._open):
-            self._judge(pool, index)
+        for generation, index in tuple(self._open):
+            self._judge(generation, index)
         self._daemon.watchers.append(self)
         try:
             if self._open:
@@ -46,55 +49,57 @@ class Wait(Watcher):
         verdicts = tuple(self._verdicts[target] for target in self._targets)
         return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=verdicts)
 
-    def process_changed(self, pool: Pool, index: int) -> None:
-        if (pool, index) in self._open:
-            name, _ = self._targets[pool, index]
-            self._judge(pool, index)
-            self._progress(Progress(name=name, state=pool.core.processes[index].name))
+    def process_changed(self, generation: Generation, index: int) -> None:
+        if (generation, index) in self._open:
+            name, _ = self._targets[generation, index]
+            self._judge(generation, index)
+            self._progress(Progress(name=name, state=generation.core.processes[index].name))
 
     def pool_changed(self, pool: Pool) -> None:
-        for target in [target for target in self._open if target[0] is pool]:
+        for target in [target for target in self._open if target[0].pool is pool]:
             self._judge(*target)
 
-    def _judge(self, pool: Pool, index: int) -> None:
-        name, judge = self._targets[pool, index]
-        verdict = judge(pool, index)
+    def _judge(self, generation: Generation, index: int) -> None:
+        name, judge = self._targets[generation, index]
+        verdict = judge(generation, index)
         if verdict is None:
             return
-        self._verdicts[pool, index] = ProcessVerdict(
+        self._verdicts[generation, index] = ProcessVerdict(
             name=name, ok=verdict.ok, result=verdict.result, detail=verdict.detail, lines=verdict.lines
         )
-        self._open.discard((pool, index))
+        self._open.discard((generation, index))
         if not self._open and not self._done.done():
             self._done.set_result(None)
 
 
-def targets(chosen: Chosen, judge: Callable[[Pool, int], Judge]) -> list[tuple[Pool, int, Judge]]:
+def targets(chosen: Chosen, judge: Callable[[Generation, int], Judge]) -> list[tuple[Generation, int, Judge]]:
     """Every chosen process with the judge made for it now, before the command takes effect."""
     return [
-        (pool, index, judge(pool, index)) for pool, indexes in chosen.items() for index in indexes_of(pool, indexes)
+        (generation, index, judge(generation, index))
+        for generation, indexes in chosen.items()
+        for index in indexes_of(generation, indexes)
     ]
 
 
-def started(daemon: Daemon) -> Callable[[Pool, int], Judge]:
+def started(daemon: Daemon) -> Callable[[Generation, int], Judge]:
     """Judges a start."""
 
-    def make(pool: Pool, index: int) -> Judge:
-        already = isinstance(pool.core.processes[index], Running)
+    def make(generation: Generation, index: int) -> Judge:
+        already = isinstance(generation.core.processes[index], Running)
 
-        def judge(pool: Pool, index: int) -> ProcessVerdict | None:
-            state = pool.core.processes[index] if index < len(pool.core.processes) else Stopped()
+        def judge(generation: Generation, index: int) -> ProcessVerdict | None:
+            state = generation.core.processes[index] if index < len(generation.core.processes) else Stopped()
             match state:
                 case Running():
                     return verdict(True, "already running" if already else "started")
                 case Exited(exit=exit, expected=expected):
                     return verdict(expected, "started" if expected else "failed", f"it {exit} again")
                 case Fatal(why=why):
-                    return failed(pool, index, why)
-                case Backoff(why=why) if pool.settings.startretries < 0:
-                    return failed(pool, index, f"{why}; it is tried again for ever (startretries = -1)")
+                    return failed(generation, index, why)
+                case Backoff(why=why) if generation.settings.startretries < 0:
+                    return failed(generation, index, f"{why}; it is tried again for ever (startretries = -1)")
                 case Stopped():
-                    return _not_started(daemon, pool)
+                    return _not_started(daemon, generation)
             return None
 
         return judge
@@ -102,8 +107,8 @@ def started(daemon: Daemon) -> Callable[[Pool, int], Judge]:
     return make
 
 
-def _not_started(daemon: Daemon, pool: Pool) -> ProcessVerdict | None:
-    core = pool.core
+def _not_started(daemon: Daemon, generation: Generation) -> ProcessVerdict | None:
+    core = generation.core
     if core.fault is not None:
         return verdict(False, "failed", core.fault)
     if core.up and core.waiting:
@@ -115,15 +120,15 @@ def _not_started(daemon: Daemon, pool: Pool) -> ProcessVerdict | None:
     return verdict(False, "failed", "somebody stopped it in the meantime")
 
 
-def stopped(pool: Pool, index: int) -> Judge:
+def stopped(generation: Generation, index: int) -> Judge:
     """Judges a stop."""
-    before = pool.core.processes[index]
+    before = generation.core.processes[index]
     idle = before.pid is None and not isinstance(before, Backoff)
 
-    def judge(pool: Pool, index: int) -> ProcessVerdict | None:
-        if index >= len(pool.core.processes):
+    def judge(generation: Generation, index: int) -> ProcessVerdict | None:
+        if index >= len(generation.core.processes):
             return verdict(True, "stopped")
-        state = pool.core.processes[index]
+        state = generation.core.processes[index]
         if isinstance(state, Stopped | Exited | Fatal):
             return verdict(True, "not running" if idle else "stopped")
         if isinstance(state, Running):
@@ -133,30 +138,30 @@ def stopped(pool: Pool, index: int) -> Judge:
     return judge
 
 
-def restarted(daemon: Daemon) -> Callable[[Pool, int], Judge]:
+def restarted(daemon: Daemon) -> Callable[[Generation, int], Judge]:
     """Judges a rolling restart."""
 
-    def make(pool: Pool, index: int) -> Judge:
-        before = pool.slots[index].spawned
+    def make(generation: Generation, index: int) -> Judge:
+        before = generation.slots[index].spawned
 
-        def judge(pool: Pool, index: int) -> ProcessVerdict | None:
-            if index >= len(pool.core.processes):
+        def judge(generation: Generation, index: int) -> ProcessVerdict | None:
+            if index >= len(generation.core.processes):
                 return verdict(False, "failed", "scale took it away in the meantime")
-            if index in pool.core.rolling:
+            if index in generation.core.rolling:
                 return None
-            match pool.core.processes[index]:
-                case Running() if pool.slots[index].spawned > before:
+            match generation.core.processes[index]:
+                case Running() if generation.slots[index].spawned > before:
                     return verdict(True, "restarted")
                 case Running():
                     return verdict(False, "failed", "not restarted, because the one before it did not come up again")
                 case Exited(exit=exit, expected=expected):
                     return verdict(expected, "restarted" if expected else "failed", f"it {exit} again")
                 case Backoff(why=why):
-                    return failed(pool, index, f"{why}; it is tried again")
+                    return failed(generation, index, f"{why}; it is tried again")
                 case Fatal(why=why):
-                    return failed(pool, index, why)
+                    return failed(generation, index, why)
                 case Stopped():
-                    return _not_started(daemon, pool)
+                    return _not_started(daemon, generation)
             return None
 
         return judge
@@ -168,5 +173,5 @@ def verdict(ok: bool, result: str, detail: str | None = None) -> ProcessVerdict:
     return ProcessVerdict(name="", ok=ok, result=result, detail=detail)
 
 
-def failed(pool: Pool, index: int, why: str) -> ProcessVerdict:
-    return ProcessVerdict(name="", ok=False, result="failed", detail=why, lines=pool.last_words(index))
+def failed(generation: Generation, index: int, why: str) -> ProcessVerdict:
+    return ProcessVerdict(name="", ok=False, result="failed", detail=why, lines=generation.last_words(index))

@@ -1,0 +1,258 @@
+"""A pool or program: its generations, and the traffic that is led to one of them.
+
+Most of the time there is one generation and this is a thin cover around it. core.pool decides about reloads; what it
+says is carried out here, as everywhere by `feed`.
+"""
+
+from __future__ import annotations
+
+import os
+from asyncio import Future, TimerHandle
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
+from fcgimgr.core import generation as core_generation
+from fcgimgr.core import pool as core
+from fcgimgr.core.generation import PoolState
+from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning
+from fcgimgr.manager.generation import Generation, describe
+from fcgimgr.manager.listening import Listening
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+
+
+class Verdict:
+    """How a reload ended: `ok` or not, why, and with a failed process its name and last words."""
+
+    __slots__ = ("lines", "ok", "process", "why")
+
+    def __init__(self, ok: bool, why: str = "", process: str = "", lines: tuple[str, ...] = ()) -> None:
+        self.ok = ok
+        self.why = why
+        self.process = process
+        self.lines = lines
+
+
+class Pool:
+    """The pool or program of these settings, at rest until its generation is fed a Start."""
+
+    def __init__(self, daemon: Daemon, settings: ProcessSettings, config: Config) -> None:
+        self.daemon = daemon
+        self.name = settings.name
+        # The seed lets the back-off of two machines that fail together differ.
+        self.seed = os.urandom(1)[0] / 256
+        self.core = core.Pool()
+        self.settings = settings
+        self.config = config
+        self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
+        self.state = PoolState.STOPPED
+        self.verdict: Future[Verdict] | None = None
+        self._inbox: deque[core.Event] = deque()
+        self._feeding = False
+        self._timer: TimerHandle | None = None
+
+    @property
+    def kind(self) -> str:
+        return "pool" if isinstance(self.settings, PoolSettings) else "program"
+
+    @property
+    def serving(self) -> Generation:
+        """The generation that gets the traffic, and orders."""
+        return self.generations[self.core.serving]
+
+    # Reload
+
+    def can_reload(self) -> bool:
+        """Whether a new generation can be made beside the one that serves; else a rolling restart has to do."""
+        listening = self.serving.listening
+        return listening is not None and listening.steerable and not self.serving.core.refusing
+
+    def reload(self, settings: ProcessSettings, config: Config, percent: float | None = None) -> Future[Verdict]:
+        """Replace the processes by new ones with these settings. The answer comes when it is over."""
+        assert isinstance(settings, PoolSettings)
+        self.settings, self.config = settings, config
+        verdict: Future[Verdict] = self.daemon.loop.create_future()
+        before, self.verdict = self.verdict, verdict
+        if not self.feed(core.Reload(patience=settings.reload_timeout, percent=percent)):
+            self.verdict = before
+        return verdict
+
+    def decide(self, event: core.Event) -> Future[Verdict]:
+        """Promote or abort what is coming. The answer comes when that is over."""
+        verdict: Future[Verdict] = self.daemon.loop.create_future()
+        before, self.verdict = self.verdict, verdict
+        if not self.feed(event):
+            self.verdict = before
+        elif before is not None and not before.done():
+            verdict.add_done_callback(partial(pass_on, before))
+        return verdict
+
+    def restart(self) -> None:
+        """Replace every process, by a new generation where that can be, else one after the other."""
+        if not self.serving.core.up:
+            return
+        if self.can_reload():
+            self.reload(self.settings, self.config)
+        else:
+            self.serving.feed(core_generation.Restart())
+
+    def feed(self, event: core.Event) -> bool:
+        """Let core decide on `event` and carry out what it says. False if that was refused."""
+        self._inbox.append(event)
+        if self._feeding:
+            return True
+        self._feeding = True
+        refused = False
+        try:
+            while self._inbox:
+                self.core, actions = core.step(self.core, self._inbox.popleft(), self.daemon.loop.time())
+                self._arm_timer()
+                for action in actions:
+                    refused |= self._carry_out(action)
+        finally:
+            self._feeding = False
+        self.daemon.look_at_soon(self)
+        return not refused
+
+    def _carry_out(self, action: core.Action) -> bool:
+        journal = self.daemon.journal
+        match action:
+            case core.Begin(number):
+                journal.info("a new generation begins", name=self.name, generation=number)
+                self._begin(number)
+            case core.Share(number, percent):
+                journal.info(f"a canary gets {percent:g} % of the connections", name=self.name, generation=number)
+                self._listening(number).share(percent)
+                self._decide(Verdict(True))
+            case core.Switch(number):
+                self._listening(number).take_traffic()
+                journal.info("the new generation serves", name=self.name, generation=number)
+            case core.Leave(number):
+                self.generations[number].feed(core_generation.Leave())
+            case core.Discard(number, why):
+                journal.error(f"the new generation is discarded: {why}", name=self.name, generation=number)
+                self._discard(number, why)
+            case core.Queued():
+                journal.info("the reload waits until the generation before has left", name=self.name)
+            case core.Refused(why):
+                if self.verdict is not None and not self.verdict.done():
+                    self.verdict.set_result(Verdict(False, why))
+                return True
+        return False
+
+    def _begin(self, number: int) -> None:
+        generation = Generation(self, number, self.settings, self.config, beside=self.serving)
+        self.generations[number] = generation
+        generation.feed(core_generation.Scale(self.serving.core.wanted))
+        generation.feed(core_generation.Start())
+        if generation.core.fault is not None:
+            self._inbox.append(core.Failed(number, generation.core.fault))
+
+    def _discard(self, number: int, why: str) -> None:
+        generation = self.generations[number]
+        if self.serving.listening is not None:
+            self.serving.listening.take_traffic()
+        process, lines = self._who_failed(generation)
+        generation.feed(core_generation.Leave())
+        self._decide(Verdict(False, why, process, lines))
+
+    def _who_failed(self, generation: Generation) -> tuple[str, tuple[str, ...]]:
+        for index, state in enumerate(generation.core.processes):
+            if isinstance(state, Backoff | Fatal | Exited):
+                return generation.process_name(index), generation.last_words(index)
+        for index, state in enumerate(generation.core.processes):
+            if not isinstance(state, Running):
+                return generation.process_name(index), generation.last_words(index)
+        return self.name, ()
+
+    def _listening(self, number: int) -> Listening:
+        listening = self.generations[number].listening
+        assert listening is not None  # core switches only to a generation that is ready
+        return listening
+
+    def _decide(self, verdict: Verdict) -> None:
+        if self.verdict is not None and not self.verdict.done():
+            self.verdict.set_result(verdict)
+        self.verdict = None
+
+    def _arm_timer(self) -> None:
+        due = self.core.due
+        if self._timer is not None and self._timer.when() == due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer = self.daemon.loop.call_at(due, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.feed(core.Due())
+
+    # What generations tell
+
+    def process_changed(self, generation: Generation, change: core_generation.Changed) -> None:
+        """A process of one generation went into another state."""
+        self.daemon.process_changed(generation, change.index)
+        if self.core.coming is None or self.core.coming.number != generation.number:
+            return
+        if isinstance(change.after, Backoff | Fatal | Exited) or (
+            isinstance(change.before, Running) and isinstance(change.after, Spawning)
+        ):
+            why = describe(change.after) or str(generation.slots[change.index].exit)
+            self.feed(core.Failed(generation.number, f"{generation.process_name(change.index)}: {why}"))
+
+    def refresh(self) -> bool:
+        """After a rush of events: look at what they come to. True if the pool's state has changed."""
+        coming = self.core.coming
+        if coming is not None and self.generations[coming.number].state is PoolState.RUNNING:
+            self.feed(core.Ready(coming.number))
+        for number in tuple(self.core.leaving):
+            if self.generations[number].gone:
+                self.generations.pop(number).end()
+                self.daemon.journal.info("a generation has left", name=self.name, generation=number)
+                self.feed(core.Gone(number))
+                if not self.core.leaving and self.core.coming is None:
+                    self._decide(Verdict(True))
+        before, self.state = self.state, self.serving.state
+        if self.state is before:
+            return False
+        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.serving.core.fault)
+        return True
+
+    # Going down
+
+    def stop(self) -> None:
+        """Stop the pool: what is coming is not wanted any more, what serves finishes, what leaves goes on leaving."""
+        if self.core.coming is not None or self.core.waiting is not None:
+            self.feed(core.Abort("the pool is being stopped"))
+        self.serving.feed(core_generation.Stop())
+
+    def kill(self) -> None:
+        for generation in tuple(self.generations.values()):
+            generation.feed(core_generation.Kill())
+
+    @property
+    def down(self) -> bool:
+        """Whether nothing of it runs, and nothing is on its way to."""
+        return all(state.pid is None for generation in self.generations.values() for state in generation.core.processes)
+
+    def why_fatal(self) -> str:
+        """In words, for one who cannot see the log."""
+        return self.serving.why_fatal()
+
+    def end(self) -> None:
+        """The manager ends."""
+        for generation in self.generations.values():
+            generation.end()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def pass_on(waiting: Future[Verdict], decided: Future[Verdict]) -> None:
+    """Whoever waits for the reload hears what came of the order that ended it."""
+    if not waiting.done() and not decided.cancelled():
+        waiting.set_result(decided.result())
