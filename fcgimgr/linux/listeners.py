@@ -13,19 +13,28 @@ import os
 import socket
 import stat
 from collections.abc import MutableMapping
-from typing import Any, Final, NoReturn, Self
+from typing import Final, Self
 
-from fcgimgr.linux import procfs, sockdiag
+from fcgimgr.linux import procfs, sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
-from fcgimgr.linux.socketfile import SocketFile, bind
+from fcgimgr.linux.socketfile import SocketFile, bind, find_again
+from fcgimgr.linux.tcpsocket import LOWEST_FD, stream_socket
 
-#: The lowest fd number of a listener.
-LOWEST_FD: Final = 64
+__all__ = [
+    "BESIDE",
+    "LONGEST_PATH",
+    "LOWEST_FD",
+    "Listener",
+    "inherited_sockets",
+    "open_tcp",
+    "open_unix",
+    "take_inherited",
+]
+
 #: What fits into sockaddr_un: 108 bytes with the closing NUL.
 LONGEST_PATH: Final = 107
-
-# What bind(2) takes for TCP, in Python's form: (host, port), or four of them for IPv6.
-_Address = tuple[Any, ...]
+#: What `beside` adds to a path.
+BESIDE: Final = ".new"
 
 _FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START
 
@@ -63,12 +72,40 @@ class Listener:
         """For all who share the socket, now: the flag sits on the open description. Blocking is how it is opened."""
         os.set_blocking(self.sock.fileno(), blocking)
 
+    def beside(self, *, backlog: int) -> "Listener":
+        """A Unix socket bound to PATH.new, owner and mode those of PATH's file now. A dead one there gives way.
+
+        It is bound for life under that name, which is what `getsockname()` and sockdiag go on to call it and the
+        connections it accepts. LinuxError: this one has no file (TCP, abstract), the path grows too long, or a live
+        process serves PATH.new.
+        """
+        if not self._file:
+            raise LinuxError(f"{self.name}: has no file beside which another one could be bound")
+        uid, gid, mode = self._file.attributes()
+        return open_unix(self._file.path + BESIDE, backlog=backlog, owner=(uid, gid), mode=mode)
+
+    def take_over(self, predecessor: "Listener") -> None:
+        """Rename our file over the path of `predecessor`, which then has none: the next client to come is ours.
+
+        Atomic. LinuxError, and nothing has changed: somebody has replaced or removed either file.
+        """
+        if not (self._file and predecessor._file):
+            raise LinuxError(f"{self.name}: cannot take the place of {predecessor.name}: both need a file")
+        self._file.take_over(predecessor._file)
+        predecessor._file = None
+        self.name = predecessor.name
+
+    def unlink(self) -> bool:
+        """Unlink the file of a Unix socket, if the path still leads to it; the queue stays. False: it has no file."""
+        file, self._file = self._file, None
+        if file:
+            file.remove()
+        return file is not None
+
     def close(self) -> None:
         """Unlink the file if the path still leads to ours, and close our descriptor; those of children stay open."""
-        file, self._file = self._file, None
         try:
-            if file:
-                file.remove()
+            self.unlink()
         finally:
             self.sock.close()
 
@@ -82,22 +119,25 @@ class Listener:
         return f"<Listener {self.name} fd={self.sock.fileno()} inode={self.inode}>"
 
 
-def open_tcp(host: str, port: int, *, backlog: int, name: str | None = None) -> Listener:
+def open_tcp(host: str, port: int, *, backlog: int, name: str | None = None, reuseport: bool = False) -> Listener:
     """Listen on TCP. host: an IPv4 or IPv6 address, "*" (all, of both families), or a host name (its first address).
 
-    An IPv6 address serves IPv6 only; "*" serves both, or IPv4 alone where IPv6 is switched off. LinuxError: why not.
+    An IPv6 address serves IPv6 only; "*" serves both, or IPv4 alone where IPv6 is switched off. reuseport: it shall be
+    the first of a `steering.Group`. Nobody may listen there yet all the same. LinuxError: why not.
     """
     name = name or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    sharing = tcpsocket.Sharing.FIRST if reuseport else tcpsocket.Sharing.NONE
     if host != "*":
-        family, address = _resolve(name, host, port)
-        return _bind_tcp(name, family, address, backlog, v6only=True)
+        family, address = tcpsocket.resolve(name, host, port)
+        return Listener(name, tcpsocket.listen(name, family, address, backlog, sharing=sharing))
     try:
-        return _bind_tcp(name, socket.AF_INET6, ("::", port), backlog, v6only=False)
+        sock = tcpsocket.listen(name, socket.AF_INET6, ("::", port), backlog, dual_stack=True, sharing=sharing)
+        return Listener(name, sock)
     except LinuxError as refusal:
         cause = refusal.__cause__
         if not (isinstance(cause, OSError) and cause.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)):
             raise
-    return _bind_tcp(name, socket.AF_INET, ("0.0.0.0", port), backlog, v6only=False)
+    return Listener(name, tcpsocket.listen(name, socket.AF_INET, ("0.0.0.0", port), backlog, sharing=sharing))
 
 
 def open_unix(
@@ -155,6 +195,31 @@ def take_inherited(fd: int, *, backlog: int, name: str | None = None) -> Listene
         raise
 
 
+def take_back(fd: int, *, name: str, path: str | None = None) -> Listener:
+    """A listener of our own from before an exec, or from a dead manager's child (`pidfd.get_fd`). Takes `fd` over.
+
+    path: of a Unix socket's file; it is ours again if it leads to what the socket is bound to, else it stays alone. The
+    queue and the backlog stay. LinuxError: not open, not a listening socket.
+    """
+    try:
+        kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
+        os.close(fd)
+    except OSError as error:
+        refuse(f"{name}: fd {fd}", error)
+    try:
+        sock = socket.socket(fileno=kept)
+    except OSError as error:
+        os.close(kept)
+        refuse(f"{name}: fd {fd}", error)
+    try:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise LinuxError(f"{name}: is a socket, but does not listen any more")
+        return Listener(name, sock, (path and find_again(sock, name, path)) or None)
+    except BaseException:
+        sock.close()
+        raise
+
+
 def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[int]]:
     """Fds passed by systemd's protocol (sd_listen_fds(3)), by name; those without a name are called "unknown".
 
@@ -179,70 +244,6 @@ def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[st
     return sockets
 
 
-# --- TCP
-
-
-def _bind_tcp(name: str, family: socket.AddressFamily, address: _Address, backlog: int, *, v6only: bool) -> Listener:
-    try:
-        sock = _socket(family)
-    except OSError as error:
-        _refuse_tcp(name, family, address, error)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-        sock.bind(address)
-        sock.listen(backlog)
-        return Listener(name, sock)
-    except OSError as error:
-        sock.close()
-        _refuse_tcp(name, family, address, error)
-
-
-def _resolve(name: str, host: str, port: int) -> tuple[socket.AddressFamily, _Address]:
-    try:
-        # As bytes: for a str, Python would load its IDNA codec, a megabyte of tables that stay.
-        found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except UnicodeError as error:
-        raise LinuxError(f"{name}: the host is not written in ASCII; give its address") from error
-    except OSError as error:
-        raise LinuxError(
-            f"{name}: no address is known for the host {host} ({error.strerror}); give its address"
-        ) from error
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # `localhost` means 127.0.0.1 to most clients
-    family, _, _, _, address = found[0]
-    return family, address
-
-
-def _refuse_tcp(name: str, family: socket.AddressFamily, address: _Address, error: OSError) -> NoReturn:
-    host, port = address[0], address[1]
-    if error.errno == errno.EADDRINUSE:
-        who = procfs.holders(sockdiag.listening_inodes(("", port)))
-        look = f"`ss -ltnp 'sport = :{port}'` as root shows who" if not who else "stop that one"
-        refusal = f"{name}: the port is in use{who}; {look}, or choose another port"
-    elif error.errno == errno.EADDRNOTAVAIL:
-        refusal = f"{name}: {host} is not an address of this machine; `ip address` lists them"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        refusal = (
-            f"{name}: no permission to listen on port {port} as uid {os.geteuid()}; start as root, choose a port from "
-            f"{_first_free_port()} on, or grant CAP_NET_BIND_SERVICE"
-        )
-    elif error.errno == errno.EAFNOSUPPORT:
-        words = "IPv6" if family == socket.AF_INET6 else "IPv4"
-        refusal = f"{name}: this machine has {words} switched off; choose an address of the other family"
-    else:
-        refuse(name, error)
-    raise LinuxError(refusal) from error
-
-
-def _first_free_port() -> int:
-    try:
-        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
-            return int(file.read())
-    except OSError:
-        return 1024
-
-
 # --- Unix
 
 
@@ -263,16 +264,6 @@ def _bind_abstract(name: str, path: str, backlog: int) -> Listener:
 
 def _unix_socket(name: str) -> socket.socket:
     try:
-        return _socket(socket.AF_UNIX)
+        return stream_socket(socket.AF_UNIX)
     except OSError as error:
         refuse(name, error)
-
-
-# --- both
-
-
-def _socket(family: socket.AddressFamily) -> socket.socket:
-    """A new stream socket, its fd 64 or above."""
-    with socket.socket(family, socket.SOCK_STREAM) as low:
-        high = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
-    return socket.socket(family, socket.SOCK_STREAM, fileno=high)

@@ -3,25 +3,18 @@
 Queue lengths without asking a worker; and which sockets are accepted connections of a listener, which together with
 `procfs.socket_inodes` tells who is busy. A socket is known by its inode, the number in `socket:[N]` of /proc/PID/fd.
 Unknown is None, never 0: a sandbox may forbid AF_NETLINK, and a kernel may lack the unix_diag module.
-
-A netlink socket is opened for each question (5 µs): one that is kept may hold the rest of an answer nobody read.
 """
 
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, Final, TypeAlias
+
+from fcgimgr.linux.netlink import ask, attributes_from
 
 #: An address as `socket.getsockname()` gives it: (host, port[, …]), a path, or b"\0name" of an abstract socket.
 SocketName: TypeAlias = tuple[Any, ...] | str | bytes
-
-_NETLINK_SOCK_DIAG: Final = 4
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_REQUEST: Final = 0x001
-_DUMP: Final = 0x300
-_ERROR: Final = 2
-_DONE: Final = 3
 
 # Socket states are TCP's for every family (net/tcp_states.h).
 _ESTABLISHED: Final = 1
@@ -41,7 +34,6 @@ _UNIX_DIAG_VFS: Final = 1
 _UNIX_DIAG_PEER: Final = 2
 _UNIX_DIAG_RQLEN: Final = 4
 
-_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")  # unix_diag_req: family, protocol, -, states, inode, show, cookie
 _UNIX_ANSWER: Final = struct.Struct("=BBBBIII")  # unix_diag_msg: family, type, state, -, inode, cookie
 _INET_REQUEST: Final = struct.Struct("=BBBBI")  # inet_diag_req_v2 as far as its id: family, protocol, ext, -, states
@@ -89,9 +81,19 @@ def listening_inodes(name: SocketName) -> set[int] | None:
     try:
         if isinstance(name, tuple):
             families = (socket.AF_INET, socket.AF_INET6)
-            return {inode for family in families for inode, _ in _tcp_by_port(family, name[1], 1 << _LISTEN)} - {0}
+            return {tcp_inode(one) for family in families for one in tcp_by_port(family, name[1], 1 << _LISTEN)} - {0}
         listeners = _unix(1 << _LISTEN, _UDIAG_SHOW_NAME)
         return {inode for inode, attributes in listeners if _unix_name(attributes) == name}
+    except OSError:
+        return None
+
+
+def listening_at(name: tuple[Any, ...]) -> set[int] | None:
+    """Inodes of what listens at exactly this TCP address (`getsockname()`): the members of its SO_REUSEPORT group."""
+    family, local = tcp_address(name)
+    try:
+        answers = tcp_by_port(family, name[1], 1 << _LISTEN)
+        return {tcp_inode(answer) for answer in answers if tcp_local(answer) == local}
     except OSError:
         return None
 
@@ -115,14 +117,35 @@ def unix_bound(device: int, inode: int) -> bool | None:
     Names of files may repeat (one is unlinked, another bound), so the kernel is asked for the file itself. Accepted
     connections carry their listener's file too, but they are in another state.
     """
-    wanted = struct.pack("=II", inode & 0xFFFFFFFF, os.major(device) << 20 | os.minor(device))
+    wanted = _unix_vfs(device, inode)
     try:
         return any(attributes.get(_UNIX_DIAG_VFS) == wanted for _, attributes in _unix(1 << _CLOSE, _UDIAG_SHOW_VFS))
     except OSError:
         return None
 
 
+def unix_is_bound_to(sock: int, device: int, inode: int) -> bool | None:
+    """Whether the Unix socket of inode `sock` is bound to the socket *file* with this st_dev and st_ino."""
+    try:
+        for _, attributes in _unix(_ALL_STATES, _UDIAG_SHOW_VFS, sock):
+            return attributes.get(_UNIX_DIAG_VFS) == _unix_vfs(device, inode)
+    except OSError:
+        return None
+    return None
+
+
 # --- Unix sockets
+
+
+def unix_connections(names: Container[str | bytes]) -> Iterator[tuple[int, int]]:
+    """(inode, bytes waiting unread) of the accepted connections of listeners so named. OSError."""
+    for inode, attributes in _unix(1 << _ESTABLISHED, _UDIAG_SHOW_NAME | _UDIAG_SHOW_RQLEN):
+        if _unix_name(attributes) in names and _UNIX_DIAG_RQLEN in attributes:
+            yield inode, struct.unpack_from("=I", attributes[_UNIX_DIAG_RQLEN])[0]
+
+
+def _unix_vfs(device: int, inode: int) -> bytes:
+    return struct.pack("=II", inode & 0xFFFFFFFF, os.major(device) << 20 | os.minor(device))
 
 
 def _unix_queue(inode: int) -> tuple[int, int] | None:
@@ -145,8 +168,8 @@ def _unix_peer(inode: int) -> int | None:
 def _unix(states: int, show: int, inode: int = 0) -> Iterator[tuple[int, dict[int, bytes]]]:
     """(inode, attributes) of the Unix sockets in these states; of one only, if its inode is given."""
     request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, states, inode, show, 0xFFFFFFFF, 0xFFFFFFFF)
-    for answer in _ask(request, dump=not inode):
-        yield _UNIX_ANSWER.unpack_from(answer)[4], dict(_attributes(answer, _UNIX_ANSWER.size))
+    for answer in ask(request, dump=not inode):
+        yield _UNIX_ANSWER.unpack_from(answer)[4], dict(attributes_from(answer, _UNIX_ANSWER.size))
 
 
 def _unix_name(attributes: dict[int, bytes]) -> str | bytes | None:
@@ -159,28 +182,48 @@ def _unix_name(attributes: dict[int, bytes]) -> str | bytes | None:
 # --- TCP
 
 
-def _accepted_tcp(name: tuple[Any, ...]) -> set[int]:
-    host, port = name[0], name[1]
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    local = _packed(family, host)
-    everywhere = local == _ANY
-    found = _tcp_by_port(family, port, _CONNECTED)
-    return {inode for inode, at in found if inode and (everywhere or at == local)}
+def tcp_by_port(family: int, port: int, states: int, extensions: int = 0) -> Iterator[bytes]:
+    """The kernel's answers (inet_diag_msg and attributes) on the TCP sockets with this local port. OSError.
 
-
-def _tcp_by_port(family: int, port: int, states: int) -> Iterator[tuple[int, bytes]]:
-    """(inode, local address padded to 16 bytes) of the TCP sockets on this port; inode 0: not accepted yet.
-
-    The kernel does the filtering (inet_diag(7) calls it bytecode): port ≥ and ≤, each a pair of inet_diag_bc_op {code,
-    yes, no}; "no" jumps 4 bytes past the end, which means reject.
+    states: a bit for each. extensions: what else to tell, a bit for each INET_DIAG_…. The kernel does the filtering
+    (inet_diag(7) calls it bytecode): port ≥ and ≤, each a pair of inet_diag_bc_op {code, yes, no}; "no" jumps 4 bytes
+    past the end, which means reject.
     """
     greater_equal, less_equal = 2, 3
     program = struct.pack("=BBHBBHBBHBBH", greater_equal, 8, 20, 0, 0, port, less_equal, 8, 12, 0, 0, port)
     attribute = struct.pack("=HH", 4 + len(program), 1) + program
-    for answer in _ask(_inet_request(family, states, _ANY, 0, _ANY, 0) + attribute, dump=True):
-        local_port, _, local, _, _ = _INET_ID.unpack_from(answer, _INET_ANSWER_ID)
-        if local_port == port:
-            yield struct.unpack_from("=I", answer, _INET_ANSWER_INODE)[0], local
+    request = _inet_request(family, states, _ANY, 0, _ANY, 0, extensions)
+    for answer in ask(request + attribute, dump=True):
+        if _INET_ID.unpack_from(answer, _INET_ANSWER_ID)[0] == port:
+            yield answer
+
+
+def tcp_inode(answer: bytes) -> int:
+    """The socket's inode; 0 as long as it has none: a handshake, or a connection not accepted yet."""
+    return int(struct.unpack_from("=I", answer, _INET_ANSWER_INODE)[0])
+
+
+def tcp_local(answer: bytes) -> bytes:
+    """The socket's local address, padded to 16 bytes, as `tcp_address` gives it."""
+    return bytes(_INET_ID.unpack_from(answer, _INET_ANSWER_ID)[2])
+
+
+def tcp_address(name: tuple[Any, ...]) -> tuple[int, bytes]:
+    """(family, address padded to 16 bytes) of a socket's name."""
+    family = socket.AF_INET6 if ":" in name[0] else socket.AF_INET
+    return family, _packed(family, name[0])
+
+
+def _accepted_tcp(name: tuple[Any, ...]) -> set[int]:
+    return {tcp_inode(answer) for answer in tcp_connections(name)}
+
+
+def tcp_connections(name: tuple[Any, ...], extensions: int = 0) -> Iterator[bytes]:
+    """The answers on the accepted connections of the listener of this name. OSError."""
+    family, local = tcp_address(name)
+    for answer in tcp_by_port(family, name[1], _CONNECTED, extensions):
+        if tcp_inode(answer) and (local == _ANY or tcp_local(answer) == local):
+            yield answer
 
 
 def _tcp_peer(connection: socket.socket) -> int | None:
@@ -189,51 +232,19 @@ def _tcp_peer(connection: socket.socket) -> int | None:
     request = _inet_request(
         family, _ALL_STATES, _packed(family, theirs[0]), theirs[1], _packed(family, ours[0]), ours[1]
     )
-    for answer in _ask(request, dump=False):
+    for answer in ask(request, dump=False):
         # A connection that is unknown is looked up once more as a listener, so mind the state.
         if answer[1] != _LISTEN:
-            return struct.unpack_from("=I", answer, _INET_ANSWER_INODE)[0] or None
+            return tcp_inode(answer) or None
     return None
 
 
-def _inet_request(family: int, states: int, local: bytes, port: int, remote: bytes, remote_port: int) -> bytes:
+def _inet_request(
+    family: int, states: int, local: bytes, port: int, remote: bytes, remote_port: int, extensions: int = 0
+) -> bytes:
     identity = _INET_ID.pack(port, remote_port, local, remote, _NO_COOKIE)
-    return _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, states) + identity
+    return _INET_REQUEST.pack(family, socket.IPPROTO_TCP, extensions, 0, states) + identity
 
 
 def _packed(family: int, host: str) -> bytes:
     return socket.inet_pton(family, host.partition("%")[0]).ljust(16, b"\0")
-
-
-# --- netlink
-
-
-def _ask(request: bytes, *, dump: bool) -> Iterator[bytes]:
-    """The payloads of the answers. OSError: netlink is not there, or the kernel's own answer to the question."""
-    flags = _REQUEST | _DUMP if dump else _REQUEST
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + request)
-        while True:
-            answer = netlink.recv(65536)
-            at = 0
-            while at + _HEADER.size <= len(answer):
-                length, kind, _, _, _ = _HEADER.unpack_from(answer, at)
-                if kind == _DONE:
-                    return
-                if kind == _ERROR:
-                    code = -struct.unpack_from("=i", answer, at + _HEADER.size)[0]
-                    raise OSError(code, os.strerror(code))
-                yield answer[at + _HEADER.size : at + length]
-                at += (length + 3) & ~3
-            if not dump:
-                return
-
-
-def _attributes(answer: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of the netlink attributes from `at` on."""
-    while at + 4 <= len(answer):
-        length, kind = struct.unpack_from("=HH", answer, at)
-        if length < 4:
-            return
-        yield kind, answer[at + 4 : at + length]
-        at += (length + 3) & ~3

@@ -31,18 +31,55 @@ class SocketFile:
     def set_owner(self, uid: int, gid: int) -> None:
         self._change(f"give it to {uid}:{gid}", lambda itself: os.chown(itself, uid, gid))
 
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def attributes(self) -> tuple[int, int, int]:
+        """(uid, gid, mode) as they are now, the mode without the file's kind."""
+        now = os.fstat(self._pin)
+        return now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)
+
+    def take_over(self, other: "SocketFile") -> None:
+        """Rename it over the path of `other`, which is let go of. LinuxError, and nothing is done: either was replaced.
+
+        One rename(2): a client that connects meets the one file or the other.
+        """
+        for file in (self, other):
+            try:
+                there = file._is_there()
+            except OSError as error:
+                refuse(f"{file._name}: cannot look at {file._path}", error)
+            if not there:
+                raise LinuxError(
+                    f"{file._name}: the socket at {file._path} is not ours any more; somebody replaced or removed it"
+                )
+        try:
+            os.rename(self._path, other._path)
+        except OSError as error:
+            refuse(f"{self._name}: cannot rename it to {other._path}", error)
+        self._name, self._path = other._name, other._path
+        os.close(other._pin)
+
     def remove(self) -> None:
         """Unlink it if the path still leads to it, and let go of it. Once only."""
         try:
-            there = os.stat(self._path, follow_symlinks=False)
-            if (there.st_dev, there.st_ino) == self._identity:
+            if self._is_there():
                 os.unlink(self._path)
         except FileNotFoundError:
-            pass  # gone already: somebody tidied up
+            pass  # gone this moment: somebody tidied up
         except OSError as error:
             refuse(f"{self._name}: cannot remove {self._path}", error, "remove it by hand")
         finally:
             os.close(self._pin)
+
+    def _is_there(self) -> bool:
+        """Whether the path leads to it. OSError: it cannot be looked at."""
+        try:
+            there = os.stat(self._path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == self._identity
 
     def _change(self, what: str, call: Callable[[str], None]) -> None:
         try:
@@ -78,6 +115,20 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
         file.remove()
         raise
     return file
+
+
+def find_again(sock: socket.socket, name: str, path: str) -> SocketFile | None:
+    """The file at `path` if a socket that was bound before is bound to it; None if it is not, or nothing is there."""
+    try:
+        pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    there = os.fstat(pin)
+    # Where netlink is barred nobody can tell; then whoever names the path is believed.
+    if sockdiag.unix_is_bound_to(os.fstat(sock.fileno()).st_ino, there.st_dev, there.st_ino) is not False:
+        return SocketFile(name, path, pin)
+    os.close(pin)
+    return None
 
 
 def _open_directory(name: str, directory: str) -> int:
