@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "start": "processes",
     "stop": "processes",
     "reload": "replacing",
+    "update": "updating",
     "restart": "replacing",
     "scale": "processes",
     "signal": "processes",

@@ -51,10 +51,15 @@ class Change(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         name = f"{self.before} -> {self.name}" if self.before else self.name
+        return f"{name}: {self.words}"
+
+    @property
+    def words(self) -> str:
+        """What has changed, and what is done about it."""
         if How.ADD in self.how:
-            return f"{name}: new"
+            return "new"
         if How.REMOVE in self.how:
-            return f"{name}: removed"
+            return "removed"
         words = {
             How.RELOAD: "reload",
             How.SCALE: "scale",
@@ -63,7 +68,7 @@ class Change(msgspec.Struct, frozen=True):
         }
         doing = [words[how] for how in sorted(self.how, reverse=True) if how is not How.ADOPT] or [words[How.ADOPT]]
         changed = ", ".join(self.keys) or "name"
-        return f"{name}: {changed} changed: {' and '.join(doing)}"
+        return f"{changed} changed: {' and '.join(doing)}"
 
 
 class Difference(msgspec.Struct, frozen=True):

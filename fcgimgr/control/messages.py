@@ -97,6 +97,13 @@ class ReloadParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     wait: bool = True
 
 
+class UpdateParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Read the configuration file again and apply what is different; with `dry_run`, only say what that would be."""
+
+    dry_run: bool = False
+    wait: bool = True
+
+
 class ScaleParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`numprocs` is text, so that "+2" (two more) and "2" (two altogether) differ."""
 
@@ -152,6 +159,7 @@ Params = (
     | NamesParams
     | RestartParams
     | ReloadParams
+    | UpdateParams
     | ScaleParams
     | SignalParams
     | TailParams
@@ -167,6 +175,7 @@ METHODS: Final[dict[str, type[Params]]] = {
     "stop": NamesParams,
     "restart": RestartParams,
     "reload": ReloadParams,
+    "update": UpdateParams,
     "scale": ScaleParams,
     "signal": SignalParams,
     "tail": TailParams,
@@ -269,6 +278,17 @@ class Verdict(Struct, frozen=True, kw_only=True):
     numprocs: int | None = None
 
 
+class Updated(Struct, frozen=True, kw_only=True):
+    """`problems`: of the file, and then nothing was applied; `changes`: what differs, in words; `processes`: a verdict
+    for each pool and program that was changed; `restart`: settings of the manager that take a restart."""
+
+    ok: bool
+    problems: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+    processes: tuple[ProcessVerdict, ...] = ()
+
+
 class Tail(Struct, frozen=True, kw_only=True):
     lines: tuple[str, ...]
 
@@ -312,7 +332,7 @@ class Checked(Struct, frozen=True, kw_only=True):
     changed: bool = False
 
 
-Result = Pong | Status | Verdict | Tail | Reopened | Events | Ok | Probed | Checked
+Result = Pong | Status | Verdict | Updated | Tail | Reopened | Events | Ok | Probed | Checked
 
 
 # -- notifications ----------------------------------------------------------------------------------------------------

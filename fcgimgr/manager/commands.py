@@ -28,7 +28,7 @@ from fcgimgr.core import pool as rollout
 from fcgimgr.core.generation import PoolState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.processes import signal_process
-from fcgimgr.manager import waiting
+from fcgimgr.manager import updating, waiting
 from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
 from fcgimgr.manager.status import status as status_of
 from fcgimgr.manager.tail import last_lines
@@ -283,6 +283,15 @@ async def check(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Re
     return check_config(daemon)
 
 
+async def update(daemon: Daemon, params: messages.UpdateParams, caller: Caller) -> Result:
+    refuse_while_stopping(daemon)
+
+    def tell(progress: messages.Progress) -> None:
+        caller.notify("progress", progress)
+
+    return await updating.update(daemon, tell, dry_run=params.dry_run)
+
+
 def check_config(daemon: Daemon) -> messages.Checked:
     """Read the configuration file as it is now, and say whether it is good and whether it differs from what runs."""
     try:
@@ -326,7 +335,8 @@ COMMANDS: Final[dict[str, Callable[..., Awaitable[Result]]]] = {
     "shutdown": shutdown,
     "probe": probe,
     "check": check,
+    "update": update,
 }
 
 #: Those that change something, and so are worth a line in the log that says who gave them.
-CHANGING: Final = frozenset({"start", "stop", "restart", "reload", "scale", "signal", "shutdown"})
+CHANGING: Final = frozenset({"start", "stop", "restart", "reload", "update", "scale", "signal", "shutdown"})

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 from fcgimgr.config.settings import Config, ProcessSettings
 from fcgimgr.core import generation as core
@@ -54,6 +55,8 @@ class Daemon:
         self.soft_nofile = soft_nofile
         self.sockets = sockets  # passed by systemd, by name
         self.started = loop.time()
+        self.updating = False
+        self._background: set[asyncio.Task[None]] = set()
         self.state = "STARTING"  # then RUNNING, then STOPPING
         self.exit_code = 0
         self.history = History()
@@ -234,6 +237,12 @@ class Daemon:
         os.close(self.devnull)
 
     # Orders that concern all
+
+    def in_background(self, order: Coroutine[Any, Any, None]) -> None:
+        """Carry out an order that nobody waits for."""
+        task = self.loop.create_task(order)
+        self._background.add(task)  # the loop itself holds it only weakly
+        task.add_done_callback(self._background.discard)
 
     def reload_all(self) -> None:
         """Reload every pool, as `fcgimgr reload all` does."""

@@ -173,18 +173,18 @@ class Generation:
         self._drain_due = None
         self.feed(core.DrainDue())
 
+    def adopt(self, settings: ProcessSettings, config: Config) -> None:
+        """Have these settings from now on. LinuxError, and nothing has changed: their user does not exist."""
+        if self.core.open:
+            self.recipes = self._make_recipes(settings, config)
+        self.settings, self.config, self.name = settings, config, settings.name
+
     # Listeners
 
     def _open(self) -> core.Opened | core.OpenFailed:
         settings = self.settings
         try:
-            self.recipes = Recipes(
-                settings,
-                self.config,
-                generation=self.number,
-                notify_socket=self.daemon.notify_socket_for(settings),
-                soft_nofile=self.daemon.soft_nofile,
-            )
+            self.recipes = self._make_recipes(settings, self.config)
             if isinstance(settings, PoolSettings):
                 beside = self.beside.listening if self.beside is not None else None
                 self.listening = open_listening(settings, self.daemon.sockets, beside)
@@ -194,6 +194,15 @@ class Generation:
         if self.listening is not None:
             self._tell("listening on")
         return core.Opened()
+
+    def _make_recipes(self, settings: ProcessSettings, config: Config) -> Recipes:
+        return Recipes(
+            settings,
+            config,
+            generation=self.number,
+            notify_socket=self.daemon.notify_socket_for(settings),
+            soft_nofile=self.daemon.soft_nofile,
+        )
 
     def _refuse(self) -> None:
         if self.listening is not None:

@@ -8,7 +8,7 @@ What was passed to the manager ready-made (systemd, fd) can have nothing beside 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from fcgimgr.config.address import Address, InheritedAddress, SystemdAddress, TcpAddress, UnixAddress
@@ -129,9 +129,22 @@ class Listening:
 
     def refuse_new(self) -> None:
         """Let no new connection in. Where that cannot be (an abstract or a passed socket) they come until the end."""
+        self.refuse_new_but(())
+
+    def refuse_new_but(self, kept: Container[str]) -> None:
+        """Let no new connection in, but at the addresses `kept`, which another generation has taken over."""
         for place in self.places:
-            if isinstance(place.address, TcpAddress | UnixAddress):
+            if str(place.address) not in kept and isinstance(place.address, TcpAddress | UnixAddress):
                 refuse_new(place.listener)
+
+    def change(self, settings: PoolSettings) -> None:
+        """Give the open sockets the backlog, mode and owner of these settings. LinuxError: which could not be."""
+        owner = resolve_owner(settings.socket_owner) if settings.socket_owner else None
+        for place in self.places:
+            place.listener.set_backlog(settings.socket_backlog)
+            place.listener.set_mode(settings.socket_mode)
+            if owner is not None:
+                place.listener.set_owner(*owner)
 
     def queue_is_empty(self) -> bool:
         """Whether no connection waits to be accepted; where that cannot be known, it is taken to be so."""

@@ -41,18 +41,29 @@ class Pool:
 
     def __init__(self, daemon: Daemon, settings: ProcessSettings, config: Config) -> None:
         self.daemon = daemon
-        self.name = settings.name
         # The seed lets the back-off of two machines that fail together differ.
         self.seed = os.urandom(1)[0] / 256
         self.core = core.Pool()
-        self.settings = settings
-        self.config = config
         self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
         self.state = PoolState.STOPPED
         self.verdict: Future[Verdict] | None = None
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
         self._timer: TimerHandle | None = None
+        self._next = (settings, config)  # what the generation that comes next is started from
+
+    @property
+    def settings(self) -> ProcessSettings:
+        """What the generation that serves was started from; a reload that fails changes nothing here."""
+        return self.serving.settings
+
+    @property
+    def config(self) -> Config:
+        return self.serving.config
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
 
     @property
     def kind(self) -> str:
@@ -73,12 +84,16 @@ class Pool:
     def reload(self, settings: ProcessSettings, config: Config, percent: float | None = None) -> Future[Verdict]:
         """Replace the processes by new ones with these settings. The answer comes when it is over."""
         assert isinstance(settings, PoolSettings)
-        self.settings, self.config = settings, config
+        self._next = (settings, config)
         verdict: Future[Verdict] = self.daemon.loop.create_future()
         before, self.verdict = self.verdict, verdict
         if not self.feed(core.Reload(patience=settings.reload_timeout, percent=percent)):
             self.verdict = before
         return verdict
+
+    def adopt(self, settings: ProcessSettings, config: Config) -> None:
+        """Have these settings without new processes: those that are started from now on get them."""
+        self.serving.adopt(settings, config)
 
     def decide(self, event: core.Event) -> Future[Verdict]:
         """Promote or abort what is coming. The answer comes when that is over."""
@@ -129,6 +144,7 @@ class Pool:
                 self._decide(Verdict(True))
             case core.Switch(number):
                 self._listening(number).take_traffic()
+                self._abandon_addresses(number)
                 journal.info("the new generation serves", name=self.name, generation=number)
             case core.Leave(number):
                 self.generations[number].feed(core_generation.Leave())
@@ -144,12 +160,22 @@ class Pool:
         return False
 
     def _begin(self, number: int) -> None:
-        generation = Generation(self, number, self.settings, self.config, beside=self.serving)
+        settings, config = self._next
+        serving = self.serving
+        generation = Generation(self, number, settings, config, beside=serving)
         self.generations[number] = generation
-        generation.feed(core_generation.Scale(self.serving.core.wanted))
+        if settings.numprocs == serving.settings.numprocs:  # else the file asks for another number, and that counts
+            generation.feed(core_generation.Scale(serving.core.wanted))
         generation.feed(core_generation.Start())
         if generation.core.fault is not None:
             self._inbox.append(core.Failed(number, generation.core.fault))
+
+    def _abandon_addresses(self, number: int) -> None:
+        """Where the generation that served until now listens and this one does not, nobody is let in any more."""
+        kept = {str(place.address) for place in self._listening(number).places}
+        for generation in self.generations.values():
+            if generation.number != number and generation.listening is not None:
+                generation.listening.refuse_new_but(kept)
 
     def _discard(self, number: int, why: str) -> None:
         generation = self.generations[number]

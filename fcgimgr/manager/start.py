@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
+from fcgimgr.control.messages import ControlError
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
-from fcgimgr.manager.commands import check_config
+from fcgimgr.manager import updating
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.journal import Journal
@@ -159,23 +160,33 @@ def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
         else:
             daemon.shutdown(name)
 
-    def check_again() -> None:
-        checked = check_config(daemon)
-        for problem in checked.problems:
-            daemon.journal.error(problem)
-        if checked.ok and checked.changed:
-            daemon.journal.warning("HUP: the configuration is good and differs from what runs; restart to have it")
-        elif checked.ok:
-            daemon.journal.info("HUP: the configuration is good and is what runs")
-        else:
-            daemon.journal.error("HUP: the configuration is broken; what runs is not touched")
+    def update() -> None:
+        daemon.in_background(update_by_signal(daemon))
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signals.handle(number, partial(terminate, number))
-    signals.handle(signal.SIGHUP, check_again)
+    signals.handle(signal.SIGHUP, update)
     signals.handle(signal.SIGUSR1, daemon.reopen_logs)
     signals.handle(signal.SIGUSR2, daemon.reload_all)
     signals.handle(signal.SIGCHLD, daemon.reap_children)
+
+
+async def update_by_signal(daemon: Daemon) -> None:
+    """HUP has nobody to answer to but the log."""
+    try:
+        updated = await updating.update(daemon)
+    except ControlError as error:
+        daemon.journal.error(f"HUP: {error}")
+        return
+    for problem in updated.problems:
+        daemon.journal.error(problem)
+    if updated.problems:
+        daemon.journal.error("HUP: the configuration is broken; nothing of it was applied")
+    elif not updated.changes:
+        daemon.journal.info("HUP: no change for any pool or program")
+    for verdict in updated.processes:
+        log = daemon.journal.info if verdict.ok else daemon.journal.error
+        log(f"HUP: {verdict.result}" + (f": {verdict.detail}" if verdict.detail else ""), name=verdict.name)
 
 
 def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack) -> tuple[Journal, Logs]:

@@ -1,0 +1,206 @@
+"""From the configuration that runs to a new one: each change by the least that it takes (config/difference.py).
+
+The new configuration has been checked whole before any of this. What can still go wrong goes wrong for one pool: a new
+generation that does not come up is discarded and the pool keeps its old settings, so that the next update finds the
+difference again; the other pools have theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fcgimgr.config.difference import Change, Difference, How, difference, settings_of
+from fcgimgr.config.read import ConfigError, read
+from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
+from fcgimgr.control.messages import REFUSED, ControlError, ProcessVerdict, Progress, Updated
+from fcgimgr.core import generation as core
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.manager import waiting
+from fcgimgr.manager.daemon import Watcher
+from fcgimgr.manager.pools import Pool
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+
+
+async def update(
+    daemon: Daemon, progress: Callable[[Progress], None] = lambda progress: None, *, dry_run: bool = False
+) -> Updated:
+    """Read the configuration file again and apply what is different: a verdict for each change, in their order.
+
+    ControlError: another update is under way.
+    """
+    try:
+        config = read(daemon.config.path, os.environ)
+    except ConfigError as error:
+        return Updated(ok=False, problems=tuple(map(str, error.problems)))
+    found = difference(daemon.config, config)
+    if dry_run or not found:
+        return Updated(ok=True, changes=tuple(map(str, found.changes)), restart=found.restart)
+    if daemon.updating:
+        raise ControlError("another update is under way; wait for its end", code=REFUSED)
+    daemon.updating = True
+    try:
+        verdicts = await _apply(daemon, config, found, progress)
+    finally:
+        daemon.updating = False
+    return Updated(
+        ok=all(verdict.ok for verdict in verdicts),
+        changes=tuple(map(str, found.changes)),
+        restart=found.restart,
+        processes=tuple(verdicts),
+    )
+
+
+async def _apply(
+    daemon: Daemon, config: Config, found: Difference, progress: Callable[[Progress], None]
+) -> list[ProcessVerdict]:
+    adopt_manager_settings(daemon, config, found)
+    # What goes may hold the name of what comes.
+    going = [change for change in found.changes if How.REMOVE in change.how]
+    coming = [change for change in found.changes if How.REMOVE not in change.how]
+    verdicts: list[ProcessVerdict] = []
+    for changes in (going, coming):
+        for change in changes:
+            progress(Progress(name=change.name, state="UPDATING", detail=str(change)))
+        verdicts += await asyncio.gather(*(_begin(daemon, change, config, progress) for change in changes))
+    daemon.config = running_config(daemon, config)
+    return verdicts
+
+
+def adopt_manager_settings(daemon: Daemon, config: Config, found: Difference) -> None:
+    """Take over what can be without a restart, and say what cannot."""
+    live = {key: getattr(config.manager, key) for key in (*found.manager, "environment")}
+    manager = msgspec.structs.replace(daemon.config.manager, **live)
+    daemon.config = msgspec.structs.replace(daemon.config, manager=manager)
+    daemon.journal.set_level(manager.loglevel)
+    for key in found.restart:
+        daemon.journal.warning(f"manager.{key} has changed; it takes a restart of the manager, and stays until then")
+
+
+def running_config(daemon: Daemon, config: Config) -> Config:
+    """The configuration as it runs: `config`, but for what stayed as it was."""
+    pools = {pool.name: pool.settings for pool in daemon.pools.values()}
+    return msgspec.structs.replace(
+        config,
+        manager=daemon.config.manager,
+        pools={name: settings for name, settings in pools.items() if isinstance(settings, PoolSettings)},
+        programs={name: settings for name, settings in pools.items() if not isinstance(settings, PoolSettings)},
+    )
+
+
+async def _begin(
+    daemon: Daemon, change: Change, config: Config, progress: Callable[[Progress], None]
+) -> ProcessVerdict:
+    try:
+        if How.REMOVE in change.how:
+            return await _remove(daemon, change.name)
+        settings = settings_of(config, change.name)
+        if How.ADD in change.how:
+            return _add(daemon, settings, config)
+        return await _change(daemon, change, settings, config, progress)
+    except LinuxError as error:
+        return ProcessVerdict(name=change.name, ok=False, result="failed", detail=str(error))
+
+
+async def _remove(daemon: Daemon, name: str) -> ProcessVerdict:
+    pool = daemon.pools[name]
+    await stopped(daemon, pool)
+    if daemon.pools.get(name) is pool:
+        del daemon.pools[name]
+        pool.end()
+    return ProcessVerdict(name=name, ok=True, result="removed")
+
+
+async def stopped(daemon: Daemon, pool: Pool) -> None:
+    """Stop the pool and return when it is down."""
+    pool.stop()
+    if pool.down:
+        return
+    watcher = UntilDown(pool, daemon.loop.create_future())
+    daemon.watchers.append(watcher)
+    try:
+        await watcher.down
+    finally:
+        daemon.watchers.remove(watcher)
+
+
+class UntilDown(Watcher):
+    """Waits for a pool to be down."""
+
+    def __init__(self, pool: Pool, down: asyncio.Future[None]) -> None:
+        self._pool = pool
+        self.down = down
+
+    def pool_changed(self, pool: Pool) -> None:
+        if pool is self._pool and pool.down and not self.down.done():
+            self.down.set_result(None)
+
+
+def _add(daemon: Daemon, settings: ProcessSettings, config: Config) -> ProcessVerdict:
+    pool = daemon.pools[settings.name] = Pool(daemon, settings, config)
+    if not settings.autostart:
+        return ProcessVerdict(name=settings.name, ok=True, result="added", detail="not started (autostart = false)")
+    daemon.start_pool(pool)
+    fault = pool.serving.core.fault
+    return ProcessVerdict(
+        name=settings.name, ok=fault is None, result="added" if fault is None else "failed", detail=fault
+    )
+
+
+async def _change(
+    daemon: Daemon,
+    change: Change,
+    settings: ProcessSettings,
+    config: Config,
+    progress: Callable[[Progress], None],
+) -> ProcessVerdict:
+    pool = daemon.pools[change.before or change.name]
+    serving = pool.serving
+    if How.SOCKET in change.how and serving.listening is not None and isinstance(settings, PoolSettings):
+        serving.listening.change(settings)
+    if How.RELOAD in change.how and serving.core.up and pool.can_reload():
+        verdict = await asyncio.shield(pool.reload(settings, config))
+        if not verdict.ok:
+            detail = f"{verdict.why}; the old processes serve on, with the old settings"
+            return ProcessVerdict(name=change.name, ok=False, result="failed", detail=detail, lines=verdict.lines)
+        rename(daemon, pool, change)
+        return ProcessVerdict(name=change.name, ok=True, result="reloaded", detail=change.words)
+    moved = isinstance(settings, PoolSettings) and _addresses(settings) != _addresses(serving.settings)
+    up = serving.core.up
+    if How.RELOAD in change.how and up and moved:
+        await stopped(daemon, pool)  # on sockets that cannot be shared: these are closed before others are opened
+    pool.adopt(settings, config)
+    rename(daemon, pool, change)
+    if How.SCALE in change.how:
+        pool.serving.feed(core.Scale(settings.numprocs))
+        if pool.serving.core.up and How.RELOAD not in change.how:
+            targets = waiting.targets({pool.serving: None}, waiting.started(daemon))
+            came = await waiting.Wait(daemon, targets, progress).verdict()
+            bad = next((verdict for verdict in came.processes if not verdict.ok), None)
+            if bad is not None:
+                return ProcessVerdict(
+                    name=change.name, ok=False, result="failed", detail=f"{bad.name}: {bad.detail}", lines=bad.lines
+                )
+    if How.RELOAD in change.how and up:
+        if pool.serving.core.open:
+            pool.serving.feed(core.Restart())
+        else:
+            daemon.start_pool(pool)
+    return ProcessVerdict(name=change.name, ok=True, result="updated", detail=change.words)
+
+
+def rename(daemon: Daemon, pool: Pool, change: Change) -> None:
+    """Let the pool be known by its new name."""
+    if change.before is not None:
+        del daemon.pools[change.before]
+        daemon.pools[change.name] = pool
+
+
+def _addresses(settings: ProcessSettings) -> set[str]:
+    return {str(address) for address in settings.sockets} if isinstance(settings, PoolSettings) else set()
