@@ -67,12 +67,12 @@ def children(pid: int) -> list[int] | None:
     return found
 
 
-def environ_has(pid: int, key: str) -> bool | None:
-    """Whether the environment it was started with names `key` (what it changed later does not show)."""
+def environ_has(pid: int, key: str, value: str | None = None) -> bool | None:
+    """Whether the environment it was started with names `key` (what it changed later does not show), as `value`."""
     text = _read(f"/proc/{pid}/environ")
     if text is None:
         return None
-    needle = os.fsencode(key) + b"="
+    needle = os.fsencode(f"{key}=" if value is None else f"{key}={value}\0")
     return text.startswith(needle) or b"\0" + needle in text
 
 

@@ -124,7 +124,8 @@ async def signal(daemon: Daemon, params: messages.SignalParams, caller: Caller) 
 def send(pool: Pool, index: int, number: int) -> ProcessVerdict:
     name, pid = pool.process_name(index), pool.core.processes[index].pid
     try:
-        if pid is not None and signal_process(pid, number):
+        # One that is being stopped may be dead already while its children finish: then the number is not its own.
+        if pid in pool.daemon.children and signal_process(pid, number):
             return ProcessVerdict(name=name, ok=True, result="signalled")
     except LinuxError as error:
         return ProcessVerdict(name=name, ok=False, result="failed", detail=str(error))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from functools import partial
 from typing import Final
 
 from fcgimgr.config.processes import process_plan
@@ -58,7 +59,7 @@ class Daemon:
         self.history = History()
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Pool, int]] = {}
-        self.leftovers = Leftovers(loop)
+        self.leftovers = Leftovers(loop, self.children)
         self.notify = NotifySockets(self)
         self.readiness = Readiness(self)
         self.watchers: list[Watcher] = []
@@ -183,9 +184,11 @@ class Daemon:
                 self.journal.debug("reaped a stranger", pid=death.pid)
                 continue
             pool, index = child
+            died = partial(pool.died, index, death.pid, Exit(code=death.code, signal=death.signal))
             if pool.settings.killasgroup:
-                self.leftovers.leader_died(death.pid, pool, index)
-            pool.died(index, death.pid, Exit(code=death.code, signal=death.signal))
+                self.leftovers.leader_died(death.pid, pool, index, died)
+            else:
+                died()
         self.leftovers.look()
 
     # Going down

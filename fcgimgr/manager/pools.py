@@ -15,8 +15,8 @@ from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core import pool as core
 from fcgimgr.core.pool import PoolState, pool_state
-from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.core.process import (
+    SIGKILL,
     Died,
     Due,
     Exit,
@@ -28,6 +28,7 @@ from fcgimgr.core.process import (
     Spawning,
     State,
 )
+from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener
 from fcgimgr.linux.pipes import log_pipe
@@ -109,6 +110,10 @@ class Pool:
                     self._forget(index)
 
     def _signal(self, pid: int, signal: int, group: bool) -> None:
+        if pid not in self.daemon.children:  # dead and reaped: its number may be another's by now
+            if signal == SIGKILL:
+                self.daemon.leftovers.kill(pid)
+            return
         try:
             (signal_group if group else signal_process)(pid, signal)
         except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here
