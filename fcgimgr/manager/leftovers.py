@@ -109,17 +109,20 @@ class Leftovers:
             when_gone()
 
     def _strays(self) -> dict[tuple[str, str], list[int]]:
-        """Descendants of processes that are being stopped, come back to us as orphans: pids by the process's mark."""
+        """Descendants that left the group of a process that is being stopped: pids, by the mark of that process."""
         found: dict[tuple[str, str], list[int]] = {}
-        waited_for = [remains.mark for remains in self._remains if remains.gone is not None]
+        waited_for = [remains for remains in self._remains if remains.gone is not None]
         if not waited_for:
             return found
         for pid in children(os.getpid()) or ():
             if pid in self._ours:
                 continue
-            for pool, process in waited_for:
-                if environ_has(pid, "FCGIMGR_POOL", pool) and environ_has(pid, "FCGIMGR_PROCESS", process):
-                    found.setdefault((pool, process), []).append(pid)
+            for remains in waited_for:
+                pool, process = remains.mark
+                if not environ_has(pid, "FCGIMGR_POOL", pool) or not environ_has(pid, "FCGIMGR_PROCESS", process):
+                    continue
+                if group_of(pid) != remains.group:  # its group is told as a whole, and nobody is to be told twice
+                    found.setdefault(remains.mark, []).append(pid)
         return found
 
     def _bury(self, remains: Remains) -> None:
@@ -184,6 +187,13 @@ def signalled(group: int, number: int) -> bool:
         return signal_group(group, number)
     except LinuxError:
         return False
+
+
+def group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def signal_stray(pid: int, number: int) -> None:
