@@ -37,6 +37,7 @@ class Wait(Watcher):
         """Wait for all of them."""
         for pool, index in tuple(self._open):
             self._judge(pool, index)
+            self._tell(pool, index)  # what the command has begun already happened before we watched
         self._daemon.watchers.append(self)
         try:
             if self._open:
@@ -48,13 +49,17 @@ class Wait(Watcher):
 
     def process_changed(self, pool: Pool, index: int) -> None:
         if (pool, index) in self._open:
-            name, _ = self._targets[pool, index]
             self._judge(pool, index)
-            self._progress(Progress(name=name, state=pool.core.processes[index].name))
+            self._tell(pool, index)
 
     def pool_changed(self, pool: Pool) -> None:
         for target in [target for target in self._open if target[0] is pool]:
             self._judge(*target)
+
+    def _tell(self, pool: Pool, index: int) -> None:
+        if index < len(pool.core.processes):
+            name, _ = self._targets[pool, index]
+            self._progress(Progress(name=name, state=pool.core.processes[index].name))
 
     def _judge(self, pool: Pool, index: int) -> None:
         name, judge = self._targets[pool, index]
