@@ -300,14 +300,17 @@ def test_a_socket_file_is_removed_with_its_pool_but_never_another_in_its_place(t
 # Starts a stranger that outlives its parent: it becomes a child of PID 1. Then a line comes, and the stranger dies.
 STRANGER = """
 import os, sys
-if os.fork() == 0:
-    os.setsid()
-    os.environ.clear()
-    with open("stranger", "w") as file:
-        file.write("here")
-    with open("let-go") as line:
-        line.readline()
+read, write = os.pipe()
+if os.fork():
+    os.read(read, 1)  # Until the stranger has left the group, which is ended with its leader.
     os._exit(0)
+os.setsid()
+os.environ.clear()
+with open("stranger", "w") as file:
+    file.write("here")
+os.write(write, b".")
+with open("let-go") as line:
+    line.readline()
 """
 
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]

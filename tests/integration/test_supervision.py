@@ -207,7 +207,7 @@ def test_a_process_that_never_says_ready_is_stopped_and_counts_as_a_failed_start
         assert process.reason == "not ready within ready_timeout (0.2 s)"
 
 
-# Says READY=1, by a grandchild of its own session, when a line comes.
+# Says READY=1, by a child of its own, when a line comes.
 NOTIFY = """
 import os, signal, socket, sys
 sys.stdin = open("ready")
@@ -215,8 +215,7 @@ sys.stdin.readline()
 if os.fork() == 0:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.sendto(b"STATUS=warm\\nREADY=1\\nX_REQUESTS=42", os.environ["NOTIFY_SOCKET"])
-    os._exit(0)
-os.wait()
+    # It must live until it has been heard, or nobody could tell whose it was; systemd-notify(1) waits likewise.
 signal.pause()
 """
 
@@ -420,7 +419,7 @@ def test_no_fd_and_no_zombie_is_left_of_many_respawns(tmp_path: Path) -> None:
             replaced(manager, "app", *dead, number=AT_ONCE)
 
         assert sum(process.restarts or 0 for process in manager.pool("app").processes) == RESPAWNS
-        eventually(lambda: len(itself.fds) == fds)  # One more while our last question is being hung up on.
+        eventually(lambda: len(itself.fds) <= fds)  # There is one more while a question of ours is being hung up on.
         assert sorted(itself.children) == sorted(manager.pids("app"))
         assert itself.memory < memory + 4_000_000
         assert sorted(Child(manager.pids("app")[-1]).fds) == [0, 1, 2]
