@@ -100,7 +100,7 @@ class Daemon:
 
     def _settle(self) -> None:
         """STARTING is over when every pool that was to start has started, or has failed to."""
-        if self.state != "STARTING" or any(pool.state is PoolState.STARTING for pool in self.pools.values()):
+        if self.state != "STARTING" or any(self._is_on_its_way(pool) for pool in self.pools.values()):
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
         if wanted and all(pool.state is PoolState.FATAL for pool in wanted):
@@ -114,6 +114,13 @@ class Daemon:
         self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
         for watcher in tuple(self.watchers):
             watcher.manager_changed()
+
+    def _is_on_its_way(self, pool: Pool) -> bool:
+        """Whether the pool may still come up by itself: not if it waits for what will not come."""
+        if pool.state is not PoolState.STARTING:
+            return False
+        waited_for = [self.pools[name] for name in pool.core.waiting]
+        return all(other.state is PoolState.RUNNING or self._is_on_its_way(other) for other in waited_for)
 
     # What pools tell
 

@@ -22,6 +22,7 @@ def open_listeners(settings: PoolSettings, inherited: Mapping[str, Sequence[int]
         for address in settings.sockets:
             listener = _open(address, settings, owner, inherited)
             opened.append(listener)
+            listener.set_blocking(settings.socket_blocking)
     except LinuxError:
         for listener in opened:
             listener.close()

@@ -203,5 +203,13 @@ def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
 
 def wish(params: Params) -> str:
     """What was asked for, for the log."""
-    wanted = (getattr(params, key) for key in params.__struct_fields__ if key != "wait")
-    return " ".join(",".join(value) if isinstance(value, tuple) else str(value) for value in wanted)
+    words: list[str] = []
+    for key in params.__struct_fields__:
+        value = getattr(params, key)
+        if isinstance(value, tuple):
+            words += value
+        elif value is True and key != "wait":
+            words.append(key)
+        elif isinstance(value, str):
+            words.append(value)
+    return " ".join(words)
