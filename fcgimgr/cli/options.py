@@ -15,7 +15,7 @@ def common_options() -> list[click.Parameter]:
         click.Option(
             ["-c", "--config"],
             metavar="FILE",
-            type=click.Path(),
+            type=click.Path(readable=False),
             expose_value=False,
             callback=remember_config,
             help="The configuration; names the control socket too.",
@@ -23,7 +23,7 @@ def common_options() -> list[click.Parameter]:
         click.Option(
             ["-s", "--socket"],
             metavar="SOCKET",
-            type=click.Path(),
+            type=click.Path(readable=False),
             expose_value=False,
             callback=remember_socket,
             help="The control socket of the manager to ask.",

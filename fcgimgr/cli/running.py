@@ -90,7 +90,7 @@ def ping_(context: click.Context) -> None:
 @click.argument("kind", type=click.Choice(["live", "ready"]))
 @click.pass_context
 def probe_(context: click.Context, kind: str) -> None:
-    """For health checks: exit 0 when it is so. live: the manager answers; ready: all that is wanted runs."""
+    """For health checks: exit 0 when it is so. live: the manager answers; ready: each started pool serves."""
     from fcgimgr.control.messages import Probed, ProbeParams
 
     from .ask import ask

@@ -148,7 +148,7 @@ class ShutdownParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`live`: the manager's loop turns. `ready`: all that is wanted is running."""
+    """`live`: the manager's loop turns. `ready`: the manager is up, and each pool that was started has who serves."""
 
     kind: Literal["live", "ready"]
 

@@ -208,7 +208,8 @@ def send(generation: Generation, index: int, number: int) -> ProcessVerdict:
     state = generation.core.processes[index]
     name, pid = generation.process_name(index), state.pid
     try:
-        if pid is not None and signal_process(pid, number):
+        # One that is being stopped may be dead already while its children finish: then the number is not its own.
+        if pid is not None and pid in generation.daemon.children and signal_process(pid, number):
             return ProcessVerdict(name=name, ok=True, result="signalled")
     except LinuxError as error:
         return ProcessVerdict(name=name, ok=False, result="failed", detail=str(error))

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final
 
 from fcgimgr.config.settings import Config, ProcessSettings
@@ -62,7 +63,7 @@ class Daemon:
         self.history = History()
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
-        self.leftovers = Leftovers(loop)
+        self.leftovers = Leftovers(loop, self.children)
         self.notify = NotifySockets(self)
         self.readiness = Readiness(self)
         self.draining = Draining(self)
@@ -100,7 +101,7 @@ class Daemon:
 
     def _settle(self) -> None:
         """STARTING is over when every pool that was to start has started, or has failed to."""
-        if self.state != "STARTING" or any(pool.state is PoolState.STARTING for pool in self.pools.values()):
+        if self.state != "STARTING" or any(self._is_on_its_way(pool) for pool in self.pools.values()):
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
         if wanted and all(pool.state is PoolState.FATAL for pool in wanted):
@@ -114,6 +115,13 @@ class Daemon:
         self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
         for watcher in tuple(self.watchers):
             watcher.manager_changed()
+
+    def _is_on_its_way(self, pool: Pool) -> bool:
+        """Whether the pool may still come up by itself: not if it waits for what will not come."""
+        if pool.state is not PoolState.STARTING:
+            return False
+        waited_for = [self.pools[name] for name in pool.serving.core.waiting]
+        return all(other.state is PoolState.RUNNING or self._is_on_its_way(other) for other in waited_for)
 
     # What pools tell
 
@@ -180,9 +188,11 @@ class Daemon:
                 self.journal.debug("reaped a stranger", pid=death.pid)
                 continue
             generation, index = child
+            died = partial(generation.died, index, death.pid, Exit(code=death.code, signal=death.signal))
             if generation.settings.killasgroup:
-                self.leftovers.leader_died(death.pid, generation, index)
-            generation.died(index, death.pid, Exit(code=death.code, signal=death.signal))
+                self.leftovers.leader_died(death.pid, generation, index, died)
+            else:
+                died()
         self.leftovers.look()
 
     # Going down

@@ -16,8 +16,8 @@ from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core.generation import PoolState, pool_state
-from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.core.process import (
+    SIGKILL,
     Died,
     Due,
     Exit,
@@ -30,6 +30,7 @@ from fcgimgr.core.process import (
     Spawning,
     State,
 )
+from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pipes import log_pipe
 from fcgimgr.linux.processes import signal_group, signal_process
@@ -128,6 +129,10 @@ class Generation:
                     self._forget(index)
 
     def _signal(self, pid: int, signal: int, group: bool) -> None:
+        if pid not in self.daemon.children:  # dead and reaped: its number may be another's by now
+            if signal == SIGKILL:
+                self.daemon.leftovers.kill(pid)
+            return
         try:
             (signal_group if group else signal_process)(pid, signal)
         except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here

@@ -1,9 +1,12 @@
-"""What a dead process leaves behind: the rest of its process group, and children that slipped out of it.
+"""What a dead process leaves behind: the rest of its process group, and descendants that slipped out of it.
 
 php-cgi's parent ends at once on TERM while its children still answer; fcgiwrap's children live on for ever. Both keep
-the socket open. So when a leader has died, what is left of its group is asked to end too, and killed when the stop's
-deadline is over. The manager is a subreaper: each orphan's death is reported to it, which is the moment to look again;
-no timer polls.
+the socket open, so that the pool could not bind its port again. So when a leader has died what remains of it is asked
+to end too, and killed when the stop's deadline is over; and a stop is not over before all of it has gone. A leader
+that died by itself is not waited for: its pool is to serve.
+
+The manager is a subreaper: each orphan's death is reported to it, which is the moment to look again; no timer polls.
+A descendant with a session of its own comes back to us when its parent dies, and is known by its environment.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import SIGKILL, Stopping
@@ -27,55 +30,131 @@ if TYPE_CHECKING:
 STRAYS_DIE_WITHIN: Final = 1.0
 
 
-class Leftovers:
-    """Process groups whose leader is dead. False when there are none."""
+class Remains:
+    """What is left of one process. `gone`: to be called when nothing is; None when nobody waits for that."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    __slots__ = ("asked", "deadline", "empty", "gone", "group", "mark", "stopsignal", "timer", "told")
+
+    def __init__(
+        self, group: int, mark: tuple[str, str], stopsignal: int, *, told: bool, deadline: float,
+        gone: Callable[[], None] | None,
+    ) -> None:  # fmt: skip
+        self.group = group
+        self.mark = mark
+        self.stopsignal = stopsignal
+        self.told = told  # the whole group got the stopsignal together with its leader
+        self.deadline = deadline
+        self.gone = gone
+        self.asked: set[int] = set()  # the strays that got it
+        self.timer: asyncio.TimerHandle | None = None
+        self.empty = False
+
+    def signal_group(self, number: int) -> bool:
+        """Signal what is left of the group; False if there is nobody, and then never again: its number is free."""
+        self.empty = self.empty or not signalled(self.group, number)
+        return not self.empty
+
+
+class Leftovers:
+    """All that is left of dead processes. False when there is nothing. `ours`: the pids of the processes themselves."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ours: Container[int]) -> None:
         self._loop = loop
-        self._new: list[tuple[int, int, float]] = []
-        self._groups: dict[int, asyncio.TimerHandle] = {}
+        self._ours = ours
+        self._new: list[Remains] = []
+        self._remains: list[Remains] = []
         self._when_gone: Callable[[], None] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._groups or self._new)
+        return bool(self._remains or self._new)
 
-    def leader_died(self, pid: int, generation: Generation, index: int) -> None:
-        """The leader of group `pid` is dead but not reaped yet, so its number is still its own."""
+    def leader_died(self, pid: int, generation: Generation, index: int, told_of: Callable[[], None]) -> None:
+        """The leader of group `pid` is dead but not reaped yet, so its number is still its own.
+
+        `told_of` is called when its death is to be told: now, but of one that was to stop when all of it has gone.
+        """
         state = generation.core.processes[index]
-        now = self._loop.time()
-        if not isinstance(state, Stopping):
-            deadline = now + generation.settings.stopwaitsecs
-        elif state.killed:
-            deadline = now
-        else:
-            deadline = state.due
-        self._new.append((pid, generation.settings.stopsignal, deadline))
+        settings = generation.settings
+        told, deadline, gone = False, self._loop.time() + settings.stopwaitsecs, None
+        if isinstance(state, Stopping):
+            told, gone = settings.stopasgroup, told_of
+            deadline = self._loop.time() if state.killed else state.due
+        mark = (settings.name, generation.slots[index].name)
+        self._new.append(Remains(pid, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone))
+        if gone is None:
+            told_of()
 
     def look(self) -> None:
-        """After a round of reaping: which groups still have somebody in them?"""
+        """After a round of reaping: of whom is anybody left?"""
         new, self._new = self._new, []
-        for group, stopsignal, deadline in new:
-            if deadline <= self._loop.time():
-                signalled(group, SIGKILL)
-            elif signalled(group, stopsignal):
-                self._groups[group] = self._loop.call_at(deadline, self._kill, group)
-        for group in [group for group in self._groups if not signalled(group, 0)]:
-            self._groups.pop(group).cancel()
-        if not self._groups and self._when_gone is not None:
+        for remains in new:
+            if remains.deadline <= self._loop.time():
+                remains.signal_group(SIGKILL)
+            elif not remains.told:
+                remains.signal_group(remains.stopsignal)
+        self._remains += new
+        strays = self._strays()
+        for remains in tuple(self._remains):
+            left = strays.get(remains.mark, ()) if remains.gone is not None else ()
+            if not remains.signal_group(0) and not left:
+                self._bury(remains)
+                continue
+            for pid in set(left) - remains.asked:
+                remains.asked.add(pid)
+                signal_stray(pid, remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL)
+            if remains.timer is None:
+                remains.timer = self._loop.call_at(remains.deadline, self._kill, remains)
+        if not self._remains and self._when_gone is not None:
             when_gone, self._when_gone = self._when_gone, None
             when_gone()
 
-    def _kill(self, group: int) -> None:
-        if signalled(group, SIGKILL):
-            self._groups[group] = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, group)
-        else:
-            self._groups.pop(group, None)
-            self.look()
+    def _strays(self) -> dict[tuple[str, str], list[int]]:
+        """Descendants that left the group of a process that is being stopped: pids, by the mark of that process."""
+        found: dict[tuple[str, str], list[int]] = {}
+        waited_for = [remains for remains in self._remains if remains.gone is not None]
+        if not waited_for:
+            return found
+        for pid in children(os.getpid()) or ():
+            if pid in self._ours:
+                continue
+            for remains in waited_for:
+                pool, process = remains.mark
+                if not environ_has(pid, "FCGIMGR_POOL", pool) or not environ_has(pid, "FCGIMGR_PROCESS", process):
+                    continue
+                if group_of(pid) != remains.group:  # its group is told as a whole, and nobody is to be told twice
+                    found.setdefault(remains.mark, []).append(pid)
+        return found
+
+    def _bury(self, remains: Remains) -> None:
+        self._remains.remove(remains)
+        if remains.timer is not None:
+            remains.timer.cancel()
+        if remains.gone is not None:
+            remains.gone()
+
+    def _kill(self, remains: Remains) -> None:
+        remains.signal_group(SIGKILL)
+        for pid in self._strays().get(remains.mark, ()):
+            signal_stray(pid, SIGKILL)
+        remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
+        self.look()
 
     def kill_all(self) -> None:
         """No more patience."""
-        for group in self._groups:
-            signalled(group, SIGKILL)
+        for remains in tuple(self._remains):
+            self._kill_now(remains)
+
+    def kill(self, pid: int) -> None:
+        """No more patience with what the process with this pid has left."""
+        for remains in tuple(self._remains):
+            if remains.group == pid:
+                self._kill_now(remains)
+
+    def _kill_now(self, remains: Remains) -> None:
+        if remains.timer is not None:
+            remains.timer.cancel()
+        if remains in self._remains:  # and not buried by a look since
+            self._kill(remains)
 
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Call once when there is nothing left."""
@@ -93,7 +172,7 @@ class Leftovers:
             if not strays:
                 return
             for pid in strays:
-                signal_process(pid, SIGKILL)
+                signal_stray(pid, SIGKILL)
                 pidfd = os.pidfd_open(pid)
                 try:
                     select.select([pidfd], [], [], STRAYS_DIE_WITHIN)
@@ -108,3 +187,18 @@ def signalled(group: int, number: int) -> bool:
         return signal_group(group, number)
     except LinuxError:
         return False
+
+
+def group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def signal_stray(pid: int, number: int) -> None:
+    """Signal a child of ours, if it may be signalled (a setuid program may not)."""
+    try:
+        signal_process(pid, number)
+    except LinuxError:
+        return

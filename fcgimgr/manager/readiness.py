@@ -50,6 +50,8 @@ PING: Final = {
 # Seconds between two looks: at who has accepted, and between two pings. They grow from the first to the second.
 SHORTEST: Final = 0.005
 LONGEST: Final = 0.25
+# Pings at a time, once siblings have answered: many wake more of those that wait on epoll than one does.
+AT_ONCE: Final = 8
 ACCEPTED_WITHIN: Final = 2.0
 ANSWERED_WITHIN: Final = 5.0
 
@@ -69,20 +71,26 @@ class Readiness:
 
     async def _ping(self, generation: Generation) -> None:
         pause = SHORTEST
+        pings = 1
         said = ""
         try:
             while starting(generation):
-                try:
-                    holder = await self._ask(generation)
-                except (OSError, ProtocolError, TimeoutError) as error:
-                    failure = str(error) or "no answer in time"
-                    if failure != said:
-                        said = failure
-                        self._daemon.journal.warning(f"ping: {failure}", name=generation.name)
-                else:
-                    if self._heed(generation, holder):
-                        pause = SHORTEST
-                        continue
+                asked = (self._ask(generation) for _ in range(pings))
+                found = False
+                for answer in await asyncio.gather(*asked, return_exceptions=True):
+                    if isinstance(answer, OSError | ProtocolError | TimeoutError):
+                        failure = str(answer) or "no answer in time"
+                        if failure != said:
+                            said = failure
+                            self._daemon.journal.warning(f"ping: {failure}", name=generation.name)
+                    elif isinstance(answer, BaseException):
+                        raise answer
+                    else:
+                        found |= self._heed(generation, answer)
+                        pings = min(AT_ONCE, pings * 2)
+                if found:
+                    pause, pings = SHORTEST, 1
+                    continue
                 await asyncio.sleep(pause)
                 pause = min(LONGEST, pause * 1.5)
         finally:

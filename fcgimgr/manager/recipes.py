@@ -94,11 +94,13 @@ class Recipes:
             environment.update(_pool_environment(settings))
         if notify_socket is not None:
             environment["NOTIFY_SOCKET"] = notify_socket
+        groups = self._config.groups.items()
+        group = next((name for name, group in groups if settings.name in group.programs), settings.name)
         environment.update(
             FCGIMGR_POOL=settings.name,
             FCGIMGR_GENERATION=str(generation),
             SUPERVISOR_ENABLED="1",
-            SUPERVISOR_GROUP_NAME=settings.name,
+            SUPERVISOR_GROUP_NAME=group,
         )
         return environment
 

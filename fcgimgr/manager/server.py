@@ -21,6 +21,7 @@ from fcgimgr.control.codec import (
     parse_request,
 )
 from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, ControlError, Notice, Params, Request
+from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener
 from fcgimgr.manager.commands import CHANGING, COMMANDS
@@ -41,14 +42,16 @@ class ControlServer:
         self.daemon = daemon
         self.clients: set[Client] = set()
         self._listener = listener
+        owner = daemon.config.manager.control_owner
+        self._owner = resolve_owner(owner)[0] if owner is not None else os.geteuid()
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         self._server = await self.daemon.loop.create_unix_server(lambda: Client(self), sock=self._listener.sock)
 
     def may_speak(self, uid: int) -> bool:
-        """Root and our own user always; others where control_mode lets them, which the kernel has checked."""
-        return uid in (0, os.geteuid()) or bool(self.daemon.config.manager.control_mode & 0o022)
+        """Root, our own user and control_owner; others where control_mode lets them, which the kernel has checked."""
+        return uid in (0, os.geteuid(), self._owner) or bool(self.daemon.config.manager.control_mode & 0o022)
 
     async def close(self) -> None:
         """Let the last answers go out, then hang up on everybody."""
@@ -200,5 +203,13 @@ def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
 
 def wish(params: Params) -> str:
     """What was asked for, for the log."""
-    wanted = (getattr(params, key) for key in params.__struct_fields__ if key != "wait")
-    return " ".join(",".join(value) if isinstance(value, tuple) else str(value) for value in wanted)
+    words: list[str] = []
+    for key in params.__struct_fields__:
+        value = getattr(params, key)
+        if isinstance(value, tuple):
+            words += value
+        elif value is True and key != "wait":
+            words.append(key)
+        elif isinstance(value, str):
+            words.append(value)
+    return " ".join(words)

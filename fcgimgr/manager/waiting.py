@@ -40,6 +40,7 @@ class Wait(Watcher):
         """Wait for all of them."""
         for generation, index in tuple(self._open):
             self._judge(generation, index)
+            self._tell(generation, index)  # what the command has begun already happened before we watched
         self._daemon.watchers.append(self)
         try:
             if self._open:
@@ -51,13 +52,17 @@ class Wait(Watcher):
 
     def process_changed(self, generation: Generation, index: int) -> None:
         if (generation, index) in self._open:
-            name, _ = self._targets[generation, index]
             self._judge(generation, index)
-            self._progress(Progress(name=name, state=generation.core.processes[index].name))
+            self._tell(generation, index)
 
     def pool_changed(self, pool: Pool) -> None:
         for target in [target for target in self._open if target[0].pool is pool]:
             self._judge(*target)
+
+    def _tell(self, generation: Generation, index: int) -> None:
+        if index < len(generation.core.processes):
+            name, _ = self._targets[generation, index]
+            self._progress(Progress(name=name, state=generation.core.processes[index].name))
 
     def _judge(self, generation: Generation, index: int) -> None:
         name, judge = self._targets[generation, index]

@@ -153,6 +153,11 @@ class RunningManager:
         assert process.wait(within) == 0, f"the manager ended with {process.returncode}"
         assert not strays(self.mark), f"left running: {strays(self.mark)}"
 
+    def wait(self, within: float = 30.0) -> int:
+        """Wait until it has ended by itself; its exit code."""
+        assert self._process is not None
+        return self._process.wait(within)
+
     def kill(self) -> None:
         """SIGKILL, to the manager alone; its processes live on. Not to be used within a `with`."""
         assert self._process is not None

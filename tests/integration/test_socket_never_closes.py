@@ -17,7 +17,7 @@ from tests.integration.running import RunningManager
 from tests.waiting import eventually
 
 PROBE_EVERY = 0.005  # seconds
-DEATHS = 24  # More than the pool may have at once: the last ones find it in its back-off.
+DEATHS = 16  # More than the pool may have at once: the last ones find it in its back-off.
 
 # Answers each connection with its pid. No imports beyond these: it must come back quickly after each death.
 WORKER = """\

@@ -7,7 +7,7 @@
 
 The history plays the manager's part as the real one does: it answers an Open with Opened, says when the queue of a
 listener that lets nobody in is empty (`queued`), and when a retiring process is idle (not `busy`); and it spawns what
-is to be spawned once the event at hand is worked off, pids counting up from 100. `actions` are those since the last look.
+is to be spawned once the event at hand is worked off, pids counting up from 100. `actions`: since the last look.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ from fcgimgr.control.messages import (
     ProbeParams,
     ProcessVerdict,
     Progress,
+    ReloadParams,
     Reopened,
+    RestartParams,
     ScaleParams,
     ShutdownParams,
     SignalParams,
@@ -89,15 +91,43 @@ def verdict(*processes: tuple[str, str], ok: bool = True, **facts: Any) -> Verdi
     return Verdict(ok=ok, processes=tuple(ProcessVerdict(name=n, ok=ok, result=r) for n, r in processes), **facts)
 
 
-@pytest.mark.parametrize("command", ["start", "stop", "restart"])
-def test_a_command_waits_and_reports_each_process(run: Run, manager: ScriptedManager, command: str):
+@pytest.mark.parametrize(
+    ("command", "params"), [("start", NamesParams), ("stop", NamesParams), ("restart", RestartParams)]
+)
+def test_a_command_waits_and_reports_each_process(run: Run, manager: ScriptedManager, command: str, params: Any):
     manager.answers[command] = verdict(("app:app_00", "started"), ("app:app_01", "already running"))
     assert run("-s", "m.sock", command, "app", "mail:mail_00") == (
         0,
         "app:app_00: started\napp:app_01: already running\n",
         "",
     )
-    assert manager.asked == [(command, NamesParams(names=("app", "mail:mail_00"), wait=True))]
+    assert manager.asked == [(command, params(names=("app", "mail:mail_00"), wait=True))]
+
+
+@pytest.mark.parametrize(
+    ("words", "params"),
+    [
+        (("reload", "app"), ReloadParams(names=("app",))),
+        (("reload", "app", "--canary", "5%"), ReloadParams(names=("app",), canary=5.0)),
+        (("reload", "app", "--promote"), ReloadParams(names=("app",), action="promote")),
+        (("reload", "--abort", "all"), ReloadParams(names=("all",), action="abort")),
+        (("restart", "--hard", "app"), RestartParams(names=("app",), hard=True)),
+    ],
+)
+def test_reload_and_restart_ask_for_what_was_typed(
+    run: Run, manager: ScriptedManager, words: tuple[str, ...], params: Any
+):
+    manager.answers[words[0]] = verdict(("app", "reloaded"))
+    assert run("-s", "m.sock", *words)[0] == 0
+    assert manager.asked == [(words[0], params)]
+
+
+@pytest.mark.parametrize(
+    "words", [("--canary", "5", "--promote"), ("--canary", "0"), ("--canary", "x%"), ("--canary=100",)]
+)
+def test_a_canary_that_makes_no_sense_is_refused(run: Run, manager: ScriptedManager, words: tuple[str, ...]):
+    assert run("-s", "m.sock", "reload", "app", *words)[0] == 2
+    assert manager.asked == []
 
 
 def test_a_failure_shows_its_reason_and_last_lines(run: Run, manager: ScriptedManager):

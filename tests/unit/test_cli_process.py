@@ -165,7 +165,7 @@ def completed(line: str, *, within: Path) -> list[str]:
 
 
 def test_bash_completes_commands_and_names(manager: ScriptedManager, tmp_path: Path):
-    assert completed("fcgimgr re", within=tmp_path) == ["restart", "reopen", "request"]
+    assert completed("fcgimgr re", within=tmp_path) == ["reload", "restart", "reopen", "request"]
     assert completed("fcgimgr -s m.sock stop ", within=tmp_path) == ["app", "all"]
     assert completed("fcgimgr stop -s m.sock mail ap", within=tmp_path) == ["app"]
 

@@ -1,8 +1,8 @@
 """The order of starting and stopping."""
 
 from fcgimgr.config.settings import ProgramSettings
-from fcgimgr.core.order import missing, start_order, stop_waves
 from fcgimgr.core.generation import PoolState
+from fcgimgr.core.order import missing, start_order, stop_waves
 
 
 def programs(**tables: dict[str, object]) -> dict[str, ProgramSettings]:

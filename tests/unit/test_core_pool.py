@@ -53,7 +53,7 @@ def test_a_generation_that_fails_is_discarded_and_the_old_one_serves_on():
 
 
 def test_a_second_reload_after_a_failed_one_is_a_new_generation():
-    pool, actions = play(RELOAD, Failed(2, "it crashed"), Gone(2), RELOAD)
+    _, actions = play(RELOAD, Failed(2, "it crashed"), Gone(2), RELOAD)
     assert actions == [Begin(3)]
 
 

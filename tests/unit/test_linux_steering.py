@@ -329,7 +329,7 @@ def test_a_listener_of_another_user_cannot_be_joined(stack: ExitStack) -> None:
     with group_on("127.0.0.1") as group:
         os.seteuid(65534)
         try:
-            with pytest.raises(LinuxError, match="no second listener .*the port is in use.*rolling restart"):
+            with pytest.raises(LinuxError, match=r"no second listener .*the port is in use.*rolling restart"):
                 group.beside(backlog=8)
         finally:
             os.seteuid(0)

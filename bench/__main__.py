@@ -1,0 +1,93 @@
+"""`python -m bench`: measure, and print the table."""
+
+import argparse
+import functools
+import os
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bench import asking, idle, logs, resident, respawn, startstop
+from bench.figure import Figure, Setting, say
+from bench.peers import find_peers
+from bench.proc import precise_sleeps
+from bench.programs import build
+from bench.table import as_json, machine, markdown
+
+FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
+    "respawn": respawn.measure,
+    "startstop": startstop.measure,
+    "idle": idle.measure,
+    "memory": resident.measure,
+    "status": asking.measure,
+    "logs": logs.measure,
+}
+
+
+def main() -> int:
+    options = arguments()
+    peers, missing = find_peers()
+    peers = [peer for peer in peers if options.only is None or peer.name in options.only]
+    for line in missing:
+        say(line)
+    # As for Ctrl-C: the managers that run are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    raise_limits()
+    precise_sleeps()
+    say(machine())
+    figures: list[Figure] = []
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as directory:
+        place = Path(directory)
+
+        @functools.cache
+        def compiled(source: str, name: str) -> str:
+            return build(source, place, name)
+
+        setting = Setting(peers, place, compiled, options.runs, options.quick)
+        for name in options.names or FIGURES:
+            try:
+                figures += FIGURES[name](setting)
+            except RuntimeError as error:
+                say(f"{name} could not be measured: {error}")
+                failed = True
+    print(markdown(figures, [peer.name for peer in peers]))
+    if options.json:
+        Path(options.json).write_text(as_json(figures) + "\n")
+    return 1 if failed else 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which figures: {', '.join(FIGURES)} (default: all)")
+    parser.add_argument("--runs", type=int, metavar="N", help="how often each is measured (respawn: kills each)")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: to see that it works")
+    parser.add_argument(
+        "--only", action="append", metavar="MANAGER", help="this one only: fcgimgr, supervisor, php-fpm"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write all samples there")
+    parser.add_argument(
+        "--directory", metavar="DIR", help="where the temporary directory is made (logs are written there)"
+    )
+    options = parser.parse_args()
+    for name in options.names:
+        if name not in FIGURES:
+            parser.error(f"there is no figure {name!r}; there are {', '.join(FIGURES)}")
+    if options.runs is not None and options.runs < 1:
+        parser.error("--runs must be at least 1")
+    return options
+
+
+def raise_limits() -> None:
+    """A thousand children take three thousand descriptors in Supervisor; what it may not raise itself, we raise."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 8192 and os.geteuid() == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 8192))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

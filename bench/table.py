@@ -1,0 +1,81 @@
+"""The figures as a Markdown table, and as JSON."""
+
+import json
+import os
+import platform
+import time
+from typing import Any
+
+from bench.figure import OURS, Figure
+
+
+def markdown(figures: list[Figure], columns: list[str]) -> str:
+    """A row a figure: median (lowest-highest) of each manager, how many times fcgimgr is better, and the budget."""
+    others = [column for column in columns if column != OURS]
+    head = ["", *columns, *(f"{column} ÷ {OURS}" for column in others), f"{OURS} must"]
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for figure in figures:
+        cells = [f"{figure.name} ({figure.unit})" + (f"; {figure.note}" if figure.note else "")]
+        cells += [_samples(figure, column) for column in columns]
+        cells += [_ratio(figure, column) for column in others]
+        rows.append([*cells, _budget(figure)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _samples(figure: Figure, column: str) -> str:
+    middle = figure.median(column)
+    if middle is None:
+        return "-"
+    samples = figure.samples[column]
+    return f"**{_number(middle)}** ({_number(min(samples))}-{_number(max(samples))})"
+
+
+def _ratio(figure: Figure, column: str) -> str:
+    ratio = figure.ratio(column)
+    return "-" if ratio is None else f"{_number(ratio)} ×"
+
+
+def _budget(figure: Figure) -> str:
+    if figure.budget is None:
+        return "-"
+    sign = "≤" if figure.better == "less" else "≥"
+    verdict = {True: "met", False: "**missed**", None: "not measured"}[figure.met]
+    return f"{sign} {_number(figure.budget)}: {verdict}"
+
+
+def _number(value: float) -> str:
+    """Three digits that matter, and never an exponent."""
+    if value == 0:
+        return "0"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def as_json(figures: list[Figure]) -> str:
+    """All samples, with the machine they were taken on."""
+    report: dict[str, Any] = {"machine": machine(), "time": round(time.time()), "figures": []}
+    for figure in figures:
+        report["figures"].append(
+            {
+                "name": figure.name,
+                "unit": figure.unit,
+                "better": figure.better,
+                "budget": figure.budget,
+                "met": figure.met,
+                "median": {column: figure.median(column) for column in figure.samples},
+                "ratio": {column: figure.ratio(column) for column in figure.samples if column != OURS},
+                "samples": figure.samples,
+                "note": figure.note,
+            }
+        )
+    return json.dumps(report, indent=1, ensure_ascii=False)
+
+
+def machine() -> str:
+    """In words: processors, kernel, Python; and how busy it is besides."""
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    return (
+        f"{os.cpu_count()} processors, Linux {platform.release()}, Python {platform.python_version()}; "
+        f"load averages {load}"
+    )
