@@ -210,8 +210,15 @@ class Generation:
         )
 
     def _refuse(self) -> None:
-        if self.listening is not None:
+        if self.listening is None:
+            return
+        try:
             self.listening.refuse_new()
+        except LinuxError as error:
+            # Linux 6.18 lets only root filter what a socket receives. Then those who come until the end are served if
+            # there is time, and refused when the socket is closed.
+            self.daemon.journal.debug(str(error), name=self.name)
+        else:
             self._tell("no new connection on")
 
     def _close(self) -> None:

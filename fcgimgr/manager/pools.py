@@ -17,6 +17,7 @@ from fcgimgr.core import generation as core_generation
 from fcgimgr.core import pool as core
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning
+from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
 
@@ -175,7 +176,10 @@ class Pool:
         kept = {str(place.address) for place in self._listening(number).places}
         for generation in self.generations.values():
             if generation.number != number and generation.listening is not None:
-                generation.listening.refuse_new_but(kept)
+                try:
+                    generation.listening.refuse_new_but(kept)
+                except LinuxError as error:  # they are let in until the old generation has gone
+                    self.daemon.journal.debug(str(error), name=self.name)
 
     def _discard(self, number: int, why: str) -> None:
         generation = self.generations[number]

@@ -136,7 +136,7 @@ def stopped(generation: Generation, index: int) -> Judge:
         state = generation.core.processes[index]
         if isinstance(state, Stopped | Exited | Fatal):
             return verdict(True, "not running" if idle else "stopped")
-        if isinstance(state, Running):
+        if isinstance(state, Running) and generation.core.up:  # else it serves what waits in the queue, and then ends
             return verdict(False, "failed", "somebody started it in the meantime")
         return None
 
