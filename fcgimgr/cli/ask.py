@@ -65,7 +65,11 @@ def listen(
                 told(notice)
         except ManagerGone:
             pass
-    raise Failure("the manager has ended")
+    try:
+        connect(context).close()  # one that ends stops listening before it hangs up
+    except Failure:
+        raise Failure("the manager has ended") from None
+    raise Failure("the manager has hung up, but runs on: its log says why")
 
 
 class WaitProgress:

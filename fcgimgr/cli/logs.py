@@ -31,7 +31,9 @@ def tail_(context: click.Context, name: str, follow: bool, lines: int, stream: s
     params = TailParams(name=name, stream="stderr" if stream == "stderr" else "stdout", lines=lines, follow=follow)
 
     def told(notice: Notice) -> None:
-        if isinstance(notice, Line):
+        if isinstance(notice, Line) and notice.skipped:
+            print(f"fcgimgr: {notice.skipped} lines skipped: they came faster than they were read", file=sys.stderr)
+        elif isinstance(notice, Line):
             print(notice.text, flush=True)
 
     def answered(answer: Tail) -> None:

@@ -338,12 +338,14 @@ Result = Pong | Status | Verdict | Updated | Tail | Reopened | Events | Ok | Pro
 # -- notifications ----------------------------------------------------------------------------------------------------
 
 
-class Line(Struct, frozen=True, kw_only=True):
-    """`line`: one more line of a log that is followed."""
+class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`line`: one more line of a log that is followed; or, with `skipped`, no line, but how many were left out here,
+    because they came faster than the client read."""
 
     process: str
     stream: str
     text: str
+    skipped: int = 0
 
 
 class Progress(Struct, frozen=True, kw_only=True):

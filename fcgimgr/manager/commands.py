@@ -48,6 +48,13 @@ class Caller(Protocol):
     def notify(self, method: str, params: Notice) -> None:
         """Send a notification."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether so much is still unread that only what must be said should be said."""
+
+    def when_caught_up(self, callback: Callable[[], None]) -> None:
+        """Call once, as soon as `behind` is over."""
+
     async def gone(self) -> None:
         """Returns when the caller has hung up."""
 
@@ -223,9 +230,22 @@ async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> R
     if not params.follow:
         return messages.Tail(lines=text(lines))
 
+    skipped = 0
+
     def pass_on(lines: list[bytes]) -> None:
+        nonlocal skipped
+        if caller.behind:  # neither the process nor the manager's memory is to pay for a slow reader
+            if not skipped:
+                caller.when_caught_up(confess)
+            skipped += len(lines)
+            return
         for line in text(lines):
             caller.notify("line", messages.Line(process=name, stream=params.stream, text=line))
+
+    def confess() -> None:
+        nonlocal skipped
+        count, skipped = skipped, 0
+        caller.notify("line", messages.Line(process=name, stream=params.stream, text="", skipped=count))
 
     pass_on(lines)
     stop = generation.slots[index].follow(params.stream, pass_on)

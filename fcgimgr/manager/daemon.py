@@ -18,7 +18,7 @@ from fcgimgr.config.settings import Config, ProcessSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import Exit
+from fcgimgr.core.process import Backoff, Exit
 from fcgimgr.linux.processes import reap
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.generation import Generation
@@ -104,24 +104,33 @@ class Daemon:
         if self.state != "STARTING" or any(self._is_on_its_way(pool) for pool in self.pools.values()):
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
-        if wanted and all(pool.state is PoolState.FATAL for pool in wanted):
+        if wanted and all(self._is_hopeless(pool) for pool in wanted):
             self.journal.error("nothing at all could be started: giving up")
             self.exit_code = 1
             self.shutdown("nothing could be started")
             return
         self.state = "RUNNING"
-        failed = [pool.name for pool in wanted if pool.state is PoolState.FATAL]
+        failed = [pool.name for pool in wanted if pool.state in (PoolState.FATAL, PoolState.STARTING)]
         self.journal.info("up" + (f", without {', '.join(failed)}" if failed else ""))
         self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
         for watcher in tuple(self.watchers):
             watcher.manager_changed()
 
     def _is_on_its_way(self, pool: Pool) -> bool:
-        """Whether the pool may still come up by itself: not if it waits for what will not come."""
+        """Whether it will be known if the pool comes up: not if it waits for what does not, or is tried for ever."""
         if pool.state is not PoolState.STARTING:
             return False
-        waited_for = [self.pools[name] for name in pool.serving.core.waiting]
+        core = pool.serving.core
+        if pool.settings.startretries < 0 and any(isinstance(state, Backoff) for state in core.processes):
+            return False
+        waited_for = [self.pools[name] for name in core.waiting]
         return all(other.state is PoolState.RUNNING or self._is_on_its_way(other) for other in waited_for)
+
+    def _is_hopeless(self, pool: Pool) -> bool:
+        """Whether the pool has failed to start, or waits for one that has."""
+        if pool.state is PoolState.STARTING:
+            return any(self._is_hopeless(self.pools[name]) for name in pool.serving.core.waiting)
+        return pool.state is PoolState.FATAL
 
     # What pools tell
 

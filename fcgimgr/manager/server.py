@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.control.codec import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 IDLE_LIMIT: Final = 60.0  # seconds without a request under way
 REQUEST_LIMIT: Final = 16  # under way at once, a client
+BEHIND: Final = 1024 * 1024  # bytes left unread from which on a client is told only what must be said
 UNREAD_LIMIT: Final = 16 * 1024 * 1024  # bytes that a client may leave unread before it is hung up on
 GOODBYE: Final = 1.0  # seconds for the last answers to go out when the manager ends
 
@@ -80,12 +82,15 @@ class Client(asyncio.Protocol):
         self._gone = server.daemon.loop.create_future()
         self._idle: asyncio.TimerHandle | None = None
         self.tasks: set[asyncio.Task[None]] = set()
+        self.behind = False
+        self._catch_up: list[Callable[[], None]] = []
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
+        transport.set_write_buffer_limits(high=BEHIND)
         pid, uid, _ = peer_credentials(transport.get_extra_info("socket"))
         self._who = f"pid {pid}, uid {uid}"
         if not self._server.may_speak(uid):
@@ -119,6 +124,15 @@ class Client(asyncio.Protocol):
         if not self._gone.done():
             self._gone.set_result(None)
         return True
+
+    def pause_writing(self) -> None:
+        self.behind = True
+
+    def resume_writing(self) -> None:
+        self.behind = False
+        callbacks, self._catch_up = self._catch_up, []
+        for callback in callbacks:
+            callback()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.clients.discard(self)
@@ -178,6 +192,9 @@ class Client(asyncio.Protocol):
 
     def notify(self, method: str, params: Notice) -> None:
         self._send(encode_notification(method, params))
+
+    def when_caught_up(self, callback: Callable[[], None]) -> None:
+        self._catch_up.append(callback)
 
     async def gone(self) -> None:
         await asyncio.shield(self._gone)

@@ -600,15 +600,47 @@ def test_idle_clients_are_in_nobodys_way(two: Manager) -> None:
 
 
 def test_a_client_that_does_not_read_is_hung_up_on(tmp_path: Path) -> None:
-    flood = '[program.flood]\ncommand = "yes a line of some length"\nstartsecs = 0\nstdout_logfile = "none"\n'
-    with running(tmp_path, flood + TWO) as manager, Talk(manager) as deaf:
-        deaf.ask("tail", {"name": "flood", "follow": True})
-        eventually(lambda: "does not read: hung up" in manager.output(), within=30)
+    many = '[program.many]\ncommand = "sleep 1000"\nnumprocs = 100\nstartsecs = 0\n'
+    with running(tmp_path, many + TWO) as manager, Talk(manager) as deaf:
+
+        def hung_up() -> bool:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
+                deaf.socket.setblocking(False)
+                while True:
+                    deaf.ask("status", {"detail": False})
+            return "does not read: hung up" in manager.output()
+
+        eventually(hung_up, within=30)
         assert manager.output().count("hung up") == 1
         manager("restart", "web").succeeds()
-        with contextlib.suppress(ConnectionResetError):
-            while deaf.socket.recv(1 << 20):
-                pass
+
+
+def test_who_follows_a_flood_too_slowly_misses_lines_and_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "flood.log"
+    flood = f"""\
+[program.flood]
+command = ['/bin/sh', '-c', 'read -r line <go; seq 200000; echo over; read -r line <go; echo and on; exec sleep 1000']
+directory = "%(here)s"
+startsecs = 0
+stdout_logfile = "{log}"
+"""
+    os.mkfifo(tmp_path / "go")
+    with running(tmp_path, flood) as manager, Talk(manager) as slow:
+        slow.ask("tail", {"name": "flood", "follow": True})
+        slow.ask("events", {"follow": True, "n": 1}, id=2)
+        assert slow.answer()["method"] == "event"  # so it follows
+        (tmp_path / "go").write_text("now\n")
+        comes(log, "over", within=30)  # the program was not held up by who does not read
+        (tmp_path / "go").write_text("now\n")
+        told: list[dict[str, Any]] = []
+        while not told or told[-1]["params"].get("skipped") is None:
+            told.append(slow.answer())
+        lines = [notice["params"]["text"] for notice in told[:-1] if notice["method"] == "line"]
+        assert lines == [str(number) for number in range(1, len(lines) + 1)]
+        skipped = told[-1]["params"]["skipped"]
+        rest = slow.answer() if len(lines) + skipped <= 200_001 else None
+        assert rest is None or rest["params"]["text"] == "and on"
+        assert len(lines) + skipped + (rest is not None) == 200_002
 
 
 def test_a_client_that_hangs_up_while_it_waits_is_forgotten(stubborn: Manager, tmp_path: Path) -> None:

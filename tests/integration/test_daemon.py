@@ -131,6 +131,20 @@ def test_the_starter_says_why_a_program_would_not_start(daemon: Daemon) -> None:
     assert "    no database\n" in complaint
 
 
+def test_the_starter_does_not_wait_for_what_is_tried_for_ever(daemon: Daemon) -> None:
+    broken = "[program.broken]\ncommand = ['/bin/sh', '-c', 'exit 7']\nstartretries = -1\nbackoff_initial = 1000\n"
+    daemon.configure(f"{IDLE}{broken}backoff_max = 1000\n")
+    daemon.start().succeeds()
+    assert "up, without broken" in daemon.log()
+    assert "BACKOFF" in daemon("status", "broken").out
+
+
+def test_the_starter_fails_when_all_waits_for_what_does_not_start(daemon: Daemon) -> None:
+    broken = "[program.broken]\ncommand = ['/bin/sh', '-c', 'exit 7']\nstartretries = 0\n"
+    daemon.configure(f'{IDLE}depends_on = ["broken"]\n{broken}')
+    assert "broken: exited with code 7" in daemon.start().fails(1)
+
+
 def test_the_starter_says_that_a_lock_cannot_be_had(daemon: Daemon) -> None:
     daemon.configure(f'pidfile = "%(here)s/absent/pid"\n{IDLE}')
     assert f"{daemon.directory}/absent/pid" in daemon.start().fails(1)

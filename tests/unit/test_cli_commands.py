@@ -220,10 +220,24 @@ def test_tail_follows_until_the_manager_ends(run: Run, manager: ScriptedManager,
         else:
             connection.notify("line", Line(process="app:app_00", stream="stdout", text="one"))
         connection.notify("line", Line(process="app:app_00", stream="stdout", text="two"))
+        os.unlink(manager.path)
         connection.hang_up()
 
     manager.answers["tail"] = tail
     assert run("-s", "m.sock", "tail", "-f", "app") == (1, "one\ntwo\n", "fcgimgr: the manager has ended\n")
+
+
+def test_tail_tells_what_it_missed_and_that_it_was_hung_up_on(run: Run, manager: ScriptedManager):
+    def tail(connection: Connection, request: Any) -> None:
+        connection.notify("line", Line(process="app:app_00", stream="stdout", text="", skipped=3))
+        connection.notify("line", Line(process="app:app_00", stream="stdout", text="four"))
+        connection.hang_up()
+
+    manager.answers["tail"] = tail
+    code, out, err = run("-s", "m.sock", "tail", "-f", "app")
+    assert (code, out) == (1, "four\n")
+    assert "3 lines skipped" in err
+    assert "hung up, but runs on" in err
 
 
 def test_events_are_lines(run: Run, manager: ScriptedManager, monkeypatch: pytest.MonkeyPatch):

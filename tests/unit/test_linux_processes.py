@@ -71,7 +71,7 @@ def test_a_core_dump_is_told() -> None:
 
 
 def test_living_children_are_not_waited_for() -> None:
-    pid = child("sleep 1000")
+    pid = child("exec sleep 1000")
     assert list(reap()) == []
     assert signal_process(pid, signal.SIGKILL)
     assert deaths(1)[pid].signal == signal.SIGKILL
