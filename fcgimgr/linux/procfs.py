@@ -84,24 +84,69 @@ def command(pid: int) -> str | None:
 
 def socket_inodes(pid: int) -> set[int] | None:
     """Inodes of the sockets it has open. None when it is gone or belongs to another user."""
+    found = sockets(pid)
+    return None if found is None else set(found.values())
+
+
+def sockets(pid: int) -> dict[int, int] | None:
+    """{fd: inode} of the sockets it has open. None when it is gone or belongs to another user."""
     try:
         directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        inodes = set()
+        inodes = {}
         for name in os.listdir(directory):
             try:
                 target = os.readlink(name, dir_fd=directory)
             except FileNotFoundError:
                 continue  # closed since we listed it
             if target.startswith("socket:["):
-                inodes.add(int(target[8:-1]))
+                inodes[int(name)] = int(target[8:-1])
         return inodes
     except OSError:  # it died or changed its user while we looked
         return None
     finally:
         os.close(directory)
+
+
+def thread_states(pid: int) -> list[str] | None:
+    """The state letter of each of its threads, as `state` gives the first one's. None when it is gone."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return None
+    found = [_fields(_read(f"/proc/{pid}/task/{thread}/stat")) for thread in threads]
+    return [fields[0].decode() for fields in found if fields] or None
+
+
+def system_calls(pid: int) -> list[tuple[int, int]] | None:
+    """(number, first argument) of the system call each of its threads waits in; (-1, 0): in none, it computes.
+
+    A thread that is stopped shows the call it was stopped in. None: the process is gone, we may not look (it takes the
+    right to ptrace it), or the kernel does not tell (CONFIG_HAVE_ARCH_TRACEHOOK).
+    """
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return None
+    found: list[tuple[int, int]] = []
+    for thread in threads:
+        text = _read(f"/proc/{pid}/task/{thread}/syscall")
+        if text is None:
+            if os.path.exists(f"/proc/{pid}/task/{thread}"):
+                return None
+            continue  # this thread has ended
+        words = text.split()
+        inside = len(words) > 2 and words[0] != b"-1"
+        found.append((int(words[0]), int(words[1], 16)) if inside else (-1, 0))
+    return found or None
+
+
+def boot_id() -> str:
+    """The id of this boot: what was written down under another one is of processes long gone. OSError without /proc."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
 
 
 def pids() -> list[int]:
@@ -122,7 +167,10 @@ def holders(inodes: Collection[int] | None) -> str:
 
 def _stat(pid: int) -> list[bytes] | None:
     """The fields of /proc/PID/stat from the third (state) on: the second, the name, may hold spaces and brackets."""
-    text = _read(f"/proc/{pid}/stat")
+    return _fields(_read(f"/proc/{pid}/stat"))
+
+
+def _fields(text: bytes | None) -> list[bytes] | None:
     return text[text.rindex(b")") + 2 :].split() if text else None
 
 
