@@ -1,4 +1,4 @@
-"""The system calls Python has no name for: prctl and close_range.
+"""The system calls Python has no name for: prctl, close_range and pidfd_getfd.
 
 Kept in one place because ctypes knows nothing of the C prototypes: every argument is passed as a full machine word.
 """
@@ -11,7 +11,9 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 PR_SET_NO_NEW_PRIVS: Final = 38
 
-_SYS_CLOSE_RANGE: Final = 436  # the same on every architecture but alpha: syscalls since 5.1 share their numbers
+# The same on every architecture but alpha: syscalls since 5.1 share their numbers.
+_SYS_CLOSE_RANGE: Final = 436
+_SYS_PIDFD_GETFD: Final = 438
 _HIGHEST_FD: Final = 0xFFFFFFFF
 
 # PyDLL keeps the GIL: none of these calls can block, and a forked child has nobody to hand it to.
@@ -33,6 +35,16 @@ def close_all_but(kept: int, first: int, fallback_end: int) -> None:
     for low, high in ((first, kept - 1), (kept + 1, _HIGHEST_FD)):
         if low <= high and _close_range(low, high) != 0:
             os.closerange(low, min(high + 1, fallback_end))
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A close-on-exec descriptor of ours of what fd `number` of that process is. OSError (pidfd_getfd(2)): why not."""
+    word = ctypes.c_ulong
+    answer: int = _libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), word(pidfd), word(number), word(0))
+    if answer < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return answer
 
 
 def _close_range(low: int, high: int) -> int:

@@ -1,0 +1,108 @@
+"""A process held by a descriptor: it tells of its end, and takes signals without fear of a reused pid, child or not.
+
+A pid written down earlier may be another process's by now. So the descriptor is opened *first* and the identity checked
+*after*: what the check sees is then what the descriptor holds, and that never changes.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import struct
+from typing import Final, Self
+
+from fcgimgr.linux import procfs
+from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.libc import pidfd_getfd
+
+# linux/pidfd.h: struct pidfd_info as of Linux 6.13, {mask: u64, cgroup: u64, pid … fsgid: 11 u32, exit_code: i32}. The
+# size is a part of the request's number; a newer kernel takes the older, shorter one.
+_INFO: Final = struct.Struct("=QQ11Ii")
+_INFO_EXIT: Final = 1 << 3
+_PIDFD_GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info)
+
+
+class PidFd:
+    """One process, for as long as this is open. poll(2) says readable when it has ended."""
+
+    def __init__(self, pid: int) -> None:
+        """LinuxError: there is no such process, or no fd is left."""
+        self.pid = pid
+        self._fd = -1
+        try:
+            self._fd = os.pidfd_open(pid)
+        except OSError as error:
+            refuse(f"pid {pid}", error)
+
+    @classmethod
+    def of(cls, pid: int, start_time: int, boot_id: str) -> Self | None:
+        """The very process that had this start time (`procfs.start_time`) in this boot; None: it is gone."""
+        if boot_id != procfs.boot_id():
+            return None
+        try:
+            found = cls(pid)
+        except LinuxError:
+            return None
+        if procfs.start_time(pid) == start_time and not found.has_ended():
+            return found
+        found.close()
+        return None
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def has_ended(self) -> bool:
+        """Whether it has ended, reaped or not."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the process; False when it has ended and was reaped. LinuxError: not permitted."""
+        try:
+            signal.pidfd_send_signal(self._fd, number)
+        except ProcessLookupError:
+            return False
+        except PermissionError as error:
+            refuse(f"pid {self.pid}: cannot send signal {number}", error, "it runs as another user")
+        return True
+
+    def wait_status(self) -> int | None:
+        """How it ended, as waitpid(2) has it, also of one that is not our child; None: unknown, or not yet.
+
+        Known from Linux 6.15 on, once its parent (or pid 1) has reaped it, which may be shortly after `has_ended`.
+        """
+        info = bytearray(_INFO.size)
+        struct.pack_into("=Q", info, 0, _INFO_EXIT)
+        try:
+            fcntl.ioctl(self._fd, _PIDFD_GET_INFO, info)
+        except OSError:  # ENOTTY, EINVAL: an older kernel. ESRCH: one that forgets at the reaping
+            return None
+        mask, *_, status = _INFO.unpack(info)
+        return status if mask & _INFO_EXIT else None
+
+    def get_fd(self, number: int) -> int:
+        """A descriptor of our own, close-on-exec, of what its fd `number` is: a listener comes back this way.
+
+        LinuxError: not permitted (it takes the right to ptrace it: the same user and capabilities, and Yama's leave),
+        no such fd, or a kernel before 5.6.
+        """
+        try:
+            return pidfd_getfd(self._fd, number)
+        except OSError as error:
+            advice = ""
+            if error.errno in (errno.EPERM, errno.EACCES):
+                advice = "needs the right to ptrace it: its user or root, and /proc/sys/kernel/yama/ptrace_scope 0"
+            refuse(f"pid {self.pid}: cannot take over its fd {number}", error, advice)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
