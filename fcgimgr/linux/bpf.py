@@ -1,8 +1,9 @@
 """Classic BPF programs for listening sockets: which listener of a group gets a connection, and which SYN is dropped.
 
-Programs are values, made here and attached elsewhere (`steering`). Classic BPF needs no privilege. Two places run it,
-and they see a packet from different ends: a SO_REUSEPORT group's program gets what comes *after* the TCP header, so it
-looks back at the IP header through SKF_NET_OFF; a socket filter's begins with the TCP header.
+Programs are values, made here and attached elsewhere (`steering`). Two places run them, and they see a packet from
+different ends: a SO_REUSEPORT group's program gets what comes *after* the TCP header, so it looks back at the IP header
+through SKF_NET_OFF; a socket filter's begins with the TCP header. The first needs no privilege. Nor did the second,
+until kernel commit 5d39580f68e6 (6.18.44 has it) asked for CAP_NET_ADMIN on a TCP socket.
 """
 
 import ctypes
@@ -103,7 +104,10 @@ def attach_to_group(sock: socket.socket, program: Program) -> None:
 
 
 def attach_filter(sock: socket.socket, program: Program) -> None:
-    """Make it the filter of what this one socket receives; connections it accepts from now on inherit it. OSError."""
+    """Make it the filter of what this one socket receives; connections it accepts from now on inherit it.
+
+    OSError: EPERM on TCP without CAP_NET_ADMIN, on a kernel that asks for it.
+    """
     _attach(sock, _SO_ATTACH_FILTER, program)
 
 

@@ -10,7 +10,8 @@ not be cut. Whether it is idle can only be gathered from outside, and these are 
   and a fast answer goes out in the tick its request came in. Then what acknowledges what decides: an answer not yet
   acknowledged, or acknowledged by a packet later than the last bytes, came last. Answered is not *wholly* answered, so
   no thread of the process may be computing or writing either; one that waits for a database between two halves of an
-  answer passes for idle.
+  answer passes for idle. And where the client acknowledges at once, nothing is decided: unknown, as after most fast
+  answers of a Go program to nginx.
 - Unix sockets tell no times. Without a thread that reads it, a connection there is unknown; with one, it counts as
   idle once it has been seen for EXPECTED, since its first request may be on the way.
 

@@ -10,15 +10,17 @@ down first, which takes it out at once, whoever has it open.
 """
 
 import errno
-import os
 import socket
 from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from fcgimgr.linux import bpf, procfs, sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
 from fcgimgr.linux.listeners import Listener
 
-_ADVICE = "a rolling restart on the one socket works everywhere"
+# Seconds for a connection to ourselves: a firewall on the loopback interface must not stop the manager.
+_AT_ONCE: Final = 0.2
+_ADVICE: Final = "a rolling restart on the one socket works everywhere"
 
 
 class Group:
@@ -27,6 +29,7 @@ class Group:
     def __init__(self, first: Listener) -> None:
         """A group of one, opened with `open_tcp(…, reuseport=True)`. LinuxError: this kernel or socket cannot."""
         self._order = [first]
+        self._dead_end: _DeadEnd | None = None
         self._steer(first, bpf.to_index(0))
 
     @classmethod
@@ -37,6 +40,7 @@ class Group:
         """
         group = cls.__new__(cls)
         group._order = list(order)
+        group._dead_end = None
         group._refuse_strangers()
         group.steer_to(current)
         return group
@@ -92,6 +96,31 @@ class Group:
         host, port = client
         self._steer(self.current, bpf.one_client(host, port, self._index(listener), self._index(self.current)))
 
+    def refuse_new(self) -> None:
+        """No new connection from now on: SYNs are dropped. What waits in queues is still accepted, and handshakes end.
+
+        A client tries again after 1 s, and finds whoever listens by then, or nobody. Needs no privilege: the traffic is
+        steered to one more listener, whose backlog is 0 and whose one place is taken by a connection of our own; the
+        kernel drops the SYNs of a full queue. LinuxError: that could not be had, and nothing has changed.
+        """
+        if self._dead_end:
+            return
+        before = self.current
+        end = self.beside(backlog=0)
+        try:
+            plug = _plug(self, end)
+        except (OSError, LinuxError) as error:
+            self.close(end)
+            raise LinuxError(f"{before.name}: cannot hold off new connections: {error}") from error
+        self._dead_end = _DeadEnd(end, plug, before)
+        self.steer_to(end)
+
+    def admit_again(self) -> None:
+        """Take back `refuse_new`: the traffic goes where it went before. Nothing to do if it was not said."""
+        if self._dead_end:
+            self.steer_to(self._dead_end.before)
+            self.close(self._dead_end.listener)
+
     def close(self, listener: Listener) -> None:
         """Take it out of the group and close it; what still waits in its queue is reset, so drain it before.
 
@@ -100,6 +129,9 @@ class Group:
         """
         at = self._index(listener)
         steered = self.current
+        if self._dead_end and self._dead_end.listener is listener:
+            self._dead_end.plug.close()
+            self._dead_end = None
         self._order[at] = self._order[-1]
         self._order.pop()
         try:
@@ -141,12 +173,42 @@ class Group:
             raise LinuxError(f"{first.name}: not all of its listeners listen any more; {_ADVICE}")
 
 
+class _DeadEnd(NamedTuple):
+    """Where new connections are steered to be dropped, what fills it, and where they went before."""
+
+    listener: Listener
+    plug: socket.socket
+    before: Listener
+
+
+def _plug(group: Group, end: Listener) -> socket.socket:
+    """A connection of our own that fills the queue of `end`. OSError, LinuxError: it did not come to that."""
+    name = end.sock.getsockname()
+    family, loopback = (socket.AF_INET6, "::1") if ":" in name[0] else (socket.AF_INET, "127.0.0.1")
+    if name[0] == "::" and not end.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        family, loopback = socket.AF_INET, "127.0.0.1"
+    here = (loopback, name[1]) if name[0] in ("::", "0.0.0.0") else name
+    plug = tcpsocket.stream_socket(family)
+    try:
+        plug.settimeout(_AT_ONCE)
+        plug.bind((here[0], 0, *here[2:]))
+        group.only_from(end, plug.getsockname()[:2])
+        plug.connect(here)
+        length = sockdiag.queue_length(end.sock)
+        if length is None or not length[0]:
+            raise LinuxError("a connection to ourselves did not arrive where it was steered")
+    except BaseException:
+        plug.close()
+        raise
+    return plug
+
+
 def refuse_new(listener: Listener) -> None:
     """No new connection from now on; what waits in the queue, or is in the midst of its handshake, is still accepted.
 
-    TCP: a SYN is dropped, so a client tries again after 1 s and finds whoever listens by then, or nobody. Unix: the
-    path is unlinked (if it is ours), so it finds nobody at once. LinuxError where the kernel will not: an abstract
-    Unix socket has no path.
+    For a listener in no group. TCP: a filter drops SYNs, as `Group.refuse_new` does without one. Unix: the path is
+    unlinked (if it is ours), and a client finds nobody at once. LinuxError where the kernel will not: an abstract Unix
+    socket has no path, and the filter takes CAP_NET_ADMIN on newer kernels.
     """
     if listener.sock.family == socket.AF_UNIX:
         if not listener.unlink():
@@ -155,27 +217,13 @@ def refuse_new(listener: Listener) -> None:
     try:
         bpf.attach_filter(listener.sock, bpf.DROP_SYN)
     except OSError as error:
-        refuse(f"{listener.name}: cannot hold off new connections", error)
+        advice = "the filter takes CAP_NET_ADMIN here" if isinstance(error, PermissionError) else ""
+        refuse(f"{listener.name}: cannot hold off new connections", error, advice)
 
 
 def admit_again(listener: Listener) -> None:
-    """Take back `refuse_new` on TCP. LinuxError: it was not said."""
+    """Take back `refuse_new` of TCP. LinuxError: it was not said."""
     try:
         bpf.detach_filter(listener.sock)
     except OSError as error:
         refuse(f"{listener.name}: cannot let new connections in again", error)
-
-
-def migrates() -> bool:
-    """Whether this kernel hands the queue of a closed listener to the others of its group (net.ipv4.tcp_migrate_req).
-
-    Linux ≥ 5.14, off by default. A drain needs it not, but then loses nothing even at its deadline.
-    """
-    try:
-        fd = os.open("/proc/sys/net/ipv4/tcp_migrate_req", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.read(fd, 8).strip() == b"1"
-    finally:
-        os.close(fd)

@@ -215,8 +215,7 @@ class Generation:
         try:
             self.listening.refuse_new()
         except LinuxError as error:
-            # Linux 6.18 lets only root filter what a socket receives. Then those who come until the end are served if
-            # there is time, and refused when the socket is closed.
+            # Then those who come until the end are served if there is time, and refused when the socket is closed.
             self.daemon.journal.debug(str(error), name=self.name)
         else:
             self._tell("no new connection on")

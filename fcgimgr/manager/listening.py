@@ -71,6 +71,13 @@ class Place:
             self.listener.take_over(self.over)
             self.over = None
 
+    def refuse_new(self) -> None:
+        """No new connection from now on; those that wait are still accepted. LinuxError where that cannot be had."""
+        if self.group is not None:
+            self.group.refuse_new()
+        else:
+            refuse_new(self.listener)
+
     def close(self) -> None:
         if self.group is not None:
             self.group.close(self.listener)
@@ -135,7 +142,7 @@ class Listening:
         """Let no new connection in, but at the addresses `kept`, which another generation has taken over."""
         for place in self.places:
             if str(place.address) not in kept and isinstance(place.address, TcpAddress | UnixAddress):
-                refuse_new(place.listener)
+                place.refuse_new()
 
     def change(self, settings: PoolSettings) -> None:
         """Give the open sockets the backlog, mode and owner of these settings. LinuxError: which could not be."""

@@ -290,21 +290,21 @@ def test_it_warns_that_its_log_would_be_lost(tmp_path: Path, daemon: Daemon) -> 
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
-def test_hup_checks_the_configuration_and_says_how_it_is(daemon: Daemon) -> None:
+def test_hup_applies_what_has_changed_and_refuses_what_is_broken(daemon: Daemon) -> None:
     daemon.configure(IDLE)
     daemon.start().succeeds()
     pid = daemon.pid
     os.kill(pid, signal.SIGHUP)
-    eventually(lambda: "the configuration is good and is what runs" in daemon.log())
+    eventually(lambda: "HUP: no change for any pool or program" in daemon.log())
     daemon.configure(IDLE.replace("numprocs = 2", "numprocs = 3"))
     os.kill(pid, signal.SIGHUP)
-    eventually(lambda: "the configuration is good and differs from what runs" in daemon.log())
+    eventually(lambda: "3 of 3 running" in daemon("status").succeeds())
     daemon.configure(IDLE.replace("numprocs = 2", "numprocs = -3\nbogus = 1"))
     os.kill(pid, signal.SIGHUP)
-    eventually(lambda: "the configuration is broken" in daemon.log())
+    eventually(lambda: "HUP: the configuration is broken; nothing of it was applied" in daemon.log())
     assert "program.idle.numprocs" in daemon.log()
     assert "program.idle.bogus" in daemon.log()
-    assert "2 of 2 running" in daemon("status").succeeds()
+    assert "3 of 3 running" in daemon("status").succeeds()
     assert daemon.pid == pid
 
 

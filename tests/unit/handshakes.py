@@ -3,9 +3,23 @@
 import socket
 from contextlib import ExitStack
 
+import pytest
+
 from fcgimgr.linux import bpf
 
 _NOTHING: bpf.Program = ((0x06, 0, 0, 0),)  # accept 0 bytes of any packet
+
+
+def _may_filter() -> bool:
+    with socket.socket() as sock:
+        try:
+            bpf.attach_filter(sock, _NOTHING)
+        except PermissionError:
+            return False
+    return True
+
+
+needs_filter = pytest.mark.skipif(not _may_filter(), reason="a filter on TCP takes CAP_NET_ADMIN on this kernel")
 
 
 def shy_client(stack: ExitStack, address: tuple[str, int]) -> socket.socket:

@@ -15,7 +15,7 @@ import pytest
 from fcgimgr.linux import procfs
 from fcgimgr.linux.draining import EXPECTED, Connection, Watch, handshakes
 from fcgimgr.linux.listeners import Listener, open_tcp, open_unix
-from tests.unit.handshakes import let_hear, shy_client
+from tests.unit.handshakes import let_hear, needs_filter, shy_client
 from tests.waiting import eventually
 
 # Workers, each on the listener that is its fd 0. A request is one line, "ok" is the answer; "slow" is answered when a
@@ -308,7 +308,7 @@ def test_all_is_unknown_where_netlink_is_barred(tcp: Listener, monkeypatch: pyte
 # --- handshakes
 
 
-@pytest.fixture(params=["ipv4", "ipv6", "both"])
+@pytest.fixture(params=[pytest.param(family, marks=needs_filter) for family in ("ipv4", "ipv6", "both")])
 def half_open(
     request: pytest.FixtureRequest, tmp_path: Path, stack: ExitStack
 ) -> tuple[Listener, Callable[[], socket.socket]]:
@@ -337,6 +337,7 @@ def test_a_handshake_under_way_is_seen_until_it_is_done(
     assert eventually(lambda: not first & (handshakes(names) or set())), "the SYN-ACK comes again within 1 s"
 
 
+@needs_filter
 def test_handshakes_of_another_address_are_not_waited_for(tcp: Listener, stack: ExitStack) -> None:
     port = tcp.sock.getsockname()[1]
     other = stack.enter_context(open_tcp("127.0.0.2", port, backlog=8))

@@ -1,6 +1,8 @@
 """Steering: which listener a connection ends up at, asked of the real kernel, also while eight threads connect."""
 
+import errno
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -13,8 +15,8 @@ import pytest
 from fcgimgr.linux import sockdiag
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, open_tcp, open_unix
-from fcgimgr.linux.steering import Group, admit_again, migrates, refuse_new
-from tests.unit.handshakes import let_hear, shy_client
+from fcgimgr.linux.steering import Group, admit_again, refuse_new
+from tests.unit.handshakes import let_hear, needs_filter, shy_client
 from tests.waiting import eventually
 
 HOSTS = {"ipv4": "127.0.0.1", "ipv6": "::1", "both": "*"}
@@ -357,28 +359,105 @@ def test_a_group_with_a_missing_member_is_not_restored() -> None:
 # --- no new connection
 
 
-def test_refused_connections_wait_outside_while_the_queue_is_served(group: Group, stack: ExitStack) -> None:
-    listener = group.current
-    connect(stack, listener, 3)
-    waiting = queued(listener)
-    refuse_new(listener)
-    late = []
+def connect_late(stack: ExitStack, listener: Listener) -> int:
+    """One client for each way to the listener, that comes too late and tries on; how many."""
     for host, port in ways_to(listener):
         client = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
         client.setblocking(False)
         client.connect_ex((host, port))
-        late.append(client)
+    return len(ways_to(listener))
+
+
+def serve_all(listener: Listener) -> int:
+    """Accept and answer what waits, and how many that were."""
+    waiting = queued(listener)
     for _ in range(waiting):
         connection, _ = listener.sock.accept()
         with connection:
             connection.sendall(b"served")
+    return waiting
+
+
+def test_a_group_lets_nobody_in_while_its_queue_is_served(group: Group, stack: ExitStack) -> None:
+    listener = group.current
+    connect(stack, listener, 3)
+    waiting = queued(listener)
+    group.refuse_new()
+    group.refuse_new()
+    late = connect_late(stack, listener)
+    assert serve_all(listener) == waiting
     assert queued(listener) == 0
-    admit_again(listener)
-    assert eventually(lambda: queued(listener) == len(late)), "their SYN comes again within 1 s"
-    with pytest.raises(LinuxError, match="cannot let new connections in again"):
+    group.admit_again()
+    group.admit_again()
+    assert group.listeners == (listener,)
+    assert eventually(lambda: queued(listener) == late), "their SYN comes again within 1 s"
+    assert got(group, stack) == [20]
+
+
+def test_late_clients_are_refused_once_the_group_is_closed(stack: ExitStack) -> None:
+    fds = len(os.listdir("/proc/self/fd"))
+    with group_on("127.0.0.1") as group:
+        group.refuse_new()
+        late = stack.enter_context(socket.socket())
+        late.setblocking(False)
+        late.connect_ex(group.current.sock.getsockname())
+    late.settimeout(10)
+    poll = select.poll()
+    poll.register(late, select.POLLOUT)
+    assert poll.poll(10_000), "their SYN comes again within 1 s"
+    assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+    late.close()
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_several_generations_let_nobody_in(stack: ExitStack) -> None:
+    with group_on("127.0.0.1") as group:
+        old, new = group.current, group.beside(backlog=64)
+        group.share(new, 50)
+        connect(stack, old, 20)
+        waiting = queued(old) + queued(new)
+        group.refuse_new()
+        connect_late(stack, old)
+        assert serve_all(old) + serve_all(new) == waiting == 20
+
+
+@needs_filter
+def test_a_handshake_under_way_ends_at_its_listener_though_nobody_is_let_in(group: Group, stack: ExitStack) -> None:
+    listener = group.current
+    client = shy_client(stack, ways_to(listener)[0])
+    group.refuse_new()
+    let_hear(client)
+    assert eventually(lambda: queued(listener) == 1), "the SYN-ACK comes again within 1 s"
+
+
+@needs_filter
+def test_a_handshake_under_way_ends_at_the_listener_it_began_at(stack: ExitStack) -> None:
+    with group_on("127.0.0.1") as group:
+        old, new = group.current, group.beside(backlog=64)
+        client = shy_client(stack, old.sock.getsockname())
+        group.steer_to(new)
+        let_hear(client)
+        assert eventually(lambda: queued(old) == 1), "the SYN-ACK comes again within 1 s"
+        assert queued(new) == 0
+
+
+@needs_filter
+@pytest.mark.parametrize("host", HOSTS.values())
+def test_a_lone_listener_lets_nobody_in_while_its_queue_is_served(host: str, stack: ExitStack) -> None:
+    with open_tcp(host, 0, backlog=64) as listener:
+        connect(stack, listener, 3)
+        waiting = queued(listener)
+        refuse_new(listener)
+        late = connect_late(stack, listener)
+        assert serve_all(listener) == waiting
+        assert queued(listener) == 0
         admit_again(listener)
+        assert eventually(lambda: queued(listener) == late), "their SYN comes again within 1 s"
+        with pytest.raises(LinuxError, match="cannot let new connections in again"):
+            admit_again(listener)
 
 
+@needs_filter
 def test_what_was_accepted_is_not_cut_by_the_filter(stack: ExitStack) -> None:
     with open_tcp("127.0.0.1", 0, backlog=8) as listener:
         client = stack.enter_context(socket.create_connection(listener.sock.getsockname()))
@@ -391,7 +470,8 @@ def test_what_was_accepted_is_not_cut_by_the_filter(stack: ExitStack) -> None:
                 left -= len(receiver.recv(left))
 
 
-def test_a_handshake_under_way_is_still_let_in(stack: ExitStack) -> None:
+@needs_filter
+def test_a_handshake_under_way_passes_the_filter(stack: ExitStack) -> None:
     with open_tcp("127.0.0.1", 0, backlog=8) as listener:
         client = shy_client(stack, listener.sock.getsockname())
         refuse_new(listener)
@@ -418,11 +498,6 @@ def test_an_abstract_socket_cannot_refuse() -> None:
     refusal = pytest.raises(LinuxError, match="no file of its own")
     with open_unix(f"@fcgimgr-steer-{os.getpid()}", backlog=8) as listener, refusal:
         refuse_new(listener)
-
-
-def test_whether_the_kernel_migrates_is_read_from_it() -> None:
-    with open("/proc/sys/net/ipv4/tcp_migrate_req") as file:
-        assert migrates() is (file.read().strip() == "1")
 
 
 def shared_socket(port: int) -> socket.socket:
