@@ -141,7 +141,9 @@ class Group:
                 refuse(f"{listener.name}: cannot stop listening", error)
         finally:
             listener.close()
-            if self._order:
+            if self._dead_end and self._order == [self._dead_end.listener]:
+                self.close(self._dead_end.listener)  # nobody is left for whom it would hold off anybody
+            elif self._order:
                 self.steer_to(steered if steered is not listener else self._order[0])
 
     def _index(self, listener: Listener) -> int:

@@ -40,8 +40,8 @@ def group_on(host: str) -> Iterator[Group]:
     try:
         yield made
     finally:
-        for listener in made.listeners:
-            made.close(listener)
+        while made.listeners:
+            made.close(made.listeners[0])
 
 
 def ways_to(listener: Listener) -> list[tuple[str, int]]:
@@ -508,3 +508,13 @@ def shared_socket(port: int) -> socket.socket:
     sock.bind(("127.0.0.1", port))
     socket.socket.listen(sock, 8)
     return sock
+
+
+def test_a_group_that_refuses_and_closes_leaves_its_port_free() -> None:
+    first = open_tcp("127.0.0.1", 0, backlog=8, reuseport=True)
+    port = first.sock.getsockname()[1]
+    group = Group(first)
+    group.refuse_new()
+    group.close(first)
+    assert group.listeners == ()
+    open_tcp("127.0.0.1", port, backlog=8, reuseport=True).close()
