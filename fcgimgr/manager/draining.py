@@ -18,6 +18,7 @@ from fcgimgr.linux.draining import Connection, Handshake, Watch, handshakes
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import hold, let_go
 from fcgimgr.linux.procfs import children
+from fcgimgr.linux.sockdiag import established_inodes
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -64,7 +65,7 @@ class Draining:
         retiring = [(i, s.pid) for i, s in enumerate(generation.core.processes) if isinstance(s, Retiring)]
         if retiring and generation.listening is not None:
             watch = self._watches.setdefault(generation, Watch(generation.listening.names))
-            for index, pid in self._without_obvious_work(watch, retiring):
+            for index, pid in self._without_work(generation, watch, retiring):
                 self._let_go_if_idle(generation, index, pid, watch)
         return any(isinstance(state, Retiring) for state in generation.core.processes)
 
@@ -81,8 +82,20 @@ class Draining:
         self._handshakes[generation] = shaking
         return not shaking and listening.queue_is_empty()
 
-    def _without_obvious_work(self, watch: Watch, retiring: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those worth holding: a process that is seen at work without that is not disturbed."""
+    def _without_work(
+        self, generation: Generation, watch: Watch, retiring: list[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """Those worth holding: one that is seen at work without that is not disturbed.
+
+        Of a generation to which nothing can come any more, those without any connection need not be held at all.
+        """
+        listening = generation.listening
+        assert listening is not None
+        closed = generation.core.left or listening.refuses
+        if closed and established_inodes(listening.names) == set():
+            for index, _ in retiring:
+                generation.feed(Happened(index, Idle()))
+            return []
         seen = watch.look([pid for _, pid in retiring], self._daemon.loop.time())
         if seen is None:
             return retiring

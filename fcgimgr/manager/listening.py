@@ -90,6 +90,7 @@ class Listening:
 
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = tuple(places)
+        self.refuses = False  # no new connection can come, at any address
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -137,6 +138,7 @@ class Listening:
     def refuse_new(self) -> None:
         """Let no new connection in. Where that cannot be (an abstract or a passed socket) they come until the end."""
         self.refuse_new_but(())
+        self.refuses = all(isinstance(place.address, TcpAddress | UnixAddress) for place in self.places)
 
     def refuse_new_but(self, kept: Container[str]) -> None:
         """Let no new connection in, but at the addresses `kept`, which another generation has taken over."""
