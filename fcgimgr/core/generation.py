@@ -244,9 +244,10 @@ def pool_state(pool: Generation) -> PoolState:
 
 
 def _count(processes: Iterable[State]) -> dict[str, int]:
+    by_type = Counter(map(type, processes))  # in C: a pool of a thousand is counted often
     counts = dict.fromkeys((state.name for state in process.STATES), 0)
-    for state, number in Counter(map(type, processes)).items():  # in C: a pool of a thousand is counted often
-        counts[state.name] += number
+    for state in process.STATES:
+        counts[state.name] += by_type[state]
     return counts
 
 
