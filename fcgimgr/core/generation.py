@@ -102,7 +102,9 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """New connections go to another generation: serve what has come, and end."""
+    """New connections go to another generation: serve what has come, and end. `served`: whether any ever came."""
+
+    served: bool = True
 
 
 class QueueEmpty(msgspec.Struct, frozen=True):
@@ -301,9 +303,13 @@ class _Draft:
                 self._start(indexes)
             case Stop(None):
                 self._stop()
-            case Leave():
+            case Leave(served):
                 self.fields["left"] = True
-                self._drain()
+                if served:
+                    self._drain()
+                else:  # what waits in its queue is a ping that it has left unanswered
+                    self._go_down()
+                    self._tell_each(range(len(self.processes)), StopAsked())
             case QueueEmpty():
                 self._stop_draining(StopAsked(by=self.draining) if self._retires else StopAsked())
             case DrainDue():

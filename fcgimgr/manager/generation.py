@@ -64,6 +64,7 @@ class Generation:
         self.slots: list[Slot] = []
         self.listening: Listening | None = None
         self.recipes: Recipes | None = None
+        self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
         self._feeding = False

@@ -86,11 +86,11 @@ class Pool:
     def reload(self, settings: ProcessSettings, config: Config, percent: float | None = None) -> Future[Verdict]:
         """Replace the processes by new ones with these settings. The answer comes when it is over."""
         assert isinstance(settings, PoolSettings)
-        self._next = (settings, config)
         verdict: Future[Verdict] = self.daemon.loop.create_future()
-        before, self.verdict = self.verdict, verdict
+        before = self._next, self.verdict
+        self._next, self.verdict = (settings, config), verdict
         if not self.feed(core.Reload(patience=settings.reload_timeout, percent=percent)):
-            self.verdict = before
+            self._next, self.verdict = before  # another one may be waiting for its turn
         return verdict
 
     def adopt(self, settings: ProcessSettings, config: Config) -> None:
@@ -155,9 +155,8 @@ class Pool:
                 if self.verdict is not None:
                     self._until_gone[number], self.verdict = self.verdict, None
                 self.generations[number].feed(core_generation.Leave())
-            case core.Discard(number, why):
-                journal.error(f"the new generation is discarded: {why}", name=self.name, generation=number)
-                self._discard(number, why)
+            case core.Discard(number, why, served):
+                self._discard(number, why, served=served)
             case core.Queued():
                 journal.info("the reload waits until the generation before has left", name=self.name)
             case core.Refused(why):
@@ -187,12 +186,16 @@ class Pool:
                 except LinuxError as error:  # they are let in until the old generation has gone
                     self.daemon.journal.debug(str(error), name=self.name)
 
-    def _discard(self, number: int, why: str) -> None:
+    def _discard(self, number: int, why: str, *, served: bool) -> None:
         generation = self.generations[number]
         if self.serving.listening is not None:
             self.serving.listening.take_traffic()
         process, lines = self._who_failed(generation)
-        generation.feed(core_generation.Leave())
+        if why == core.NOT_READY:
+            ping = f"; ping: {generation.ping_failure}" if generation.ping_failure else ""
+            why = f"{process}: {why}{ping}"
+        self.daemon.journal.error(f"the new generation is discarded: {why}", name=self.name, generation=number)
+        generation.feed(core_generation.Leave(served=served))
         self._decide(Verdict(False, why, process, lines))
 
     def _who_failed(self, generation: Generation) -> tuple[str, tuple[str, ...]]:
