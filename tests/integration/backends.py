@@ -1,4 +1,4 @@
-"""Programs of all kinds that serve a pool and say who they are, and an nginx before them: what the reload tests replace.
+"""Programs of all kinds that serve a pool and say who they are, and an nginx before them: for the tests of reloads.
 
 Each answers "pid", "generation", "asked" (the URI) and "end", a line each, after ?pause= milliseconds. None of them
 knows anything of a reload, and but for the worker of the wsgi pool and uvicorn each dies at once on SIGTERM.
@@ -87,7 +87,8 @@ PHP = """\
 <?php
 header('Content-Type: text/plain');
 usleep(1000 * (int)($_GET['pause'] ?? 0));
-echo 'pid ', getmypid(), "\\ngeneration ", getenv('FCGIMGR_GENERATION'), "\\nasked ", $_SERVER['REQUEST_URI'], "\\nend\\n";
+echo 'pid ', getmypid(), "\\ngeneration ", getenv('FCGIMGR_GENERATION'), "\\n";
+echo 'asked ', $_SERVER['REQUEST_URI'], "\\nend\\n";
 """
 
 WSGI = """\
