@@ -222,10 +222,14 @@ class Generation:
             self._tell("no new connection on")
 
     def _close(self) -> None:
-        if self.listening is not None:
+        if self.listening is None:
+            return
+        try:
             self.listening.close()
-            self._tell("closed")
-            self.listening = None
+        except LinuxError as error:  # its directory may not be written to any more; the socket is closed all the same
+            self.daemon.journal.error(str(error), name=self.name)
+        self._tell("closed")
+        self.listening = None
 
     def _tell(self, what: str) -> None:
         assert self.listening is not None
