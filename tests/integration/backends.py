@@ -58,6 +58,7 @@ func main() {
 
 C = """\
 #include <fcgiapp.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -68,6 +69,7 @@ int main(void)
     const char *generation = getenv("FCGIMGR_GENERATION");
 
     FCGX_Init();
+    signal(SIGTERM, SIG_DFL); /* libfcgi's own handler would let it finish */
     FCGX_InitRequest(&request, 0, 0);
     while (FCGX_Accept_r(&request) == 0) {
         const char *query = FCGX_GetParam("QUERY_STRING", request.envp);
