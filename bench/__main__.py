@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import asking, idle, logs, resident, respawn, startstop
+from bench import asking, idle, logs, reload, resident, respawn, startstop
 from bench.figure import Figure, Setting, say
 from bench.peers import find_peers
 from bench.proc import precise_sleeps
@@ -25,6 +25,7 @@ FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "memory": resident.measure,
     "status": asking.measure,
     "logs": logs.measure,
+    "reload": reload.measure,
 }
 
 
@@ -49,7 +50,7 @@ def main() -> int:
         def compiled(source: str, name: str) -> str:
             return build(source, place, name)
 
-        setting = Setting(peers, place, compiled, options.runs, options.quick)
+        setting = Setting(peers, place, compiled, options.runs, options.quick, options.only)
         for name in options.names or FIGURES:
             try:
                 figures += FIGURES[name](setting)
@@ -71,7 +72,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, metavar="N", help="how often each is measured (respawn: kills each)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: to see that it works")
     parser.add_argument(
-        "--only", action="append", metavar="MANAGER", help="this one only: fcgimgr, supervisor, php-fpm"
+        "--only",
+        action="append",
+        metavar="MANAGER",
+        help="this one only: fcgimgr, supervisor, php-fpm; for reload also gunicorn, uwsgi",
     )
     parser.add_argument("--json", metavar="FILE", help="also write all samples there")
     parser.add_argument(

@@ -12,15 +12,41 @@ from bench.figure import OURS, Figure
 
 
 def markdown(figures: list[Figure], columns: list[str]) -> str:
+    """The table of all figures, and after it those that have one of their own."""
+    apart: dict[str, list[Figure]] = {}
+    for figure in figures:
+        apart.setdefault(figure.table, []).append(figure)
+    general = apart.pop("", [])
+    tables = [_general(general, columns)] if general else []
+    return "\n\n".join([*tables, *map(_turned, apart.values())])
+
+
+def _general(figures: list[Figure], columns: list[str]) -> str:
     """A row a figure: median (lowest-highest) of each manager, how many times fcgimgr is better, and the budget."""
     others = [column for column in columns if column != OURS]
     head = ["", *columns, *(f"{column} ÷ {OURS}" for column in others), f"{OURS} must"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for figure in figures:
-        cells = [f"{figure.name} ({figure.unit})" + (f"; {figure.note}" if figure.note else "")]
+        cells = [_title(figure) + (f"; {figure.note}" if figure.note else "")]
         cells += [_samples(figure, column) for column in columns]
         cells += [_ratio(figure, column) for column in others]
         rows.append([*cells, _budget(figure)])
+    return _lines(rows)
+
+
+def _turned(figures: list[Figure]) -> str:
+    """A column a figure; a row for each of whom there are samples."""
+    names = dict.fromkeys(name for figure in figures for name in figure.samples)
+    rows = [["", *map(_title, figures)], ["---"] + ["---:"] * len(figures)]
+    rows += [[name, *(_samples(figure, name) for figure in figures)] for name in names]
+    return _lines(rows)
+
+
+def _title(figure: Figure) -> str:
+    return f"{figure.name} ({figure.unit})" if figure.unit else figure.name
+
+
+def _lines(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -69,6 +95,7 @@ def as_json(figures: list[Figure], where: str) -> str:
                 "ratio": {column: figure.ratio(column) for column in figure.samples if column != OURS},
                 "samples": figure.samples,
                 "note": figure.note,
+                "table": figure.table,
             }
         )
     return json.dumps(report, indent=1, ensure_ascii=False)
