@@ -163,18 +163,23 @@ def write(name: str, text: str) -> Callable[[Path], None]:
 def go(directory: Path) -> None:
     """The Go program, as `serve`."""
     need("go")
-    shutil.copy2(_built("go", GO), directory / "serve")
+    _place(_built("go", GO), directory / "serve")
 
 
 def c(directory: Path) -> None:
     """The C program, as `serve`."""
     need("cc")
-    shutil.copy2(_built("c", C), directory / "serve")
+    _place(_built("c", C), directory / "serve")
 
 
 def php(directory: Path) -> None:
     need("php-cgi")
     (directory / "index.php").write_text(PHP)
+
+
+def _place(program: Path, path: Path) -> None:
+    if not path.exists():  # a program that runs cannot be written
+        shutil.copy2(program, path)
 
 
 @functools.cache
@@ -230,8 +235,7 @@ def pool(
 ) -> str:
     """The table of a pool of this kind, its program made in `directory`."""
     kind = BACKENDS[backend]
-    if not (directory / "serve").exists():  # a program that runs cannot be written
-        kind.prepare(directory)
+    kind.prepare(directory)
     addresses = [address] if isinstance(address, str) else list(address)
     sockets = ", ".join(f'"{each}"' for each in addresses)
     lines = [f"[pool.{name}]", f"socket = [{sockets}]", 'directory = "%(here)s"', f"numprocs = {numprocs}", kind.keys]
