@@ -16,7 +16,7 @@ from bench.figure import Figure, Setting, say
 from bench.peers import find_peers
 from bench.proc import precise_sleeps
 from bench.programs import build
-from bench.table import as_json, machine, markdown
+from bench.table import as_json, load, machine, markdown, revision
 
 FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "respawn": respawn.measure,
@@ -38,7 +38,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     raise_limits()
     precise_sleeps()
-    say(machine())
+    before, code = load(), revision()
+    say(f"{machine()}; load averages {before}")
     figures: list[Figure] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as directory:
@@ -55,9 +56,12 @@ def main() -> int:
             except RuntimeError as error:
                 say(f"{name} could not be measured: {error}")
                 failed = True
-    print(markdown(figures, [peer.name for peer in peers]))
+    # The managers import from the checkout: a table of two revisions is a table of neither.
+    changed = "" if revision() == code else f" (CHANGED during the run, to {revision()})"
+    under = f"fcgimgr {code}{changed}. {machine()}. Load averages before: {before}; after: {load()}."
+    print(f"{markdown(figures, [peer.name for peer in peers])}\n\n{under}")
     if options.json:
-        Path(options.json).write_text(as_json(figures) + "\n")
+        Path(options.json).write_text(as_json(figures, under) + "\n")
     return 1 if failed else 0
 
 

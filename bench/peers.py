@@ -189,7 +189,7 @@ class Running:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_for_children(self, count: int, every: float = 0.001) -> float:
+    def wait_for_children(self, count: int, every: float = 0.002) -> float:
         """Wait until it has that many; the monotonic time at which it had."""
 
         def reached() -> bool:

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from bench.figure import OURS, Figure
@@ -52,9 +54,9 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def as_json(figures: list[Figure]) -> str:
-    """All samples, with the machine they were taken on."""
-    report: dict[str, Any] = {"machine": machine(), "time": round(time.time()), "figures": []}
+def as_json(figures: list[Figure], where: str) -> str:
+    """All samples, with the machine they were taken on (`where`, in words)."""
+    report: dict[str, Any] = {"machine": where, "time": round(time.time()), "figures": []}
     for figure in figures:
         report["figures"].append(
             {
@@ -72,10 +74,20 @@ def as_json(figures: list[Figure]) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False)
 
 
+def revision() -> str:
+    """Of the checkout that this module lies in; "+" when files differ from it. "unknown" outside of git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=7"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except OSError:
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
 def machine() -> str:
-    """In words: processors, kernel, Python; and how busy it is besides."""
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
-    return (
-        f"{os.cpu_count()} processors, Linux {platform.release()}, Python {platform.python_version()}; "
-        f"load averages {load}"
-    )
+    return f"{os.cpu_count()} processors, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def load() -> str:
+    """Over the last 1, 5 and 15 minutes: a machine that was busy besides has given worse figures."""
+    return ", ".join(f"{value:.1f}" for value in os.getloadavg())
