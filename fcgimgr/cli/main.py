@@ -36,6 +36,7 @@ _COMMANDS: Final = {
     "events": "logs",
     "reopen": "logs",
     "shutdown": "running",
+    "drain": "draining",
     "probe": "running",
     "ping": "running",
     "request": "request",

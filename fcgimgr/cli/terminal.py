@@ -13,6 +13,7 @@ _STATE_COLOURS: Final = {
     "RUNNING": "green",
     "STARTING": "cyan",
     "STOPPING": "cyan",
+    "DRAINING": "cyan",
     "BACKOFF": "yellow",
     "DEGRADED": "yellow",
     "EXITED": "yellow",

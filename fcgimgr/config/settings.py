@@ -161,6 +161,16 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
             description="Seconds that a shutdown may take in all; processes that are still there after it are killed."
         ),
     ] = 30.0
+    drain_delay: Annotated[
+        float,
+        Seconds(),
+        Meta(
+            description=(
+                "Seconds to go on serving after SIGTERM while `fcgimgr probe ready` says no: the time that a load "
+                "balancer takes to notice. Then the shutdown begins, with `shutdown_timeout` to itself."
+            )
+        ),
+    ] = 0.0
     exit_on_fatal: Annotated[
         bool,
         Flag(),

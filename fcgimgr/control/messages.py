@@ -147,6 +147,14 @@ class ShutdownParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     wait: bool = True
 
 
+class DrainParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`probe ready` says no from now on; `undo` takes that back. `timeout`: how long to `wait` at most, in seconds."""
+
+    undo: bool = False
+    wait: bool = True
+    timeout: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+
+
 class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`live`: the manager's loop turns. `ready`: the manager is up, and each pool that was started has who serves."""
 
@@ -165,6 +173,7 @@ Params = (
     | TailParams
     | EventsParams
     | ShutdownParams
+    | DrainParams
     | ProbeParams
 )
 
@@ -182,6 +191,7 @@ METHODS: Final[dict[str, type[Params]]] = {
     "reopen": NoParams,
     "events": EventsParams,
     "shutdown": ShutdownParams,
+    "drain": DrainParams,
     "probe": ProbeParams,
     "check": NoParams,
 }
@@ -247,6 +257,8 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
 
 
 class ManagerStatus(Struct, frozen=True, kw_only=True):
+    """The manager. `state` is STARTING, RUNNING, DRAINING (it serves, and `probe ready` says no) or STOPPING."""
+
     pid: int
     version: str
     uptime: float
@@ -319,6 +331,14 @@ class Ok(Struct, frozen=True, kw_only=True):
     ok: bool = True
 
 
+class Drained(Struct, frozen=True, kw_only=True):
+    """The result of `drain`. `ok` is false where the wait took too long; `reason` says how it stands."""
+
+    ok: bool
+    draining: bool
+    reason: str
+
+
 class Probed(Struct, frozen=True, kw_only=True):
     ok: bool
     reason: str
@@ -332,7 +352,7 @@ class Checked(Struct, frozen=True, kw_only=True):
     changed: bool = False
 
 
-Result = Pong | Status | Verdict | Updated | Tail | Reopened | Events | Ok | Probed | Checked
+Result = Pong | Status | Verdict | Updated | Tail | Reopened | Events | Ok | Drained | Probed | Checked
 
 
 # -- notifications ----------------------------------------------------------------------------------------------------

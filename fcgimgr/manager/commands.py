@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fcgimgr import __version__
@@ -32,6 +33,7 @@ from fcgimgr.manager import updating, waiting
 from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
 from fcgimgr.manager.status import status as status_of
 from fcgimgr.manager.tail import last_lines
+from fcgimgr.manager.traffic import until_quiet
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -106,7 +108,9 @@ async def reload(daemon: Daemon, params: messages.ReloadParams, caller: Caller) 
         if params.canary is not None:
             refuse_canary(generation)
     if params.action == "reload":
-        return await replace(daemon, chosen, caller, canary=params.canary, wait=params.wait)
+        everything = len(chosen) == len(daemon.pools) and params.canary is None
+        with daemon.reloading() if everything else nullcontext():
+            return await replace(daemon, chosen, caller, canary=params.canary, wait=params.wait)
     event = rollout.Promote() if params.action == "promote" else rollout.Abort("an operator has aborted it")
     verdicts = [await decided(generation.pool, event, wait=params.wait) for generation in chosen]
     return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=tuple(verdicts))
@@ -279,11 +283,25 @@ async def shutdown(daemon: Daemon, params: messages.ShutdownParams, caller: Call
     return messages.Ok()
 
 
+async def drain(daemon: Daemon, params: messages.DrainParams, caller: Caller) -> Result:
+    if params.undo:
+        if daemon.ending:
+            raise ControlError("the manager is ending; that cannot be taken back", code=REFUSED)
+        daemon.departure.undo()
+        return messages.Drained(ok=True, draining=False, reason="not draining")
+    daemon.departure.drain("asked over the control socket")
+    if not params.wait:
+        return messages.Drained(ok=True, draining=True, reason="draining")
+    return await until_quiet(daemon, lambda progress: caller.notify("progress", progress), params.timeout)
+
+
 async def probe(daemon: Daemon, params: messages.ProbeParams, caller: Caller) -> Result:
     if params.kind == "live":
         return messages.Probed(ok=True, reason="the manager answers")
     if daemon.state != "RUNNING":
         return messages.Probed(ok=False, reason=f"the manager is {daemon.state}")
+    if daemon.departure.since is not None:
+        return messages.Probed(ok=False, reason=f"the manager is DRAINING: {daemon.departure.why}")
     wanted = [pool for pool in daemon.pools.values() if pool.serving.core.up]
     unfit = [pool for pool in wanted if pool.state not in (PoolState.RUNNING, PoolState.DEGRADED)]
     if unfit:
@@ -303,7 +321,8 @@ async def update(daemon: Daemon, params: messages.UpdateParams, caller: Caller) 
     def tell(progress: messages.Progress) -> None:
         caller.notify("progress", progress)
 
-    return await updating.update(daemon, tell, dry_run=params.dry_run)
+    with nullcontext() if params.dry_run else daemon.reloading():
+        return await updating.update(daemon, tell, dry_run=params.dry_run)
 
 
 def check_config(daemon: Daemon) -> messages.Checked:
@@ -329,7 +348,7 @@ async def outcome(
 
 
 def refuse_while_stopping(daemon: Daemon) -> None:
-    if daemon.state == "STOPPING":
+    if daemon.ending:
         raise ControlError("the manager is stopping; nothing is started or stopped any more", code=REFUSED)
 
 
@@ -347,10 +366,27 @@ COMMANDS: Final[dict[str, Callable[..., Awaitable[Result]]]] = {
     "reopen": reopen,
     "events": events,
     "shutdown": shutdown,
+    "drain": drain,
     "probe": probe,
     "check": check,
     "update": update,
 }
 
+
+class Nobody:
+    """Gives commands and waits for no word: a signal to the manager."""
+
+    behind = False
+
+    def notify(self, method: str, params: Notice) -> None:
+        """It is not there."""
+
+    def when_caught_up(self, callback: Callable[[], None]) -> None:
+        """It never falls behind."""
+
+    async def gone(self) -> None:
+        """It never was here."""
+
+
 #: Those that change something, and so are worth a line in the log that says who gave them.
-CHANGING: Final = frozenset({"start", "stop", "restart", "reload", "update", "scale", "signal", "shutdown"})
+CHANGING: Final = frozenset({"start", "stop", "restart", "reload", "update", "scale", "signal", "shutdown", "drain"})

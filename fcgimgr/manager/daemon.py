@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
 from fcgimgr.linux.processes import Death, reap
+from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.history import History
@@ -57,6 +59,7 @@ class Daemon:
         self.sockets = sockets  # passed by systemd, by name
         self.started = loop.time()
         self.updating = False
+        self.reloads = 0  # updates and reloads of everything that are under way
         self._background: set[asyncio.Task[None]] = set()
         self.state = "STARTING"  # then RUNNING, then STOPPING
         self.exit_code = 0
@@ -67,6 +70,7 @@ class Daemon:
         self.notify = NotifySockets(self)
         self.readiness = Readiness(self)
         self.draining = Draining(self)
+        self.departure = Departure(self)
         self.watchers: list[Watcher] = []
         self.ended = loop.create_future()
         self._to_spawn: deque[tuple[Generation, int]] = deque()
@@ -80,6 +84,16 @@ class Daemon:
     @property
     def settings(self) -> dict[str, ProcessSettings]:
         return {name: pool.settings for name, pool in self.pools.items()}
+
+    @property
+    def ending(self) -> bool:
+        """Whether it has been decided that the manager ends, though it may still be serving (drain_delay)."""
+        return self.state == "STOPPING" or self.departure.decided
+
+    @property
+    def shown_state(self) -> str:
+        """`state`, and DRAINING for a manager that serves and is not to be sent anything new."""
+        return "DRAINING" if self.state == "RUNNING" and self.departure.since is not None else self.state
 
     # Coming up
 
@@ -113,8 +127,7 @@ class Daemon:
         failed = [pool.name for pool in wanted if pool.state in (PoolState.FATAL, PoolState.STARTING)]
         self.journal.info("up" + (f", without {', '.join(failed)}" if failed else ""))
         self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
-        for watcher in tuple(self.watchers):
-            watcher.manager_changed()
+        self.manager_changed()
 
     def _is_on_its_way(self, pool: Pool) -> bool:
         """Whether it will be known if the pool comes up: not if it waits for what does not, or is tried for ever."""
@@ -131,6 +144,11 @@ class Daemon:
         if pool.state is PoolState.STARTING:
             return any(self._is_hopeless(self.pools[name]) for name in pool.serving.core.waiting)
         return pool.state is PoolState.FATAL
+
+    def manager_changed(self) -> None:
+        """The manager itself went into another state: whoever watches is told."""
+        for watcher in tuple(self.watchers):
+            watcher.manager_changed()
 
     # What pools tell
 
@@ -219,10 +237,10 @@ class Daemon:
         self.journal.info(f"stopping: {why}")
         self.history.record("manager", self.config.manager.identifier, self.state, "STOPPING", why)
         self.state = "STOPPING"
+        self.departure.forget()
         self._waves = deque(order.stop_waves(self.settings))
         self._deadline = self.loop.call_later(self.config.manager.shutdown_timeout, self._out_of_time)
-        for watcher in tuple(self.watchers):
-            watcher.manager_changed()  # before anything stops: whoever asks why it was FATAL still gets an answer
+        self.manager_changed()  # before anything stops: whoever asks why it was FATAL still gets an answer
         self._go_on_stopping()
 
     def shutdown_now(self, why: str) -> None:
@@ -269,13 +287,18 @@ class Daemon:
         self._background.add(task)  # the loop itself holds it only weakly
         task.add_done_callback(self._background.discard)
 
-    def reload_all(self) -> None:
-        """Reload every pool, as `fcgimgr reload all` does."""
-        if self.state == "STOPPING":
-            return
-        self.journal.info("reloading all")
-        for pool in self.pools.values():
-            pool.restart()
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """While an update or a reload of everything is under way: watchers hear when it begins and when it is over."""
+        self.reloads += 1
+        try:
+            for watcher in tuple(self.watchers):
+                watcher.reload_began()
+            yield
+        finally:
+            self.reloads -= 1
+            for watcher in tuple(self.watchers):
+                watcher.reload_over()
 
     def reopen_logs(self) -> tuple[int, list[str]]:
         """Open every log file anew (after logrotate): how many, and what went wrong."""
@@ -285,7 +308,7 @@ class Daemon:
 
 
 class Watcher:
-    """Whoever wants to know how things go on: a command that waits. All three do nothing unless overridden."""
+    """Whoever wants to know how things go on: a command that waits. All of it does nothing unless overridden."""
 
     def process_changed(self, generation: Generation, index: int) -> None:
         """A process of this generation went into another state."""
@@ -295,3 +318,9 @@ class Watcher:
 
     def manager_changed(self) -> None:
         """The manager itself went into another state."""
+
+    def reload_began(self) -> None:
+        """An update or a reload of everything begins; another one may be under way."""
+
+    def reload_over(self) -> None:
+        """One of them is over, well or not."""

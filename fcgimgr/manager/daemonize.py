@@ -16,6 +16,11 @@ class Starter:
     def __init__(self, fd: int | None = None) -> None:
         self._fd = fd
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is one, and it has not been told yet."""
+        return self._fd is not None
+
     def tell(self, code: int, message: str = "") -> None:
         """Let the starter print `message` and end with `code`. Only the first call counts."""
         if self._fd is None:

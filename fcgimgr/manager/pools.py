@@ -116,15 +116,6 @@ class Pool:
             self._decide(Verdict(False, event.why))  # where it was still waiting there was nothing to discard
         return verdict
 
-    def restart(self) -> None:
-        """Replace every process, by a new generation where that can be, else one after the other."""
-        if not self.serving.core.up:
-            return
-        if self.can_reload():
-            self.reload(self.settings, self.config)
-        else:
-            self.serving.feed(core_generation.Restart())
-
     def feed(self, event: core.Event) -> bool:
         """Let core decide on `event` and carry out what it says. False if that was refused."""
         self._inbox.append(event)

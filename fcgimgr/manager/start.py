@@ -11,7 +11,7 @@ import getopt
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -20,21 +20,24 @@ from typing import TYPE_CHECKING, Any
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
-from fcgimgr.control.messages import ControlError
+from fcgimgr.control.messages import ControlError, ProcessVerdict
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
-from fcgimgr.manager import updating
+from fcgimgr.linux.sdnotify import Notifier
+from fcgimgr.manager import commands, updating
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
+from fcgimgr.manager.names import Chosen
 from fcgimgr.manager.openlog import open_log, open_reason
 from fcgimgr.manager.places import Places
 from fcgimgr.manager.server import ControlServer
+from fcgimgr.manager.service import Service
 from fcgimgr.manager.signals import Signals
 from fcgimgr.manager.stream import Stream
 
@@ -58,6 +61,7 @@ def main(words: list[str]) -> int:
         for warning in daemon_warnings(config):
             print(f"{config.path}: warning: {warning}", file=sys.stderr)
     try:
+        notifier = Notifier.from_environment()
         sockets = inherited_sockets()
         close_inherited(keep=given_fds(config, sockets))
     except LinuxError as error:
@@ -65,13 +69,13 @@ def main(words: list[str]) -> int:
         return FAILED
     starter = daemonize() if in_background else Starter()
     try:
-        return run(config, starter, sockets)
+        return run(config, starter, sockets, notifier)
     except LinuxError as error:
         starter.fail(FAILED, str(error))
         return FAILED
 
 
-def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
+def run(config: Config, starter: Starter, sockets: dict[str, list[int]], notifier: Notifier) -> int:
     """Manage until it is over; the exit code. LinuxError: it could not begin."""
     settings = config.manager
     reset_ignored_signals()
@@ -92,6 +96,9 @@ def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
         for warning in config.warnings:
             journal.warning(warning)
         daemon = Daemon(config, loop=loop, journal=journal, logs=logs, soft_nofile=soft_nofile, sockets=sockets)
+        service = Service(daemon, notifier)
+        held.callback(service.end)
+        service.begin(daemonised=starter.waits)
         signals = Signals(loop)
         held.callback(signals.close)
         listen_to_signals(daemon, signals)
@@ -157,24 +164,32 @@ def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
         name = signal.Signals(number).name
         if daemon.state == "STOPPING":
             daemon.shutdown_now(f"{name} for the second time")
+        elif daemon.ending:
+            daemon.shutdown(f"{name} for the second time: drain_delay is cut short")
         else:
-            daemon.shutdown(name)
+            daemon.departure.shutdown(name)
 
     def update() -> None:
-        daemon.in_background(update_by_signal(daemon))
+        if not daemon.ending:
+            daemon.in_background(update_by_signal(daemon))
+
+    def reload_all() -> None:
+        if not daemon.ending:
+            daemon.in_background(reload_by_signal(daemon))
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signals.handle(number, partial(terminate, number))
     signals.handle(signal.SIGHUP, update)
     signals.handle(signal.SIGUSR1, daemon.reopen_logs)
-    signals.handle(signal.SIGUSR2, daemon.reload_all)
+    signals.handle(signal.SIGUSR2, reload_all)
     signals.handle(signal.SIGCHLD, daemon.reap_children)
 
 
 async def update_by_signal(daemon: Daemon) -> None:
     """HUP has nobody to answer to but the log."""
     try:
-        updated = await updating.update(daemon)
+        with daemon.reloading():
+            updated = await updating.update(daemon)
     except ControlError as error:
         daemon.journal.error(f"HUP: {error}")
         return
@@ -184,9 +199,22 @@ async def update_by_signal(daemon: Daemon) -> None:
         daemon.journal.error("HUP: the configuration is broken; nothing of it was applied")
     elif not updated.changes:
         daemon.journal.info("HUP: no change for any pool or program")
-    for verdict in updated.processes:
+    log_verdicts(daemon, "HUP", updated.processes)
+
+
+async def reload_by_signal(daemon: Daemon) -> None:
+    """USR2 is `fcgimgr reload all`, of what is up."""
+    daemon.journal.info("USR2: reloading all")
+    with daemon.reloading():
+        chosen: Chosen = {pool.serving: None for pool in daemon.pools.values() if pool.serving.core.up}
+        verdict = await commands.replace(daemon, chosen, commands.Nobody())
+    log_verdicts(daemon, "USR2", verdict.processes)
+
+
+def log_verdicts(daemon: Daemon, order: str, verdicts: Iterable[ProcessVerdict]) -> None:
+    for verdict in verdicts:
         log = daemon.journal.info if verdict.ok else daemon.journal.error
-        log(f"HUP: {verdict.result}" + (f": {verdict.detail}" if verdict.detail else ""), name=verdict.name)
+        log(f"{order}: {verdict.result}" + (f": {verdict.detail}" if verdict.detail else ""), name=verdict.name)
 
 
 def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack) -> tuple[Journal, Logs]:

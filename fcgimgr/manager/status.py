@@ -36,7 +36,7 @@ async def status(daemon: Daemon, chosen: Chosen, *, detail: bool) -> messages.St
             version=__version__,
             uptime=round(daemon.loop.time() - daemon.started, 3),
             config=daemon.config.path,
-            state=daemon.state,
+            state=daemon.shown_state,
         ),
         pools=tuple(pools),
     )

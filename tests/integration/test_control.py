@@ -397,7 +397,7 @@ def test_without_a_manager_every_command_ends_with_4(tmp_path: Path) -> None:
     commands = [
         ["status"], ["start", "web"], ["stop", "web"], ["restart", "web"], ["scale", "web", "1"],
         ["signal", "HUP", "web"], ["tail", "web"], ["tail", "-f", "web"], ["reopen"], ["events"], ["shutdown"],
-        ["ping"], ["probe", "live"],
+        ["drain"], ["ping"], ["probe", "live"],
     ]  # fmt: skip
     for command in commands:
         complaint = fcgimgr("-c", config, *command).fails(4)
@@ -406,7 +406,16 @@ def test_without_a_manager_every_command_ends_with_4(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["stats"], ["stop"], ["scale", "web"], ["probe", "dead"], ["tail", "-n", "x", "web"], ["--bogus"]]
+    "command",
+    [
+        ["stats"],
+        ["stop"],
+        ["scale", "web"],
+        ["probe", "dead"],
+        ["drain", "--timeout", "-1"],
+        ["tail", "-n", "x", "web"],
+        ["--bogus"],
+    ],
 )
 def test_a_wrong_command_line_ends_with_2(command: list[str], two: Manager) -> None:
     two(*command).fails(2)

@@ -14,6 +14,8 @@ from fcgimgr.control.messages import (
     INVALID_PARAMS,
     NO_SUCH_NAME,
     ControlError,
+    Drained,
+    DrainParams,
     Event,
     Events,
     EventsParams,
@@ -281,6 +283,19 @@ def test_ping_and_probe(run: Run, manager: ScriptedManager):
     assert run("-s", "m.sock", "ping") == (0, "pong: fcgimgr 0.1.0, pid 9\n", "")
     assert run("-s", "m.sock", "probe", "ready") == (1, "app: DEGRADED\n", "")
     assert manager.asked == [("ping", NoParams()), ("probe", ProbeParams(kind="ready"))]
+
+
+def test_drain_tells_how_it_stands(run: Run, manager: ScriptedManager):
+    manager.answers["drain"] = Drained(ok=True, draining=True, reason="draining; no connection is in use")
+    assert run("-s", "m.sock", "drain") == (0, "draining; no connection is in use\n", "")
+    manager.answers["drain"] = Drained(ok=False, draining=True, reason="draining; after 2 s still app: 1")
+    assert run("-s", "m.sock", "drain", "--timeout", "2") == (1, "draining; after 2 s still app: 1\n", "")
+    manager.answers["drain"] = Drained(ok=True, draining=False, reason="not draining")
+    assert run("-s", "m.sock", "drain", "--undo") == (0, "not draining\n", "")
+    assert run("-s", "m.sock", "drain", "--no-wait")[0] == 0
+    asked = [DrainParams(), DrainParams(timeout=2.0), DrainParams(undo=True), DrainParams(wait=False)]
+    assert [params for _, params in manager.asked] == asked
+    assert run("-s", "m.sock", "drain", "--undo", "--timeout", "2")[0] == 2
 
 
 # -- how it fails -----------------------------------------------------------------------------------------------------
