@@ -125,6 +125,7 @@ class Pool:
         try:
             while self._inbox:
                 self.core, actions = core.step(self.core, self._inbox.popleft(), self.daemon.loop.time())
+                self.daemon.state_file.pool_changed(self)
                 self._arm_timer()
                 for action in actions:
                     refused |= self._carry_out(action)
@@ -146,6 +147,7 @@ class Pool:
             case core.Switch(number):
                 self._listening(number).take_traffic()
                 self._abandon_addresses(number)
+                self.daemon.state_file.generation_changed(self.serving)
                 journal.info("the new generation serves", name=self.name, generation=number)
             case core.Leave(number):
                 self.generations[number].feed(core_generation.Leave())
@@ -243,6 +245,7 @@ class Pool:
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
                 self.generations.pop(number).end()
+                self.daemon.state_file.all_changed()
                 self.daemon.journal.info("a generation has left", name=self.name, generation=number)
                 self.feed(core.Gone(number))
                 if not self.core.leaving and self.core.coming is None:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
-from fcgimgr.control.messages import ControlError
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
 from fcgimgr.linux.errors import LinuxError
@@ -29,6 +28,7 @@ from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored
 from fcgimgr.manager import updating
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
+from fcgimgr.manager.inheritance import Estate, find_estate, inherit
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
@@ -91,11 +91,24 @@ def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
         loop.set_exception_handler(partial(confess, journal))
         for warning in config.warnings:
             journal.warning(warning)
-        daemon = Daemon(config, loop=loop, journal=journal, logs=logs, soft_nofile=soft_nofile, sockets=sockets)
+        estate = find_estate(settings.state_dir, journal)
+        if estate is not None:
+            held.callback(estate.close)
+            places.made_state_dir |= estate.made_dir
+        daemon = Daemon(
+            estate.config(config) if estate is not None and estate.living else config,
+            loop=loop,
+            journal=journal,
+            logs=logs,
+            soft_nofile=soft_nofile,
+            sockets=sockets,
+            made_dir=places.made_state_dir,
+        )
         signals = Signals(loop)
         held.callback(signals.close)
         listen_to_signals(daemon, signals)
-        return loop.run_until_complete(live(daemon, ControlServer(daemon, places.control), starter))
+        server = ControlServer(daemon, places.control)
+        return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
 
 def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -110,12 +123,15 @@ def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str
     journal.error("internal error", message=context.get("message"), error=repr(error), where=where)
 
 
-async def live(daemon: Daemon, server: ControlServer, starter: Starter) -> int:
-    """From the first process to the last."""
+async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: Estate | None, config: Config) -> int:
+    """From the first process to the last. `estate`: what a manager that was killed has left."""
     await server.open()
     daemon.journal.info("starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control)
     daemon.watchers.append(TellStarter(daemon, starter))
-    daemon.start()
+    if estate is None:
+        daemon.start()
+    else:
+        await inherit(daemon, estate, config)
     await daemon.ended
     daemon.end()
     daemon.journal.info("ended", code=daemon.exit_code)
@@ -161,7 +177,7 @@ def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
             daemon.shutdown(name)
 
     def update() -> None:
-        daemon.in_background(update_by_signal(daemon))
+        daemon.in_background(updating.update_and_log(daemon, "HUP"))
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signals.handle(number, partial(terminate, number))
@@ -169,24 +185,6 @@ def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
     signals.handle(signal.SIGUSR1, daemon.reopen_logs)
     signals.handle(signal.SIGUSR2, daemon.reload_all)
     signals.handle(signal.SIGCHLD, daemon.reap_children)
-
-
-async def update_by_signal(daemon: Daemon) -> None:
-    """HUP has nobody to answer to but the log."""
-    try:
-        updated = await updating.update(daemon)
-    except ControlError as error:
-        daemon.journal.error(f"HUP: {error}")
-        return
-    for problem in updated.problems:
-        daemon.journal.error(problem)
-    if updated.problems:
-        daemon.journal.error("HUP: the configuration is broken; nothing of it was applied")
-    elif not updated.changes:
-        daemon.journal.info("HUP: no change for any pool or program")
-    for verdict in updated.processes:
-        log = daemon.journal.info if verdict.ok else daemon.journal.error
-        log(f"HUP: {verdict.result}" + (f": {verdict.detail}" if verdict.detail else ""), name=verdict.name)
 
 
 def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack) -> tuple[Journal, Logs]:
