@@ -33,15 +33,15 @@ PATIENCE: Final = 10.0
 DIES_WITHIN: Final = 1.0
 
 
-def find_estate(state_dir: str, journal: Journal) -> Estate | None:
-    """What is left of a manager that was killed; None: none was, or it was in another life of the machine."""
+def find_estate(state_dir: str, journal: Journal, *, fresh: bool) -> Estate | None:
+    """What is left of a manager that was killed; None: none was. `fresh`: there was no state_dir."""
     path = os.path.join(state_dir, NAME)
     try:
         saved = read(path, procfs.boot_id())
     except StateError as error:
         journal.warning(f"{path}: the state of an earlier manager is of no use: {error}")
         return Estate(None)
-    return None if saved is None else Estate(saved)
+    return Estate(saved) if saved is not None or not fresh else None
 
 
 async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:

@@ -91,7 +91,7 @@ def run(config: Config, starter: Starter, sockets: dict[str, list[int]]) -> int:
         loop.set_exception_handler(partial(confess, journal))
         for warning in config.warnings:
             journal.warning(warning)
-        estate = find_estate(settings.state_dir, journal)
+        estate = find_estate(settings.state_dir, journal, fresh=places.made_state_dir)
         if estate is not None:
             held.callback(estate.close)
             places.made_state_dir |= estate.made_dir
