@@ -160,7 +160,7 @@ class Leftovers:
                 continue
             group = group_of(pid)
             if group in whole:
-                if is_alive(pid):
+                if pid != group and is_alive(pid):  # else it is the number again, taken since
                     found[group].append(pid)
             elif anywhere and session(pid) not in self._ours and may_signal(pid):
                 environment = environment_of(pid) or {}
