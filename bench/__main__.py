@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import asking, idle, logs, resident, respawn, startstop
+from bench import asking, idle, logs, reload, resident, respawn, startstop
 from bench.figure import Figure, Setting, say
 from bench.peers import find_peers
 from bench.proc import precise_sleeps
 from bench.programs import build
-from bench.table import as_json, machine, markdown
+from bench.table import as_json, load, machine, markdown, revision
 
 FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "respawn": respawn.measure,
@@ -25,6 +25,7 @@ FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "memory": resident.measure,
     "status": asking.measure,
     "logs": logs.measure,
+    "reload": reload.measure,
 }
 
 
@@ -38,7 +39,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     raise_limits()
     precise_sleeps()
-    say(machine())
+    before, code = load(), revision()
+    say(f"{machine()}; load averages {before}")
     figures: list[Figure] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as directory:
@@ -48,16 +50,19 @@ def main() -> int:
         def compiled(source: str, name: str) -> str:
             return build(source, place, name)
 
-        setting = Setting(peers, place, compiled, options.runs, options.quick)
+        setting = Setting(peers, place, compiled, options.runs, options.quick, options.only)
         for name in options.names or FIGURES:
             try:
                 figures += FIGURES[name](setting)
             except RuntimeError as error:
                 say(f"{name} could not be measured: {error}")
                 failed = True
-    print(markdown(figures, [peer.name for peer in peers]))
+    # The managers import from the checkout: a table of two revisions is a table of neither.
+    changed = "" if revision() == code else f" (CHANGED during the run, to {revision()})"
+    under = f"fcgimgr {code}{changed}. {machine()}. Load averages before: {before}; after: {load()}."
+    print(f"{markdown(figures, [peer.name for peer in peers])}\n\n{under}")
     if options.json:
-        Path(options.json).write_text(as_json(figures) + "\n")
+        Path(options.json).write_text(as_json(figures, under) + "\n")
     return 1 if failed else 0
 
 
@@ -67,7 +72,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, metavar="N", help="how often each is measured (respawn: kills each)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: to see that it works")
     parser.add_argument(
-        "--only", action="append", metavar="MANAGER", help="this one only: fcgimgr, supervisor, php-fpm"
+        "--only",
+        action="append",
+        metavar="MANAGER",
+        help="this one only: fcgimgr, supervisor, php-fpm; for reload also gunicorn, uwsgi",
     )
     parser.add_argument("--json", metavar="FILE", help="also write all samples there")
     parser.add_argument(

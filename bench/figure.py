@@ -18,7 +18,8 @@ OURS: Final = "fcgimgr"
 class Figure:
     """`samples` by manager, in `unit`. Ours are held against `budget`, in the same unit.
 
-    better: whether less or more of it is good. note: what a reader must know to read the row.
+    better: whether less or more of it is good. note: what a reader must know to read the row. table: "" for the one of
+    all figures, a row a figure; else the name of a table of its own, where the figures are the columns.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Figure:
     better: Literal["less", "more"] = "less"
     samples: dict[str, list[float]] = field(default_factory=dict)
     note: str = ""
+    table: str = ""
 
     def add(self, column: str, sample: float) -> None:
         self.samples.setdefault(column, []).append(sample)
@@ -59,6 +61,10 @@ class Setting:
     build: Callable[[str, str], str]  # (source, name) → the program's path
     runs: int | None  # None: as often as the figure thinks fit
     quick: bool
+    only: list[str] | None = None  # the managers' names; None: all
+
+    def wants(self, manager: str) -> bool:
+        return self.only is None or manager in self.only
 
     def times(self, usual: int, quick: int) -> int:
         return self.runs or (quick if self.quick else usual)

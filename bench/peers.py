@@ -176,11 +176,11 @@ def find_peers() -> tuple[list[Peer], list[str]]:
     return peers, missing
 
 
-class Running:
-    """A manager that runs. `begun`: monotonic seconds just before its exec."""
+class Process:
+    """A manager's process, whose files are in `directory`. `begun`: monotonic seconds just before its exec."""
 
-    def __init__(self, peer: Peer, directory: Path, process: subprocess.Popen[bytes], begun: float) -> None:
-        self.peer = peer
+    def __init__(self, name: str, directory: Path, process: subprocess.Popen[bytes], begun: float) -> None:
+        self.name = name
         self.directory = directory
         self.begun = begun
         self._process = process
@@ -189,16 +189,19 @@ class Running:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_for_children(self, count: int, every: float = 0.001) -> float:
+    def wait_for_children(self, count: int, every: float = 0.002) -> float:
         """Wait until it has that many; the monotonic time at which it had."""
 
         def reached() -> bool:
-            if (code := self._process.poll()) is not None:
-                log = (self.directory / "manager.log").read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"{self.peer.name} ended with {code}:\n{log}")
+            self.lives()
             return len(children(self.pid)) >= count
 
-        return wait_until(reached, START_WITHIN, every, f"{count} children of {self.peer.name}")
+        return wait_until(reached, START_WITHIN, every, f"{count} children of {self.name}")
+
+    def lives(self) -> None:
+        """RuntimeError with the end of its log when it does not."""
+        if (code := self._process.poll()) is not None:
+            raise RuntimeError(f"{self.name} ended with {code}:\n{self._said()}")
 
     def stop(self) -> None:
         """Send TERM and wait for the end."""
@@ -220,17 +223,33 @@ class Running:
             for pid in family:
                 kill_quietly(pid, signal.SIGKILL)
 
+    def _said(self) -> str:
+        logs = (self.directory / "output", self.directory / "manager.log")
+        return "".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
+
+
+class Running(Process):
+    """A manager that runs."""
+
+    def __init__(self, peer: Peer, directory: Path, process: subprocess.Popen[bytes], begun: float) -> None:
+        super().__init__(peer.name, directory, process, begun)
+        self.peer = peer
+
 
 @contextmanager
 def running(peer: Peer, directory: Path, fleet: Fleet) -> Iterator[Running]:
     """The manager on this fleet, with files in `directory`; on leaving it is ended, however that goes."""
     directory.mkdir(parents=True, exist_ok=True)
-    words = peer.configure(directory, fleet)
-    with (directory / "output").open("wb") as output:
-        begun = monotonic()
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=directory)
-    manager = Running(peer, directory, process, begun)
+    manager = Running(peer, directory, *start(peer.configure(directory, fleet), directory))
     try:
         yield manager
     finally:
         manager.end()
+
+
+def start(words: list[str], directory: Path) -> tuple[subprocess.Popen[bytes], float]:
+    """Run a command in `directory`, what it says into the file `output`; with the monotonic time before its exec."""
+    with (directory / "output").open("wb") as output:
+        begun = monotonic()
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=directory)
+    return process, begun

@@ -59,8 +59,19 @@ new_enough() {
     have "$1" && "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
+# for_everybody PYTHON: other users can execute it too. The tests of root start managers and commands as another user, which
+# fails with an interpreter below root's own home (pyenv, uv).
+for_everybody() {
+    [ "$(id -u)" != 0 ] || ! have setpriv || setpriv --reuid=65534 --regid=65534 --clear-groups "$1" -c "" 2>/dev/null
+}
+
 find_python() {
     for python in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+        if new_enough "$python" && { [ "$python" = "${PYTHON:-}" ] || for_everybody "$python"; }; then
+            return 0
+        fi
+    done
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
         if new_enough "$python"; then
             return 0
         fi

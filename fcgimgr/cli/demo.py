@@ -4,6 +4,9 @@ Everything it makes is in one private directory that goes when it ends: the conf
 control socket. The HTTP in front is for development; in production that is nginx.
 """
 
+import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +48,7 @@ The demo runs: 4 processes share one FastCGI socket. This HTTP front is for deve
 
   look:     http://{host}:{port}/
             curl http://{host}:{port}/
-  status:   fcgimgr -s {control} status
+  status:   {program} -s {control} status
   kill one: kill -9 {pid}
             and look again: another has taken its place, and no request was refused
 
@@ -63,19 +66,30 @@ Ctrl-C ends it.
 )
 def demo_(port: int) -> None:
     """Show it at once: a pool of the packaged application and an HTTP front for development."""
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the manager behind
+        signal.signal(number, _end)
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="fcgimgr-demo-") as directory:
         config, control = f"{directory}/pool.toml", f"{directory}/control.sock"
         with open(config, "w", encoding="utf-8") as file:
             file.write(_POOL.format(directory=directory))
         with _front(f"unix:{directory}/demo.sock", port) as front, _manager(config, control) as manager:
             pid = _wait_until_ready(manager, control)
-            print(_WELCOME.format(host=_HOST, port=front.server_port, control=control, pid=pid), flush=True)
+            welcome = _WELCOME.format(host=_HOST, port=front.server_port, program=_program(), control=control, pid=pid)
+            print(welcome, flush=True)
             front.serve_forever()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt  # Ends the front from wherever it is, as Ctrl-C does.
+
+
+def _program() -> str:
+    """What to type for this command: scripts/demo runs it from a virtualenv that is not in PATH."""
+    ours = os.path.abspath(sys.argv[0])
+    found = shutil.which("fcgimgr")
+    if os.path.basename(ours) != "fcgimgr" or (found is not None and os.path.realpath(found) == os.path.realpath(ours)):
+        return "fcgimgr"
+    return shlex.quote(ours)
 
 
 def _front(address: str, port: int) -> "HTTPServer":
@@ -104,8 +118,8 @@ def _manager(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
         yield manager
     finally:
         # A second Ctrl-C must not leave processes behind: stopping is bounded anyway.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         _stop(manager, control)
 
 

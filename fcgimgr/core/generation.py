@@ -14,6 +14,7 @@ can forget them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -101,7 +102,9 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """New connections go to another generation: serve what has come, and end."""
+    """New connections go to another generation: serve what has come, and end. `served`: whether any ever came."""
+
+    served: bool = True
 
 
 class QueueEmpty(msgspec.Struct, frozen=True):
@@ -243,9 +246,10 @@ def pool_state(pool: Generation) -> PoolState:
 
 
 def _count(processes: Iterable[State]) -> dict[str, int]:
+    by_type = Counter(map(type, processes))  # in C: a pool of a thousand is counted often
     counts = dict.fromkeys((state.name for state in process.STATES), 0)
-    for state in processes:
-        counts[state.name] += 1
+    for state in process.STATES:
+        counts[state.name] += by_type[state]
     return counts
 
 
@@ -299,9 +303,13 @@ class _Draft:
                 self._start(indexes)
             case Stop(None):
                 self._stop()
-            case Leave():
+            case Leave(served):
                 self.fields["left"] = True
-                self._drain()
+                if served:
+                    self._drain()
+                else:  # what waits in its queue is a ping that it has left unanswered
+                    self._go_down()
+                    self._tell_each(range(len(self.processes)), StopAsked())
             case QueueEmpty():
                 self._stop_draining(StopAsked(by=self.draining) if self._retires else StopAsked())
             case DrainDue():
@@ -467,7 +475,8 @@ class _Draft:
     def close_unless_wanted(self) -> None:
         if not self.open or self.opening:
             return
-        if any(not isinstance(state, _AT_REST) for state in self.processes):
+        # From the end: a thousand that are stopped together die in their order, and each death asks this question.
+        if any(not isinstance(state, _AT_REST) for state in reversed(self.processes)):
             return
         failed = any(isinstance(state, Fatal) for state in self.processes)
         if self.up and failed and isinstance(self.settings, PoolSettings) and self.settings.on_fatal == "keep":

@@ -16,9 +16,12 @@ asked for while another is arriving is refused, because nobody can say what its 
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
+
+#: Why a generation is discarded at its `due`; the manager adds who was not ready.
+NOT_READY: Final = "not ready within reload_timeout"
 
 
 class Arriving(msgspec.Struct, frozen=True):
@@ -125,10 +128,11 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 class Discard(msgspec.Struct, frozen=True):
-    """Do away with this generation; it has accepted nothing that it need finish, or as a canary finishes it."""
+    """Do away with this generation. `served`: as a canary it was given connections, which it finishes."""
 
     number: int
     why: str
+    served: bool = False
 
 
 class Queued(msgspec.Struct, frozen=True):
@@ -158,7 +162,7 @@ def step(pool: Pool, event: Event, now: float) -> tuple[Pool, list[Action]]:
         case Failed(number, why) if coming is not None and coming.number == number:
             return _discard(pool, number, why)
         case Due() if isinstance(coming, Arriving):
-            return _discard(pool, coming.number, "it was not ready in time (reload_timeout)")
+            return _discard(pool, coming.number, NOT_READY)
         case Promote():
             if isinstance(coming, Canary):
                 return _switch(pool, coming.number)
@@ -194,7 +198,7 @@ def _switch(pool: Pool, number: int) -> tuple[Pool, list[Action]]:
 
 def _discard(pool: Pool, number: int, why: str) -> tuple[Pool, list[Action]]:
     after = msgspec.structs.replace(pool, coming=None, leaving=pool.leaving | {number})
-    return after, [Discard(number, why)]
+    return after, [Discard(number, why, served=isinstance(pool.coming, Canary))]
 
 
 def _forget(pool: Pool, number: int, now: float) -> tuple[Pool, list[Action]]:

@@ -19,7 +19,7 @@ from fcgimgr.core import generation as core
 from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
-from fcgimgr.linux.processes import reap, signal_group, signal_process
+from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.generation import Generation
@@ -233,12 +233,18 @@ class Daemon:
     def reap_children(self) -> None:
         """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
         for death in reap():
-            child = self.children.pop(death.pid, None)
-            if child is None:
-                self.journal.debug("reaped a stranger", pid=death.pid)
-                continue
-            self.died(*child, death.pid, Exit(code=death.code, signal=death.signal))
+            try:
+                self._take_in(death)
+            except Exception as error:  # noqa: BLE001 - a fault in one death must not leave the others unheard of
+                self.loop.call_exception_handler({"message": f"the death of {death.pid}", "exception": error})
         self.leftovers.look()
+
+    def _take_in(self, death: Death) -> None:
+        child = self.children.pop(death.pid, None)
+        if child is None:
+            self.journal.debug("reaped a stranger", pid=death.pid)
+            return
+        self.died(*child, death.pid, Exit(code=death.code, signal=death.signal))
 
     # Going down
 

@@ -68,6 +68,7 @@ class Generation:
         self.listening: Listening | None = None
         self.recipes: Recipes | None = None
         self.incomplete = False  # taken over from another manager, but not all of it could be had
+        self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
@@ -261,10 +262,14 @@ class Generation:
             self._tell("no new connection on")
 
     def _close(self) -> None:
-        if self.listening is not None:
+        if self.listening is None:
+            return
+        try:
             self.listening.close()
-            self._tell("closed")
-            self.listening = None
+        except LinuxError as error:  # its directory may not be written to any more; the socket is closed all the same
+            self.daemon.journal.error(str(error), name=self.name)
+        self._tell("closed")
+        self.listening = None
 
     def _tell(self, what: str) -> None:
         assert self.listening is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fcgimgr.config.address import Address, InheritedAddress, SystemdAddress, TcpAddress, UnixAddress
@@ -148,6 +149,7 @@ class Listening:
 
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = tuple(places)
+        self.refuses = False  # no new connection can come, at any address
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -200,6 +202,7 @@ class Listening:
     def refuse_new(self) -> None:
         """Let no new connection in. Where that cannot be (an abstract or a passed socket) they come until the end."""
         self.refuse_new_but(())
+        self.refuses = all(isinstance(place.address, TcpAddress | UnixAddress) for place in self.places)
 
     def refuse_new_but(self, kept: Container[str]) -> None:
         """Let no new connection in, but at the addresses `kept`, which another generation has taken over."""
@@ -221,8 +224,15 @@ class Listening:
         return not any((place.queue() or (0, 0))[0] for place in self.places)
 
     def close(self) -> None:
+        """Close all of them. LinuxError: the file of one cannot be removed; they are closed all the same."""
+        refusal: LinuxError | None = None
         for place in self.places:
-            place.close()
+            try:
+                place.close()
+            except LinuxError as error:
+                refusal = refusal or error
+        if refusal is not None:
+            raise refusal
 
 
 def open_listening(settings: PoolSettings, inherited: Inherited, beside: Listening | None = None) -> Listening:
@@ -243,7 +253,8 @@ def open_listening(settings: PoolSettings, inherited: Inherited, beside: Listeni
             places.append(place)
             place.listener.set_blocking(settings.socket_blocking)
     except LinuxError:
-        Listening(places).close()
+        with suppress(LinuxError):  # what could not be opened is what to tell
+            Listening(places).close()
         raise
     return Listening(places)
 

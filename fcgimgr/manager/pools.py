@@ -47,7 +47,8 @@ class Pool:
         self.core = core.Pool()
         self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
         self.state = PoolState.STOPPED
-        self.verdict: Future[Verdict] | None = None
+        self.verdict: Future[Verdict] | None = None  # of the reload that is under way
+        self._until_gone: dict[int, Future[Verdict]] = {}  # of those that have switched, by the generation that leaves
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
         self._timer: TimerHandle | None = None
@@ -85,11 +86,11 @@ class Pool:
     def reload(self, settings: ProcessSettings, config: Config, percent: float | None = None) -> Future[Verdict]:
         """Replace the processes by new ones with these settings. The answer comes when it is over."""
         assert isinstance(settings, PoolSettings)
-        self._next = (settings, config)
         verdict: Future[Verdict] = self.daemon.loop.create_future()
-        before, self.verdict = self.verdict, verdict
+        before = self._next, self.verdict
+        self._next, self.verdict = (settings, config), verdict
         if not self.feed(core.Reload(patience=settings.reload_timeout, percent=percent)):
-            self.verdict = before
+            self._next, self.verdict = before  # another one may be waiting for its turn
         return verdict
 
     def adopt(self, settings: ProcessSettings, config: Config) -> None:
@@ -102,8 +103,11 @@ class Pool:
         before, self.verdict = self.verdict, verdict
         if not self.feed(event):
             self.verdict = before
-        elif before is not None and not before.done():
+            return verdict
+        if before is not None and not before.done():
             verdict.add_done_callback(partial(pass_on, before))
+        if isinstance(event, core.Abort):
+            self._decide(Verdict(False, event.why))  # where it was still waiting there was nothing to discard
         return verdict
 
     def restart(self) -> None:
@@ -145,15 +149,16 @@ class Pool:
                 self._listening(number).share(percent)
                 self._decide(Verdict(True))
             case core.Switch(number):
-                self._listening(number).take_traffic()
+                self._listening(number).take_traffic()  # of a canary; any other has it already
                 self._abandon_addresses(number)
                 self.daemon.state_file.generation_changed(self.serving)
                 journal.info("the new generation serves", name=self.name, generation=number)
             case core.Leave(number):
+                if self.verdict is not None:
+                    self._until_gone[number], self.verdict = self.verdict, None
                 self.generations[number].feed(core_generation.Leave())
-            case core.Discard(number, why):
-                journal.error(f"the new generation is discarded: {why}", name=self.name, generation=number)
-                self._discard(number, why)
+            case core.Discard(number, why, served):
+                self._discard(number, why, served=served)
             case core.Queued():
                 journal.info("the reload waits until the generation before has left", name=self.name)
             case core.Refused(why):
@@ -183,12 +188,16 @@ class Pool:
                 except LinuxError as error:  # they are let in until the old generation has gone
                     self.daemon.journal.debug(str(error), name=self.name)
 
-    def _discard(self, number: int, why: str) -> None:
+    def _discard(self, number: int, why: str, *, served: bool) -> None:
         generation = self.generations[number]
         if self.serving.listening is not None:
             self.serving.listening.take_traffic()
         process, lines = self._who_failed(generation)
-        generation.feed(core_generation.Leave())
+        if why == core.NOT_READY:
+            ping = f"; ping: {generation.ping_failure}" if generation.ping_failure else ""
+            why = f"{process}: {why}{ping}"
+        self.daemon.journal.error(f"the new generation is discarded: {why}", name=self.name, generation=number)
+        generation.feed(core_generation.Leave(served=served))
         self._decide(Verdict(False, why, process, lines))
 
     def _who_failed(self, generation: Generation) -> tuple[str, tuple[str, ...]]:
@@ -239,22 +248,33 @@ class Pool:
 
     def refresh(self) -> bool:
         """After a rush of events: look at what they come to. True if the pool's state has changed."""
-        coming = self.core.coming
-        if coming is not None and self.generations[coming.number].state is PoolState.RUNNING:
-            self.feed(core.Ready(coming.number))
+        self._switch_if_ready()
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
                 self.generations.pop(number).end()
                 self.daemon.state_file.all_changed()
                 self.daemon.journal.info("a generation has left", name=self.name, generation=number)
                 self.feed(core.Gone(number))
-                if not self.core.leaving and self.core.coming is None:
-                    self._decide(Verdict(True))
+                verdict = self._until_gone.pop(number, None)
+                if verdict is not None and not verdict.done():
+                    verdict.set_result(Verdict(True))
         before, self.state = self.state, self.serving.state
         if self.state is before:
             return False
         self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.serving.core.fault)
         return True
+
+    def _switch_if_ready(self) -> None:
+        coming = self.core.coming
+        if not isinstance(coming, core.Arriving) or self.generations[coming.number].state is not PoolState.RUNNING:
+            return
+        if coming.percent is None:
+            try:
+                self._listening(coming.number).take_traffic()
+            except LinuxError as error:  # somebody has removed or replaced the socket's file, say
+                self.feed(core.Failed(coming.number, str(error)))
+                return
+        self.feed(core.Ready(coming.number))
 
     # Going down
 

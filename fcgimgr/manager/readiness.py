@@ -81,7 +81,7 @@ class Readiness:
                     if isinstance(answer, OSError | ProtocolError | TimeoutError):
                         failure = str(answer) or "no answer in time"
                         if failure != said:
-                            said = failure
+                            said = generation.ping_failure = failure
                             self._daemon.journal.warning(f"ping: {failure}", name=generation.name)
                     elif isinstance(answer, BaseException):
                         raise answer

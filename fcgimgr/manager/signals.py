@@ -36,7 +36,8 @@ class Signals:
         # Emptied first: what comes from here on writes again, and wakes the loop again.
         os.read(self._read_end, 65536)
         while self._came:
-            self._handlers[self._came.pop()]()
+            # Each in a turn of its own: a fault in one must not swallow the others.
+            self._loop.call_soon(self._handlers[self._came.pop()])
 
     def close(self) -> None:
         """From here on a signal is noted and nothing more: the manager is ending."""

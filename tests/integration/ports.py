@@ -43,7 +43,11 @@ def connect(address: str, timeout: float = 10.0) -> socket.socket:
     if address.startswith("unix:"):
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(timeout)
-        connection.connect(address.removeprefix("unix:"))
+        try:
+            connection.connect(address.removeprefix("unix:"))
+        except OSError:
+            connection.close()
+            raise
         return connection
     host, port = address.rsplit(":", 1)
     return socket.create_connection((host, int(port)), timeout)

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -345,3 +346,24 @@ def test_it_runs_from_the_command_line_and_says_that_it_is_for_development(tmp_p
         assert "for development only" in line
         assert ask(int(line.split("/")[2].split(":")[1])).status == 502
         running.terminate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_demo_ends_with_its_terminal_and_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+    fcgimgr = Path(sys.executable).with_name("fcgimgr")
+    with subprocess.Popen(
+        [fcgimgr, "demo", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path), "PATH": os.defpath},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores it
+    ) as running:
+        assert running.stdout is not None
+        said = "".join(iter(running.stdout.readline, "Ctrl-C ends it.\n"))
+        control = next(tmp_path.glob("*/control.sock"))
+        assert f"{fcgimgr} -s {control} status" in said
+        assert subprocess.run([fcgimgr, "-s", control, "ping"], stdout=subprocess.DEVNULL, timeout=30).returncode == 0
+        running.send_signal(number)
+        assert running.wait(30) == 0
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.ports import free_port
 from tests.integration.running import MARK, RunningManager, end_strays
-from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, scene
+from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, ordinary_user, scene
 from tests.integration.servers import need
 from tests.waiting import eventually
 
@@ -293,6 +293,29 @@ def test_a_socket_file_is_removed_with_its_pool_but_never_another_in_its_place(t
         assert left == {"theirs", "file"}
         assert (tmp_path / "file").read_text() == "precious"
     assert not (tmp_path / "pool.control").exists()
+
+
+def test_a_socket_file_that_cannot_be_removed_any_more_does_not_hold_up_the_stop() -> None:
+    with ordinary_user() as (directory, prefix):
+        sockets = directory / "sockets"
+        sockets.mkdir()
+        os.chown(sockets, directory.stat().st_uid, directory.stat().st_gid)
+        listens = [f"{sockets}/one", f"{sockets}/other"]
+        table = f'[pool.app]\nsocket = {listens}\nsocket_pass = "env"\ncommand = "sleep 1000"\nstartsecs = 0\n'
+        with managing(scene(directory, table), prefix=prefix) as manager:
+            if os.geteuid() == 0:
+                os.chown(sockets, 0, 0)
+            sockets.chmod(0o555)
+            try:
+                assert manager.halt("app").ok
+                assert manager.pool("app").state == "STOPPED"
+                assert "cannot remove" in manager.output()
+                for path in listens:
+                    with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+                        client.connect(path)
+                manager.stop()
+            finally:
+                sockets.chmod(0o755)
 
 
 # -- as PID 1 ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from fcgimgr.demo.front import Front
 def _signals_as_they_were() -> Any:
     import signal
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, action in before.items():
         signal.signal(number, action)

@@ -127,6 +127,15 @@ def test_what_has_left_takes_no_more_orders():
     assert history.feed(Leave()).states == ["RUNNING"]
 
 
+def test_what_never_served_is_stopped_at_once_whatever_waits_in_its_queue():
+    history = History(numprocs=2, startsecs=1).start()
+    history.queued = 1
+    history.feed(Leave(served=False))
+    assert signals(history) == [(0, SIGTERM), (1, SIGTERM)]
+    history.exits("app_00", signal=SIGTERM).exits("app_01", signal=SIGTERM)
+    assert not history.listening
+
+
 def test_a_kill_waits_for_nothing():
     history = History(numprocs=1, startsecs=0).start().at(5)
     history.queued = 3

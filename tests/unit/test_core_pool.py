@@ -91,9 +91,9 @@ def test_a_canary_gets_its_share_until_it_is_promoted():
 
 def test_a_canary_that_dies_or_is_aborted_gives_its_share_back():
     canary = Reload(patience=60.0, percent=5.0)
-    for end in (Failed(2, "app_00 died"), Abort("asked")):
+    for end in (Failed(2, "it died"), Abort("it died")):
         pool, actions = play(canary, Ready(2), end)
-        assert [type(action) for action in actions] == [Discard]
+        assert actions == [Discard(2, "it died", served=True)]
         assert (pool.serving, pool.coming) == (1, None)
 
 

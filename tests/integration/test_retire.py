@@ -1,0 +1,207 @@
+"""One process goes, or all of them, and nothing that was accepted is lost, though the program dies at once on TERM."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from fcgimgr.fastcgi.client import Response, fetch
+from tests.integration.backends import front, pool
+from tests.integration.commands import Manager, configuration, running, words
+from tests.integration.load import Load
+from tests.integration.ports import connect, free_address
+from tests.integration.scenes import are_gone, is_alive
+from tests.waiting import eventually
+
+transports = pytest.mark.parametrize("transport", ["tcp", "unix"])
+
+
+@contextmanager
+def under_load(
+    directory: Path, backend: str, transport: str, *keys: str, numprocs: int = 3
+) -> Iterator[tuple[Manager, Load]]:
+    """A pool of this kind with steady load on it, none of which may be lost."""
+    address = free_address(transport, directory)
+    with (
+        running(directory, pool(directory, backend, address)) as manager,
+        front(directory, backend, address) as nginx,
+        Load(nginx.port, paths=["/0"]) as load,
+    ):
+        yield manager, load
+        load.goes_on()
+    assert load.failures == []
+
+
+@transports
+@pytest.mark.parametrize("backend", ["go", "c"])
+def test_scaling_down_under_load_loses_no_request(backend: str, transport: str, tmp_path: Path) -> None:
+    with under_load(tmp_path, backend, transport) as (manager, load):
+        for numprocs in (4, 2, 3):
+            manager("scale", "app", str(numprocs)).succeeds()
+            load.goes_on(20)
+            assert len(manager.pids("app")) == numprocs
+            assert len(manager.pool("app").processes) == numprocs
+
+
+@transports
+def test_the_stop_of_one_process_loses_no_request(transport: str, tmp_path: Path) -> None:
+    with under_load(tmp_path, "go", transport) as (manager, load):
+        pids = manager.pids("app")
+        for index in (1, 0):
+            assert manager("stop", f"app:app_0{index}").succeeds() == f"app:app_0{index}: stopped\n"
+            assert not is_alive(pids[index])
+            load.goes_on(20)
+        assert manager.pids("app") == pids[2:]
+        manager("start", "app").succeeds()
+        assert len(manager.pids("app")) == 3
+
+
+@transports
+@pytest.mark.parametrize("backend", ["go", "c", "php"])
+def test_the_restart_of_one_process_loses_no_request(backend: str, transport: str, tmp_path: Path) -> None:
+    with under_load(tmp_path, backend, transport) as (manager, load):
+        before = manager.pids("app")
+        for index in range(3):
+            manager("restart", f"app:app_0{index}").succeeds()
+            load.goes_on(10)
+        assert not set(before) & set(manager.pids("app"))
+        assert {answer.generation for answer in load.answers} == {1}
+
+
+def test_a_hard_restart_is_what_the_soft_one_is_measured_by(tmp_path: Path) -> None:
+    """The load of these tests does find a loss where there is one."""
+    address = free_address("tcp", tmp_path)
+    with (
+        running(tmp_path, pool(tmp_path, "go", address)) as manager,
+        front(tmp_path, "go", address) as nginx,
+        Load(nginx.port, paths=["/0"]) as load,
+    ):
+        for _ in range(10):
+            manager("restart", "--hard", "app").succeeds()
+            load.goes_on(10)
+            if load.failures:
+                break
+    assert any("502" in failure.why for failure in load.failures)
+
+
+# -- stop and shutdown ------------------------------------------------------------------------------------------------
+
+
+class Queue:
+    """Requests to a pool of one process that takes one at a time: the first in its hands, the others in the queue."""
+
+    def __init__(self, manager: Manager, address: str, threads: ThreadPoolExecutor, *, count: int, pause: int) -> None:
+        uri = f"/0?pause={pause}"
+        params = {"REQUEST_METHOD": "GET", "REQUEST_URI": uri, "QUERY_STRING": f"pause={pause}", "SCRIPT_NAME": "/0"}
+        self._uri = uri
+        self._asked: list[Future[Response]] = [
+            threads.submit(fetch, address, params, b"", timeout=30.0) for _ in range(count)
+        ]
+
+        def waits() -> bool:
+            shown = json.loads(manager("status", "--json", "app").out)["pools"][0]
+            return shown["sockets"][0]["queued"] == count - 1 and shown["processes"][0]["busy"]
+
+        eventually(waits)
+
+    def is_served(self) -> None:
+        for asked in self._asked:
+            response = asked.result(30)
+            assert response.status == 200
+            assert f"asked {self._uri}\nend\n" in response.body.decode()
+
+
+@transports
+@pytest.mark.parametrize("how", ["stop app", "shutdown"])
+def test_what_was_accepted_and_queued_is_served_before_the_end(how: str, transport: str, tmp_path: Path) -> None:
+    address = free_address(transport, tmp_path)
+    config = configuration(tmp_path, pool(tmp_path, "c", address, numprocs=1))
+    with Manager(config, tmp_path / "fcgimgr.sock") as manager, ThreadPoolExecutor(8) as threads:
+        queue = Queue(manager, address, threads, count=5, pause=150)
+        manager(*how.split()).succeeds()
+        queue.is_served()
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            connect(address)
+
+
+@transports
+def test_who_comes_during_a_stop_is_not_let_in(transport: str, tmp_path: Path) -> None:
+    address = free_address(transport, tmp_path)
+    with (
+        running(tmp_path, pool(tmp_path, "c", address, numprocs=1)) as manager,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        queue = Queue(manager, address, threads, count=4, pause=400)
+        with subprocess.Popen(words("-c", manager.config, "stop", "app"), stdout=subprocess.DEVNULL) as stop:
+            eventually(lambda: manager.pool("app").state == "STOPPING" and "no new connection" in manager.output())
+            # A TCP client tries again after a second, and finds nobody then; on a Unix socket there is nobody already.
+            with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+                connect(address)
+            queue.is_served()
+            assert stop.wait(30) == 0
+        assert manager.pool("app").state == "STOPPED"
+        manager("start", "app").succeeds()
+        connect(address).close()
+
+
+@transports
+def test_a_stop_under_load_breaks_no_request_that_was_begun(transport: str, tmp_path: Path) -> None:
+    address = free_address(transport, tmp_path)
+    with (
+        running(tmp_path, pool(tmp_path, "go", address)) as manager,
+        front(tmp_path, "go", address) as nginx,
+    ):
+        with Load(nginx.port, paths=["/0"]) as load:
+            begun = monotonic()
+            manager("stop", "app").succeeds()
+            load.goes_on(20)
+        # nginx answers 502 where it found nobody; who was accepted has an answer, and nobody waits in vain.
+        assert {failure.why for failure in load.failures} == {"OSError('HTTP/1.1 502 Bad Gateway')"}
+        assert all(failure.ended > begun for failure in load.failures)
+        log = (tmp_path / "nginx" / "nginx.log").read_text()
+        refused = log.count("connect() ") + log.count("Connection refused) while connecting")
+        assert "prematurely closed" not in log
+        assert "reset by peer" not in log
+        assert refused
+
+
+@pytest.mark.parametrize("how", ["stop app", "shutdown", "reload app", "scale app 1", "restart app:app_01"])
+def test_stopwaitsecs_bounds_them_all(how: str, tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    table = pool(tmp_path, "c", address, "stopwaitsecs = 0.6", numprocs=2)
+    with (
+        running(tmp_path, table.replace('ready = "ping"', "startsecs = 0.1")) as manager,
+        front(tmp_path, "c", address) as nginx,
+    ):
+        pids = manager.pids("app")
+        hung = [socket.create_connection(("127.0.0.1", nginx.port)) for _ in range(4)]
+        for connection in hung:
+            connection.sendall(b"GET /0?pause=60000 HTTP/1.0\r\n\r\n")
+
+        def both_are_busy() -> bool:
+            shown = json.loads(manager("status", "--json", "app").out)["pools"][0]["processes"]
+            return all(process["busy"] for process in shown)
+
+        eventually(both_are_busy)
+        begun = monotonic()
+        manager(*how.split()).succeeds()
+        assert 0.6 <= monotonic() - begun < 5
+        are_gone(pids[1])
+        for connection in hung:
+            connection.close()
+
+
+def test_shutdown_timeout_bounds_the_shutdown(tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    text = "shutdown_timeout = 0.8\n" + pool(tmp_path, "c", address, "stopwaitsecs = 60", numprocs=1)
+    with running(tmp_path, text) as manager, ThreadPoolExecutor(1) as threads:
+        Queue(manager, address, threads, count=1, pause=60_000)
+        begun = monotonic()
+        manager("shutdown").succeeds()
+        assert 0.8 <= monotonic() - begun < 5
