@@ -27,7 +27,9 @@ POLICY: Final = frozenset(
 ON_THE_SOCKET: Final = frozenset({"socket_backlog", "socket_owner", "socket_mode"})
 
 #: Of `[manager]`: taken over at once. The others are what the manager was started with.
-MANAGER_LIVE: Final = frozenset({"loglevel", "shutdown_timeout", "drain_delay", "exit_on_fatal", "identifier"})
+MANAGER_LIVE: Final = frozenset(
+    {"loglevel", "shutdown_timeout", "drain_delay", "exit_on_fatal", "identifier", "orphans"}
+)
 
 
 class How(IntEnum):

@@ -181,6 +181,17 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         ),
     ] = False
+    orphans: Annotated[
+        Literal["keep", "kill"],
+        Choice(words=("keep", "kill")),
+        Meta(
+            description=(
+                "What a manager does at its start with processes that a manager before it left behind when it was "
+                'killed: `"keep"` takes them over with their sockets and logs, as they are; `"kill"` stops them (by '
+                "their stopsignal, after stopwaitsecs by SIGKILL) and starts new ones."
+            )
+        ),
+    ] = "keep"
     identifier: Annotated[
         str,
         Text(wanted="one word", pattern=r"[^\s\x00-\x1f]{1,64}"),

@@ -50,9 +50,12 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 # States -------------------------------------------------------------------------------------------------------------
+#
+# They are written down by these names (tag) for the manager that comes next: manager/state.py, whose test holds a
+# sample that must stay readable.
 
 
-class Stopped(msgspec.Struct, frozen=True):
+class Stopped(msgspec.Struct, frozen=True, tag=True):
     """Not running, and nobody wants it to."""
 
     name: ClassVar[str] = "STOPPED"
@@ -60,7 +63,7 @@ class Stopped(msgspec.Struct, frozen=True):
     pid: ClassVar[None] = None
 
 
-class Spawning(msgspec.Struct, frozen=True):
+class Spawning(msgspec.Struct, frozen=True, tag=True):
     """The manager is to spawn it and has not yet said how that went. `tries`: failed starts before."""
 
     name: ClassVar[str] = "STARTING"
@@ -69,7 +72,7 @@ class Spawning(msgspec.Struct, frozen=True):
     tries: int
 
 
-class Starting(msgspec.Struct, frozen=True):
+class Starting(msgspec.Struct, frozen=True, tag=True):
     """Spawned, not yet ready. `due`: when startsecs, or the patience for its readiness, is over."""
 
     name: ClassVar[str] = "STARTING"
@@ -79,7 +82,7 @@ class Starting(msgspec.Struct, frozen=True):
     due: float
 
 
-class Running(msgspec.Struct, frozen=True):
+class Running(msgspec.Struct, frozen=True, tag=True):
     """Ready: fit to serve. `since`: when it was spawned; `tries`: failed starts before, until it has proved stable."""
 
     name: ClassVar[str] = "RUNNING"
@@ -89,7 +92,7 @@ class Running(msgspec.Struct, frozen=True):
     tries: int = 0
 
 
-class Backoff(msgspec.Struct, frozen=True):
+class Backoff(msgspec.Struct, frozen=True, tag=True):
     """A start failed; `due` is when the next is tried."""
 
     name: ClassVar[str] = "BACKOFF"
@@ -99,7 +102,7 @@ class Backoff(msgspec.Struct, frozen=True):
     why: str
 
 
-class Retiring(msgspec.Struct, frozen=True):
+class Retiring(msgspec.Struct, frozen=True, tag=True):
     """To be told to end as soon as it has nothing in hand; until then it serves. `due`: when patience is over."""
 
     name: ClassVar[str] = "STOPPING"
@@ -109,7 +112,7 @@ class Retiring(msgspec.Struct, frozen=True):
     after: After
 
 
-class Stopping(msgspec.Struct, frozen=True):
+class Stopping(msgspec.Struct, frozen=True, tag=True):
     """Told to end. `due`: when SIGKILL is sent (again)."""
 
     name: ClassVar[str] = "STOPPING"
@@ -119,7 +122,7 @@ class Stopping(msgspec.Struct, frozen=True):
     killed: bool = False
 
 
-class Exited(msgspec.Struct, frozen=True):
+class Exited(msgspec.Struct, frozen=True, tag=True):
     """It ended by itself and is not to be started again (autorestart)."""
 
     name: ClassVar[str] = "EXITED"
@@ -129,7 +132,7 @@ class Exited(msgspec.Struct, frozen=True):
     expected: bool
 
 
-class Fatal(msgspec.Struct, frozen=True):
+class Fatal(msgspec.Struct, frozen=True, tag=True):
     """It would not start; an operator's `start` tries again."""
 
     name: ClassVar[str] = "FATAL"
@@ -138,15 +141,15 @@ class Fatal(msgspec.Struct, frozen=True):
     why: str
 
 
-class Rest(msgspec.Struct, frozen=True):
+class Rest(msgspec.Struct, frozen=True, tag=True):
     """After a stop: stay down."""
 
 
-class StartAgain(msgspec.Struct, frozen=True):
+class StartAgain(msgspec.Struct, frozen=True, tag=True):
     """After a stop: start anew (a restart)."""
 
 
-class CountAsFailed(msgspec.Struct, frozen=True):
+class CountAsFailed(msgspec.Struct, frozen=True, tag=True):
     """After a stop: this was a start that failed (it never became ready)."""
 
     tries: int

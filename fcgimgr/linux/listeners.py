@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import MutableMapping
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from fcgimgr.linux import procfs, sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
@@ -25,6 +25,7 @@ __all__ = [
     "LONGEST_PATH",
     "LOWEST_FD",
     "Listener",
+    "LostListener",
     "inherited_sockets",
     "open_tcp",
     "open_unix",
@@ -53,6 +54,11 @@ class Listener:
 
     def fileno(self) -> int:
         return self.sock.fileno()
+
+    @property
+    def path(self) -> str | None:
+        """Of a Unix socket's file, where it is now; None: it has none, or the path leads to another by now."""
+        return self._file.path if self._file else None
 
     def set_backlog(self, backlog: int) -> None:
         """Connections that may wait, from now on; those that wait already stay. The kernel caps it at somaxconn."""
@@ -117,6 +123,32 @@ class Listener:
 
     def __repr__(self) -> str:
         return f"<Listener {self.name} fd={self.sock.fileno()} inode={self.inode}>"
+
+
+class LostListener(Listener):
+    """A listener of our own from before a crash that its processes have and we could not get back.
+
+    What can be done by name can still be done: another may be opened `beside` it, and `take_over` its path. What takes
+    its descriptor (`sock`) is a LinuxError.
+    """
+
+    def __init__(self, name: str, inode: int, path: str | None = None) -> None:
+        """path: of its file, if it has one. inode: of the socket."""
+        self.name = name
+        self.inode = inode
+        self._file = (path and find_again(inode, name, path)) or None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "sock":
+            raise LinuxError(f"{self.name}: its processes have this socket, but it could not be taken back from them")
+        raise AttributeError(name)
+
+    def close(self) -> None:
+        """Unlink the file if the path still leads to it."""
+        self.unlink()
+
+    def __repr__(self) -> str:
+        return f"<LostListener {self.name} inode={self.inode}>"
 
 
 def open_tcp(host: str, port: int, *, backlog: int, name: str | None = None, reuseport: bool = False) -> Listener:
@@ -214,7 +246,7 @@ def take_back(fd: int, *, name: str, path: str | None = None) -> Listener:
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise LinuxError(f"{name}: is a socket, but does not listen any more")
-        return Listener(name, sock, (path and find_again(sock, name, path)) or None)
+        return Listener(name, sock, (path and find_again(os.fstat(sock.fileno()).st_ino, name, path)) or None)
     except BaseException:
         sock.close()
         raise

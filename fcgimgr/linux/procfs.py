@@ -76,6 +76,15 @@ def environ_has(pid: int, key: str, value: str | None = None) -> bool | None:
     return text.startswith(needle) or b"\0" + needle in text
 
 
+def environment_of(pid: int) -> dict[str, str] | None:
+    """The environment it was started with. None when it is gone or belongs to another user."""
+    text = _read(f"/proc/{pid}/environ")
+    if text is None:
+        return None
+    pairs = (os.fsdecode(entry).partition("=") for entry in text.split(b"\0") if b"=" in entry)
+    return {key: value for key, _, value in pairs}
+
+
 def command(pid: int) -> str | None:
     """Its short name, at most 15 characters (comm), for messages."""
     text = _read(f"/proc/{pid}/comm")

@@ -40,6 +40,7 @@ _INET_REQUEST: Final = struct.Struct("=BBBBI")  # inet_diag_req_v2 as far as its
 _INET_ID: Final = struct.Struct("!HH16s16s12s")  # inet_diag_sockid: ports, addresses, interface and cookie
 _INET_ANSWER_ID: Final = 4  # where inet_diag_msg holds its id, after family, state, timer, retrans
 _INET_ANSWER_INODE: Final = 68
+_INET_ANSWER_QUEUES: Final = struct.Struct("=II")  # of a listener: its queue and its limit, 12 bytes before the inode
 _NO_COOKIE: Final = b"\0" * 4 + b"\xff" * 8
 _ANY: Final = b"\0" * 16
 
@@ -47,7 +48,7 @@ _ANY: Final = b"\0" * 16
 def queue_length(listener: socket.socket) -> tuple[int, int] | None:
     """(connections waiting to be accepted, backlog in force) of a listening socket."""
     if listener.family == socket.AF_UNIX:
-        return _unix_queue(os.fstat(listener.fileno()).st_ino)
+        return unix_queue(os.fstat(listener.fileno()).st_ino)
     try:
         answer = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
     except OSError:
@@ -55,6 +56,19 @@ def queue_length(listener: socket.socket) -> tuple[int, int] | None:
     # A listener's tcpi_unacked and tcpi_sacked hold its queue and its limit (tcp_get_info in net/ipv4/tcp.c).
     queued, backlog = struct.unpack_from("=II", answer, 24)
     return queued, backlog
+
+
+def tcp_queue(name: tuple[Any, ...], inode: int) -> tuple[int, int] | None:
+    """As `queue_length`, of the TCP listener of this name (`getsockname()`) and inode, which others have."""
+    family, _ = tcp_address(name)
+    try:
+        for answer in tcp_by_port(family, name[1], 1 << _LISTEN):
+            if tcp_inode(answer) == inode:
+                queued, backlog = _INET_ANSWER_QUEUES.unpack_from(answer, _INET_ANSWER_INODE - 12)
+                return queued, backlog
+    except OSError:
+        return None
+    return None
 
 
 def established_inodes(names: Iterable[SocketName]) -> set[int] | None:
@@ -148,7 +162,8 @@ def _unix_vfs(device: int, inode: int) -> bytes:
     return struct.pack("=II", inode & 0xFFFFFFFF, os.major(device) << 20 | os.minor(device))
 
 
-def _unix_queue(inode: int) -> tuple[int, int] | None:
+def unix_queue(inode: int) -> tuple[int, int] | None:
+    """As `queue_length`, of a Unix socket that is only known by its inode."""
     try:
         for _, attributes in _unix(_ALL_STATES, _UDIAG_SHOW_RQLEN, inode):
             queued, backlog = struct.unpack("=II", attributes[_UNIX_DIAG_RQLEN])

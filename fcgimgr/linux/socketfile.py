@@ -117,15 +117,15 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
     return file
 
 
-def find_again(sock: socket.socket, name: str, path: str) -> SocketFile | None:
-    """The file at `path` if a socket that was bound before is bound to it; None if it is not, or nothing is there."""
+def find_again(sock: int, name: str, path: str) -> SocketFile | None:
+    """The file at `path`, if the socket of inode `sock` is bound to it; else None."""
     try:
         pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     there = os.fstat(pin)
     # Where netlink is barred nobody can tell; then whoever names the path is believed.
-    if sockdiag.unix_is_bound_to(os.fstat(sock.fileno()).st_ino, there.st_dev, there.st_ino) is not False:
+    if sockdiag.unix_is_bound_to(sock, there.st_dev, there.st_ino) is not False:
         return SocketFile(name, path, pin)
     os.close(pin)
     return None

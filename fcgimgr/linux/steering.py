@@ -12,11 +12,11 @@ down first, which takes it out at once, whoever has it open.
 import errno
 import socket
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fcgimgr.linux import bpf, procfs, sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
-from fcgimgr.linux.listeners import Listener
+from fcgimgr.linux.listeners import Listener, LostListener
 
 # Seconds for a connection to ourselves: a firewall on the loopback interface must not stop the manager.
 _AT_ONCE: Final = 0.2
@@ -45,10 +45,53 @@ class Group:
         group.steer_to(current)
         return group
 
+    @classmethod
+    def joined(cls, lost: LostListener, name: tuple[Any, ...], *, backlog: int, dual_stack: bool) -> "Group":
+        """The group of a listener that we have no descriptor of, and of a new one of ours beside it (`listeners[1]`).
+
+        All traffic goes on to the lost one. name: as its `getsockname()` is. LinuxError: another uid's, or others
+        listen there too.
+        """
+        sock = tcpsocket.listen(
+            lost.name,
+            socket.AF_INET6 if ":" in name[0] else socket.AF_INET,
+            name,
+            backlog,
+            dual_stack=dual_stack,
+            sharing=tcpsocket.Sharing.BESIDE,
+        )
+        group = cls.__new__(cls)
+        group._order = [lost, Listener(lost.name, sock)]
+        group._dead_end = None
+        try:
+            group._refuse_strangers()
+            group.steer_to(lost)
+        except LinuxError:
+            sock.close()
+            raise
+        return group
+
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """In the order of the kernel's array. What `restored` needs to know again later."""
         return tuple(self._order)
+
+    @property
+    def _ours(self) -> Listener | None:
+        """One that we have a descriptor of."""
+        return next((member for member in self._order if not isinstance(member, LostListener)), None)
+
+    def lose(self, lost: LostListener) -> None:
+        """Its processes have ended, and it with them."""
+        if lost in self._order and lost.inode not in (sockdiag.listening_at(self._name) or ()):
+            self._remove(lost)
+
+    @property
+    def _name(self) -> tuple[Any, ...]:
+        ours = self._ours
+        assert ours is not None  # who has a group has a listener in it
+        name: tuple[Any, ...] = ours.sock.getsockname()
+        return name
 
     def beside(self, *, backlog: int, name: str | None = None) -> Listener:
         """One more listener on the same address. It gets no connection until the traffic is steered.
@@ -56,8 +99,10 @@ class Group:
         LinuxError: the address cannot be shared (it was bound without SO_REUSEPORT, or by another user), or somebody
         else shares it already, and nobody could tell who has which index.
         """
-        first = self._order[0].sock
-        name = name or self._order[0].name
+        ours = self._ours
+        assert ours is not None  # who has a group has a listener in it
+        first = ours.sock
+        name = name or ours.name
         # What a program of shares or ports says of an index that is still free would be said of the newcomer.
         self.steer_to(self.current)
         dual_stack = first.family == socket.AF_INET6 and not first.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -127,13 +172,10 @@ class Group:
         If it was `current`, the first of the others is from now on. (With two others left, and the traffic on the last
         of the array, the kernel spreads it over both for the microseconds until the program is set again.)
         """
-        at = self._index(listener)
-        steered = self.current
+        self._index(listener)
         if self._dead_end and self._dead_end.listener is listener:
             self._dead_end.plug.close()
             self._dead_end = None
-        self._order[at] = self._order[-1]
-        self._order.pop()
         try:
             listener.sock.shutdown(socket.SHUT_RDWR)
         except OSError as error:
@@ -141,10 +183,17 @@ class Group:
                 refuse(f"{listener.name}: cannot stop listening", error)
         finally:
             listener.close()
-            if self._dead_end and self._order == [self._dead_end.listener]:
-                self.close(self._dead_end.listener)  # nobody is left for whom it would hold off anybody
-            elif self._order:
-                self.steer_to(steered if steered is not listener else self._order[0])
+            self._remove(listener)
+
+    def _remove(self, listener: Listener) -> None:
+        """Follow the kernel, which has taken it out of its array."""
+        steered = self.current
+        self._order[self._index(listener)] = self._order[-1]
+        self._order.pop()
+        if self._dead_end and self._order == [self._dead_end.listener]:
+            self.close(self._dead_end.listener)  # nobody is left for whom it would hold off anybody
+        elif self._ours is not None:
+            self.steer_to(steered if steered is not listener else self._order[0])
 
     def _index(self, listener: Listener) -> int:
         for index, member in enumerate(self._order):
@@ -153,8 +202,10 @@ class Group:
         raise ValueError(f"{listener!r} is not of this group")
 
     def _steer(self, current: Listener, program: bpf.Program) -> None:
+        ours = self._ours
+        assert ours is not None  # who steers has a listener in the group
         try:
-            bpf.attach_to_group(current.sock, program)
+            bpf.attach_to_group(ours.sock, program)
         except OSError as error:
             refuse(f"{current.name}: the kernel refuses to steer connections", error, _ADVICE)
         self.current = current
@@ -162,7 +213,7 @@ class Group:
     def _refuse_strangers(self) -> None:
         """LinuxError unless exactly ours listen at this address. Where nobody can tell, nothing is refused."""
         first = self._order[0]
-        there = sockdiag.listening_at(first.sock.getsockname())
+        there = sockdiag.listening_at(self._name)
         if there is None:
             return
         ours = {member.inode for member in self._order}

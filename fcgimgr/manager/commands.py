@@ -28,7 +28,6 @@ from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
 from fcgimgr.core.generation import PoolState
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.processes import signal_process
 from fcgimgr.manager import updating, waiting
 from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
 from fcgimgr.manager.status import status as status_of
@@ -213,7 +212,7 @@ def send(generation: Generation, index: int, number: int) -> ProcessVerdict:
     name, pid = generation.process_name(index), state.pid
     try:
         # One that is being stopped may be dead already while its children finish: then the number is not its own.
-        if pid is not None and pid in generation.daemon.children and signal_process(pid, number):
+        if pid is not None and pid in generation.daemon.children and generation.daemon.signal(pid, number):
             return ProcessVerdict(name=name, ok=True, result="signalled")
     except LinuxError as error:
         return ProcessVerdict(name=name, ok=False, result="failed", detail=str(error))

@@ -20,7 +20,8 @@ from fcgimgr.core import generation as core
 from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
-from fcgimgr.linux.processes import Death, reap
+from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
+from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.generation import Generation
@@ -31,6 +32,7 @@ from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
+from fcgimgr.manager.statefile import StateFile
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
 SPAWN_SLICE: Final = 0.010
@@ -50,6 +52,7 @@ class Daemon:
         logs: Logs,
         soft_nofile: int | None,
         sockets: dict[str, list[int]],
+        made_dir: bool = False,
     ) -> None:
         self.config = config
         self.loop = loop
@@ -78,8 +81,15 @@ class Daemon:
         self._to_look_at: dict[str, Pool] = {}
         self._waves: deque[tuple[str, ...]] = deque()
         self._deadline: asyncio.TimerHandle | None = None
-        units: dict[str, ProcessSettings] = {**config.pools, **config.programs}
-        self.pools: dict[str, Pool] = {name: Pool(self, settings, config) for name, settings in units.items()}
+        self.adopted = Adopted(self)
+        self.state_file = StateFile(self)
+        self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
+        self.taking_over = False  # nothing is to be started yet
+        self.pools = self._new_pools()
+
+    def _new_pools(self) -> dict[str, Pool]:
+        units: dict[str, ProcessSettings] = {**self.config.pools, **self.config.programs}
+        return {name: Pool(self, settings, self.config) for name, settings in units.items()}
 
     @property
     def settings(self) -> dict[str, ProcessSettings]:
@@ -100,10 +110,23 @@ class Daemon:
     def start(self) -> None:
         """Start what is to start by itself, in order."""
         self.history.record("manager", self.config.manager.identifier, None, self.state, f"pid {os.getpid()}")
+        self.state_file.all_changed()
         for name in order.start_order(self.settings):
             if self.pools[name].settings.autostart:
                 self.start_pool(self.pools[name])
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let what was begun take its course."""
+        self.taking_over = False
         self.loop.call_soon(self._look_at_pools)  # also when there is nothing to start
+
+    def begin_anew(self, config: Config) -> None:
+        """Have the pools of this configuration, all at rest, in the place of those that were, which are down."""
+        for pool in self.pools.values():
+            pool.end()
+        self.config = config
+        self.pools = self._new_pools()
 
     def start_pool(self, pool: Pool, indexes: tuple[int, ...] | None = None) -> None:
         """Start a pool, or some of its processes, as soon as what it depends on is RUNNING."""
@@ -115,7 +138,11 @@ class Daemon:
 
     def _settle(self) -> None:
         """STARTING is over when every pool that was to start has started, or has failed to."""
-        if self.state != "STARTING" or any(self._is_on_its_way(pool) for pool in self.pools.values()):
+        if (
+            self.state != "STARTING"
+            or self.taking_over
+            or any(self._is_on_its_way(pool) for pool in self.pools.values())
+        ):
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
         if wanted and all(self._is_hopeless(pool) for pool in wanted):
@@ -195,7 +222,7 @@ class Daemon:
             for pool in pools.values():
                 watcher.pool_changed(pool)
         self._settle()
-        self._go_on_stopping()
+        self.go_on_stopping()
 
     def _start_dependents(self, name: str) -> None:
         for pool in self.pools.values():
@@ -205,7 +232,21 @@ class Daemon:
     def notify_socket_for(self, settings: ProcessSettings) -> str:
         return self.notify.path_for(settings)
 
+    def signal(self, pid: int, number: int, group: bool = False) -> bool:
+        """Send a signal to one of `children`, or to its group; False: it has ended. LinuxError: not permitted."""
+        if pid in self.adopted:
+            return self.adopted.signal(pid, number, group)
+        return (signal_group if group else signal_process)(pid, number)
+
     # Deaths
+
+    def died(self, generation: Generation, index: int, pid: int, exit: Exit, *, adopted: bool = False) -> None:
+        """A process has died; its leftovers are to be looked at when this round of deaths is over."""
+        told_of = partial(generation.died, index, pid, exit)
+        if generation.settings.killasgroup:
+            self.leftovers.leader_died(pid, generation, index, told_of, adopted=adopted)
+        else:
+            told_of()
 
     def reap_children(self) -> None:
         """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
@@ -221,12 +262,7 @@ class Daemon:
         if child is None:
             self.journal.debug("reaped a stranger", pid=death.pid)
             return
-        generation, index = child
-        died = partial(generation.died, index, death.pid, Exit(code=death.code, signal=death.signal))
-        if generation.settings.killasgroup:
-            self.leftovers.leader_died(death.pid, generation, index, died)
-        else:
-            died()
+        self.died(*child, death.pid, Exit(code=death.code, signal=death.signal))
 
     # Going down
 
@@ -241,7 +277,7 @@ class Daemon:
         self._waves = deque(order.stop_waves(self.settings))
         self._deadline = self.loop.call_later(self.config.manager.shutdown_timeout, self._out_of_time)
         self.manager_changed()  # before anything stops: whoever asks why it was FATAL still gets an answer
-        self._go_on_stopping()
+        self.go_on_stopping()
 
     def shutdown_now(self, why: str) -> None:
         """Kill everything, and end."""
@@ -251,18 +287,19 @@ class Daemon:
         for pool in self.pools.values():
             pool.kill()
         self.leftovers.kill_all()
-        self._go_on_stopping()
+        self.go_on_stopping()
 
     def _out_of_time(self) -> None:
         self.shutdown_now(f"shutdown_timeout ({self.config.manager.shutdown_timeout:g} s) is over")
 
-    def _go_on_stopping(self) -> None:
+    def go_on_stopping(self) -> None:
+        """If the manager is stopping: is it the next pools' turn, or is it over?"""
         if self.state != "STOPPING" or self.ended.done():
             return
         while all(pool.down for pool in self.pools.values() if not pool.serving.core.up):
             if not self._waves:
                 if self.leftovers:
-                    self.leftovers.when_gone(self._go_on_stopping)
+                    self.leftovers.when_gone(self.go_on_stopping)
                 elif not self.children:
                     self.ended.set_result(None)
                 return
@@ -276,6 +313,8 @@ class Daemon:
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()
+        self.state_file.remove()
+        self.adopted.close()
         self.notify.close()
         os.close(self.devnull)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from asyncio import TimerHandle
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan, process_plan
@@ -33,7 +33,6 @@ from fcgimgr.core.process import (
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pipes import log_pipe
-from fcgimgr.linux.processes import signal_group, signal_process
 from fcgimgr.linux.spawn import Recipe, spawn
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pump import Pump
@@ -42,6 +41,10 @@ from fcgimgr.manager.slots import Slot
 
 if TYPE_CHECKING:
     from fcgimgr.manager.pools import Pool
+
+
+# What of core the state file keeps, besides the processes; those have records of their own.
+_SAVED: Final = tuple(name for name in core.Generation.__struct_fields__ if name != "processes")
 
 
 class Generation:
@@ -64,6 +67,7 @@ class Generation:
         self.slots: list[Slot] = []
         self.listening: Listening | None = None
         self.recipes: Recipes | None = None
+        self.incomplete = False  # taken over from another manager, but not all of it could be had
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
@@ -104,6 +108,7 @@ class Generation:
         self.daemon.look_at_soon(self.pool)
 
     def _take(self, event: core.Event, changed: list[core.Changed]) -> None:
+        before = self.core
         try:
             self.core, actions = core.step(self.settings, self.core, event, self.daemon.loop.time())
         except ImpossibleEventError as error:
@@ -111,11 +116,14 @@ class Generation:
             return
         self._grow()
         self._arm_drain_timer()
+        if any(getattr(before, name) is not getattr(self.core, name) for name in _SAVED):
+            self.daemon.state_file.generation_changed(self)
         for action in actions:
             match action:
                 case core.Changed(index, _, after):
                     self._arm_timer(index, after.due)
                     changed.append(action)
+                    self.daemon.state_file.process_changed(self, index)
                 case core.SpawnProcess(index):
                     self.daemon.spawn_soon(self, index)
                 case core.SignalProcess(_, pid, signal, group):
@@ -135,7 +143,7 @@ class Generation:
                 self.daemon.leftovers.kill(pid)
             return
         try:
-            (signal_group if group else signal_process)(pid, signal)
+            self.daemon.signal(pid, signal, group)
         except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here
             self.daemon.journal.error(str(error), name=self.name)
 
@@ -184,6 +192,38 @@ class Generation:
         if self.core.open:
             self.recipes = self._make_recipes(settings, config)
         self.settings, self.config, self.name = settings, config, settings.name
+        self.daemon.state_file.generation_changed(self)
+
+    def restore(self, before: core.Generation, listening: Listening | None) -> None:
+        """Be what a generation of a manager before us was. LinuxError: new processes cannot be had, and all else can.
+
+        Its slots are to be filled in by the caller, and then `resume` is to be called.
+        """
+        self.core = before
+        self.listening = listening
+        self._grow()
+        if before.open:
+            self.recipes = self._make_recipes(self.settings, self.config)
+
+    def resume(self) -> None:
+        """Go on where the generation was when the manager before us ended."""
+        for index, state in enumerate(self.core.processes):
+            self._arm_timer(index, state.due)
+            match state:
+                case Spawning():
+                    self.daemon.spawn_soon(self, index)
+                case Retiring():
+                    self.daemon.draining.watch(self)
+        self._arm_drain_timer()
+        if self.core.refusing:
+            self._refuse()
+        self.daemon.readiness.process_changed(self)
+        self.daemon.look_at_soon(self.pool)
+
+    def take_pipe(self, index: int, stream: str, fd: int) -> Pump:
+        """Read on what a process writes that a manager before us has spawned."""
+        plan = process_plan(self.settings, self.config, index)
+        return self._pump(fd, plan, stream, plan.stdout_logfile if stream == "stdout" else plan.stderr_logfile)
 
     # Listeners
 
@@ -240,6 +280,7 @@ class Generation:
     def _forget(self, index: int) -> None:
         self.slots.pop().close()
         assert len(self.slots) == index
+        self.daemon.state_file.all_changed()
 
     # Children
 
@@ -247,13 +288,15 @@ class Generation:
         """Spawn the process if core still wants that: a stop may have overtaken the order."""
         if index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning):
             self.feed(core.Happened(index, self._spawn(index)))
+            self.daemon.state_file.write()
 
     def _spawn(self, index: int) -> Spawned | SpawnFailed:
         slot = self.slots[index]
-        assert self.recipes is not None  # core opens a pool before it spawns
         slot.set_pumps_aside()
         pipes: list[int] = []
         try:
+            if self.recipes is None:  # taken over from a manager before us, and then they could not be made
+                self.recipes = self._make_recipes(self.settings, self.config)
             plan = self.recipes.plan(index)
             recipe = self.recipes.recipe(plan)
             out_read, out_write = log_pipe()

@@ -15,13 +15,15 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import SIGKILL, Stopping
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import signal_group, signal_process
-from fcgimgr.linux.procfs import children, environ_has
+from fcgimgr.linux.procfs import children, environ_has, environment_of, pids, session
+from fcgimgr.linux.procfs import state as state_of
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -33,13 +35,14 @@ STRAYS_DIE_WITHIN: Final = 1.0
 class Remains:
     """What is left of one process. `gone`: to be called when nothing is; None when nobody waits for that."""
 
-    __slots__ = ("asked", "deadline", "empty", "gone", "group", "mark", "stopsignal", "timer", "told")
+    __slots__ = ("adopted", "asked", "deadline", "empty", "gone", "group", "mark", "stopsignal", "timer", "told")
 
     def __init__(
         self, group: int, mark: tuple[str, str], stopsignal: int, *, told: bool, deadline: float,
-        gone: Callable[[], None] | None,
+        gone: Callable[[], None] | None, adopted: bool,
     ) -> None:  # fmt: skip
         self.group = group
+        self.adopted = adopted  # another manager's child: what it has left is not ours to reap either
         self.mark = mark
         self.stopsignal = stopsignal
         self.told = told  # the whole group got the stopsignal together with its leader
@@ -51,6 +54,8 @@ class Remains:
 
     def signal_group(self, number: int) -> bool:
         """Signal what is left of the group; False if there is nobody, and then never again: its number is free."""
+        if self.adopted:  # it was reaped by others: the number of its group may be anybody's by now
+            return True
         self.empty = self.empty or not signalled(self.group, number)
         return not self.empty
 
@@ -64,12 +69,15 @@ class Leftovers:
         self._new: list[Remains] = []
         self._remains: list[Remains] = []
         self._when_gone: Callable[[], None] | None = None
+        self._watched: dict[int, PidFd] = {}
 
     def __bool__(self) -> bool:
         return bool(self._remains or self._new)
 
-    def leader_died(self, pid: int, generation: Generation, index: int, told_of: Callable[[], None]) -> None:
-        """The leader of group `pid` is dead but not reaped yet, so its number is still its own.
+    def leader_died(
+        self, pid: int, generation: Generation, index: int, told_of: Callable[[], None], *, adopted: bool = False
+    ) -> None:
+        """The leader of group `pid` is dead but not reaped yet, so its number is still its own; or it was `adopted`.
 
         `told_of` is called when its death is to be told: now, but of one that was to stop when all of it has gone.
         """
@@ -80,7 +88,8 @@ class Leftovers:
             told, gone = settings.stopasgroup, told_of
             deadline = self._loop.time() if state.killed else state.due
         mark = (settings.name, generation.slots[index].name)
-        self._new.append(Remains(pid, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone))
+        remains = Remains(pid, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone, adopted=adopted)
+        self._new.append(remains)
         if gone is None:
             told_of()
 
@@ -94,11 +103,22 @@ class Leftovers:
                 remains.signal_group(remains.stopsignal)
         self._remains += new
         strays = self._strays()
+        members = self._members()
         for remains in tuple(self._remains):
-            left = strays.get(remains.mark, ()) if remains.gone is not None else ()
-            if not remains.signal_group(0) and not left:
-                self._bury(remains)
-                continue
+            if remains.adopted:
+                left = members[remains.group]
+                self._watch(left)
+                if not left:
+                    self._bury(remains)
+                    continue
+                if remains.told:
+                    remains.asked.update(left)
+                    remains.told = False
+            else:
+                left = strays.get(remains.mark, []) if remains.gone is not None else []
+                if not remains.signal_group(0) and not left:
+                    self._bury(remains)
+                    continue
             for pid in set(left) - remains.asked:
                 remains.asked.add(pid)
                 signal_stray(pid, remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL)
@@ -125,6 +145,46 @@ class Leftovers:
                     found.setdefault(remains.mark, []).append(pid)
         return found
 
+    def _members(self) -> dict[int, list[int]]:
+        """What adopted processes have left, by their groups: all of the group, and who left it if that is waited for.
+
+        They are no children of ours, so all of /proc is searched, once for all of them. The number of a group is not
+        given to another process while the group has members; so if there is such a process again, it has none.
+        """
+        adopted = [remains for remains in self._remains if remains.adopted]
+        found: dict[int, list[int]] = {remains.group: [] for remains in adopted}
+        whole = {group for group in found if not is_alive(group)}
+        anywhere = {remains.mark: remains.group for remains in adopted if remains.gone is not None}
+        for pid in pids() if adopted else ():
+            if pid in self._ours:
+                continue
+            group = group_of(pid)
+            if group in whole:
+                if pid != group and is_alive(pid):  # else it is the number again, taken since
+                    found[group].append(pid)
+            elif anywhere and session(pid) not in self._ours and may_signal(pid):
+                environment = environment_of(pid) or {}
+                mark = (environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_PROCESS", ""))
+                if mark in anywhere:
+                    found[anywhere[mark]].append(pid)
+        return found
+
+    def _watch(self, pids: Iterable[int]) -> None:
+        """Look again when one of these ends."""
+        for pid in set(pids) - self._watched.keys():
+            try:
+                self._watched[pid] = PidFd(pid)
+            except LinuxError:  # it has ended since
+                self._loop.call_soon(self.look)
+            else:
+                self._loop.add_reader(self._watched[pid], self._watched_ended, pid)
+
+    def _watched_ended(self, pid: int) -> None:
+        pidfd = self._watched.pop(pid)
+        self._loop.remove_reader(pidfd)
+        pidfd.close()
+        self.look()
+
     def _bury(self, remains: Remains) -> None:
         self._remains.remove(remains)
         if remains.timer is not None:
@@ -134,7 +194,7 @@ class Leftovers:
 
     def _kill(self, remains: Remains) -> None:
         remains.signal_group(SIGKILL)
-        for pid in self._strays().get(remains.mark, ()):
+        for pid in self._members()[remains.group] if remains.adopted else self._strays().get(remains.mark, ()):
             signal_stray(pid, SIGKILL)
         remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
         self.look()
@@ -185,6 +245,18 @@ def signalled(group: int, number: int) -> bool:
     """Signal what is left of a group; False if there is nobody, or nobody whom we may signal (a setuid program)."""
     try:
         return signal_group(group, number)
+    except LinuxError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    return state_of(pid) not in (None, "Z", "X")
+
+
+def may_signal(pid: int) -> bool:
+    """Whether it may be signalled: another user's process is no concern of an ordinary user's manager."""
+    try:
+        return signal_process(pid, 0) if pid > 1 else False
     except LinuxError:
         return False
 

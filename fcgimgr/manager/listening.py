@@ -16,8 +16,8 @@ from fcgimgr.config.address import Address, InheritedAddress, SystemdAddress, Tc
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.listeners import Listener, open_tcp, open_unix, take_inherited
-from fcgimgr.linux.sockdiag import queue_length
+from fcgimgr.linux.listeners import Listener, LostListener, open_tcp, open_unix, take_inherited
+from fcgimgr.linux.sockdiag import queue_length, tcp_queue, unix_queue
 from fcgimgr.linux.steering import Group, refuse_new
 
 Inherited = Mapping[str, Sequence[int]]
@@ -41,6 +41,16 @@ class Place:
         self.over = over
 
     @property
+    def bound(self) -> ConnectTo:
+        """What the kernel calls the listener: `getsockname()`."""
+        name: ConnectTo = self.listener.sock.getsockname()
+        return name
+
+    def queue(self) -> tuple[int, int] | None:
+        """(connections that wait to be accepted, how many may); None: unknown."""
+        return queue_length(self.listener.sock)
+
+    @property
     def steerable(self) -> bool:
         """Whether another generation can be opened beside this one."""
         return self.group is not None or (
@@ -59,7 +69,7 @@ class Place:
             # Not getsockname(): a socket that was renamed goes on calling itself by the name it was bound to.
             path = self.listener.name.removeprefix("unix:")
             return f"\0{path[1:]}" if path.startswith("@") else path
-        name: ConnectTo = self.listener.sock.getsockname()
+        name = self.bound
         if not isinstance(name, tuple) or name[0] not in ("::", "0.0.0.0"):
             return name
         return ("::1" if name[0] == "::" else "127.0.0.1", *name[1:])
@@ -86,6 +96,54 @@ class Place:
             self.listener.close()
 
 
+class LostPlace(Place):
+    """An address whose socket only its processes have: a manager before us opened it, and it could not be taken back.
+
+    They serve on, and another generation can be opened beside them. They can not be given new siblings.
+    """
+
+    __slots__ = ("_bound", "_joined", "_lost")
+
+    def __init__(self, address: Address, lost: LostListener, bound: ConnectTo) -> None:
+        super().__init__(address, lost)
+        self._lost = lost
+        self._bound = bound
+        self._joined: Group | None = None
+
+    @property
+    def bound(self) -> ConnectTo:
+        return self._bound
+
+    def queue(self) -> tuple[int, int] | None:
+        if isinstance(self._bound, tuple):
+            return tcp_queue(self._bound, self.listener.inode)
+        return unix_queue(self.listener.inode)
+
+    @property
+    def steerable(self) -> bool:
+        return isinstance(self.address, TcpAddress) or self.listener.path is not None
+
+    def beside(self, backlog: int) -> Place:
+        if not isinstance(self._bound, tuple):
+            return super().beside(backlog)
+        dual_stack = isinstance(self.address, TcpAddress) and self.address.host == "*" and ":" in self._bound[0]
+        self._joined = Group.joined(self._lost, self._bound, backlog=backlog, dual_stack=dual_stack)
+        return Place(self.address, self._joined.listeners[1], self._joined)
+
+    def take_traffic(self) -> None:
+        if self._joined is not None:
+            self._joined.steer_to(self.listener)
+
+    def refuse_new(self) -> None:
+        if not self.listener.unlink():
+            raise LinuxError(f"{self.listener.name}: new connections cannot be held off: the socket is not ours")
+
+    def close(self) -> None:
+        self.listener.close()
+        if self._joined is not None:
+            self._joined.lose(self._lost)
+
+
 class Listening:
     """All addresses of one generation."""
 
@@ -104,7 +162,12 @@ class Listening:
     @property
     def names(self) -> list[ConnectTo]:
         """What the kernel calls them: by this it knows their connections."""
-        return [place.listener.sock.getsockname() for place in self.places]
+        return [place.bound for place in self.places]
+
+    @property
+    def lost(self) -> bool:
+        """Whether a socket is not ours: no process can be spawned on it."""
+        return any(isinstance(place, LostPlace) for place in self.places)
 
     @property
     def steerable(self) -> bool:
@@ -158,7 +221,7 @@ class Listening:
 
     def queue_is_empty(self) -> bool:
         """Whether no connection waits to be accepted; where that cannot be known, it is taken to be so."""
-        return not any((queue_length(place.listener.sock) or (0, 0))[0] for place in self.places)
+        return not any((place.queue() or (0, 0))[0] for place in self.places)
 
     def close(self) -> None:
         """Close all of them. LinuxError: the file of one cannot be removed; they are closed all the same."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import ProcessSettings
@@ -59,6 +60,21 @@ class NotifySockets:
                 raise LinuxError(f"cannot make the notify socket {path}: {error.strerror or error}") from error
             self._daemon.loop.add_reader(self._sockets[path], self._read, self._sockets[path])
         return path
+
+    @property
+    def abstract(self) -> tuple[str, ...]:
+        """The names of those that have no file."""
+        return tuple(path for path in self._sockets if path.startswith("@"))
+
+    def listen_again(self, names: Iterable[str]) -> None:
+        """Hear also what is sent to these abstract sockets, which were a dead manager's."""
+        for name in names:
+            try:
+                self._sockets[name] = bind_abstract(name)
+            except OSError as error:
+                self._daemon.journal.warning(f"the notify socket {name} cannot be bound again: {error.strerror}")
+            else:
+                self._daemon.loop.add_reader(self._sockets[name], self._read, self._sockets[name])
 
     def _read(self, receiver: socket.socket) -> None:
         for _ in range(AT_ONCE):

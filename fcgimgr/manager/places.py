@@ -24,7 +24,7 @@ class Places:
         own = 0o755 if os.geteuid() == 0 else 0o700
         ensure_directory(os.path.dirname(settings.control), own, "control")
         # Others may pass through (0711), to reach the notify socket that is theirs; they cannot list it.
-        self._made = ensure_directory(settings.state_dir, 0o711, "state_dir")
+        self.made_state_dir = ensure_directory(settings.state_dir, 0o711, "state_dir")
         self._state_dir = settings.state_dir
         self.locks = [self._lock(settings)]
         try:
@@ -47,7 +47,7 @@ class Places:
     def release(self) -> None:
         for lock in self.locks:
             lock.remove()
-        if self._made:
+        if self.made_state_dir:
             try:
                 os.rmdir(self._state_dir)
             except OSError:

@@ -116,6 +116,13 @@ class Pool:
             self._decide(Verdict(False, event.why))  # where it was still waiting there was nothing to discard
         return verdict
 
+    def restart(self) -> None:
+        """Replace every process, by a new generation where that can be, else one after the other."""
+        if self.can_reload():
+            self.reload(self.settings, self.config)
+        else:
+            self.serving.feed(core_generation.Restart())
+
     def feed(self, event: core.Event) -> bool:
         """Let core decide on `event` and carry out what it says. False if that was refused."""
         self._inbox.append(event)
@@ -126,6 +133,7 @@ class Pool:
         try:
             while self._inbox:
                 self.core, actions = core.step(self.core, self._inbox.popleft(), self.daemon.loop.time())
+                self.daemon.state_file.pool_changed(self)
                 self._arm_timer()
                 for action in actions:
                     refused |= self._carry_out(action)
@@ -147,6 +155,7 @@ class Pool:
             case core.Switch(number):
                 self._listening(number).take_traffic()  # of a canary; any other has it already
                 self._abandon_addresses(number)
+                self.daemon.state_file.generation_changed(self.serving)
                 journal.info("the new generation serves", name=self.name, generation=number)
             case core.Leave(number):
                 if self.verdict is not None:
@@ -247,6 +256,7 @@ class Pool:
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
                 self.generations.pop(number).end()
+                self.daemon.state_file.all_changed()
                 self.daemon.journal.info("a generation has left", name=self.name, generation=number)
                 self.feed(core.Gone(number))
                 verdict = self._until_gone.pop(number, None)

@@ -85,6 +85,11 @@ class Pump:
     def closed(self) -> bool:
         return self._fd < 0
 
+    @property
+    def inode(self) -> int:
+        """Of the pipe: the same at both of its ends. 0 when it is closed."""
+        return os.fstat(self._fd).st_ino if self._fd >= 0 else 0
+
     def tail(self, n: int, *, unfinished: bool = True) -> Lines:
         """The last `n` lines of what the child wrote, without newlines; of the last RECENT bytes only.
 

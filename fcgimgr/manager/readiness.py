@@ -115,7 +115,7 @@ class Readiness:
         """
         loop = self._daemon.loop
         listening = generation.listening
-        if listening is None:
+        if listening is None or listening.lost:
             raise OSError("the pool has no open socket")
         request = Request(PING)
         with socket.socket(listening.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:

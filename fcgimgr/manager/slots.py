@@ -23,13 +23,15 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "requests", "spawned", "started",
-        "status_text", "stderr", "stdout", "timer",
+        "armed", "born", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests",
+        "spawned", "started", "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.started = 0.0  # monotonic seconds
+        self.born: int | None = None  # when, in the kernel's ticks: with the pid, which process it is (procfs)
+        self.pipes: tuple[int, ...] = ()  # inodes of the pipes it writes to
         self.spawned = 0
         self.exit: Exit | None = None
         self.requests: int | None = None
@@ -47,8 +49,14 @@ class Slot:
         """A new process writes to these pipes."""
         self.started = now
         self.spawned += 1
+        self.born = None
         self.requests = self.status_text = None
+        self.hear(stdout, stderr)
+
+    def hear(self, stdout: Pump | None, stderr: Pump | None) -> None:
+        """Its process writes to these pipes."""
         self.stdout, self.stderr = stdout, stderr
+        self.pipes = tuple(pump.inode for pump in (stdout, stderr) if pump is not None)
         for follower in self.followers:
             follower.attach(self)
 

@@ -11,7 +11,7 @@ import getopt
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
-from fcgimgr.control.messages import ControlError, ProcessVerdict
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
 from fcgimgr.linux.errors import LinuxError
@@ -30,6 +29,7 @@ from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.manager import commands, updating
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
+from fcgimgr.manager.inheritance import Estate, find_estate, inherit
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
@@ -95,14 +95,27 @@ def run(config: Config, starter: Starter, sockets: dict[str, list[int]], notifie
         loop.set_exception_handler(partial(confess, journal))
         for warning in config.warnings:
             journal.warning(warning)
-        daemon = Daemon(config, loop=loop, journal=journal, logs=logs, soft_nofile=soft_nofile, sockets=sockets)
+        estate = find_estate(settings.state_dir, journal, fresh=places.made_state_dir)
+        if estate is not None:
+            held.callback(estate.close)
+            places.made_state_dir |= estate.made_dir
+        daemon = Daemon(
+            estate.config(config) if estate is not None and estate.living else config,
+            loop=loop,
+            journal=journal,
+            logs=logs,
+            soft_nofile=soft_nofile,
+            sockets=sockets,
+            made_dir=places.made_state_dir,
+        )
         service = Service(daemon, notifier)
         held.callback(service.end)
         service.begin(daemonised=starter.waits)
         signals = Signals(loop)
         held.callback(signals.close)
         listen_to_signals(daemon, signals)
-        return loop.run_until_complete(live(daemon, ControlServer(daemon, places.control), starter))
+        server = ControlServer(daemon, places.control)
+        return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
 
 def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -117,12 +130,15 @@ def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str
     journal.error("internal error", message=context.get("message"), error=repr(error), where=where)
 
 
-async def live(daemon: Daemon, server: ControlServer, starter: Starter) -> int:
-    """From the first process to the last."""
+async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: Estate | None, config: Config) -> int:
+    """From the first process to the last. `estate`: what a manager that was killed has left."""
     await server.open()
     daemon.journal.info("starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control)
     daemon.watchers.append(TellStarter(daemon, starter))
-    daemon.start()
+    if estate is None:
+        daemon.start()
+    else:
+        await inherit(daemon, estate, config)
     await daemon.ended
     daemon.end()
     daemon.journal.info("ended", code=daemon.exit_code)
@@ -187,19 +203,8 @@ def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
 
 async def update_by_signal(daemon: Daemon) -> None:
     """HUP has nobody to answer to but the log."""
-    try:
-        with daemon.reloading():
-            updated = await updating.update(daemon)
-    except ControlError as error:
-        daemon.journal.error(f"HUP: {error}")
-        return
-    for problem in updated.problems:
-        daemon.journal.error(problem)
-    if updated.problems:
-        daemon.journal.error("HUP: the configuration is broken; nothing of it was applied")
-    elif not updated.changes:
-        daemon.journal.info("HUP: no change for any pool or program")
-    log_verdicts(daemon, "HUP", updated.processes)
+    with daemon.reloading():
+        await updating.update_and_log(daemon, "HUP")
 
 
 async def reload_by_signal(daemon: Daemon) -> None:
@@ -208,13 +213,7 @@ async def reload_by_signal(daemon: Daemon) -> None:
     with daemon.reloading():
         chosen: Chosen = {pool.serving: None for pool in daemon.pools.values() if pool.serving.core.up}
         verdict = await commands.replace(daemon, chosen, commands.Nobody())
-    log_verdicts(daemon, "USR2", verdict.processes)
-
-
-def log_verdicts(daemon: Daemon, order: str, verdicts: Iterable[ProcessVerdict]) -> None:
-    for verdict in verdicts:
-        log = daemon.journal.info if verdict.ok else daemon.journal.error
-        log(f"{order}: {verdict.result}" + (f": {verdict.detail}" if verdict.detail else ""), name=verdict.name)
+    updating.log_verdicts(daemon, "USR2", verdict.processes)
 
 
 def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack) -> tuple[Journal, Logs]:

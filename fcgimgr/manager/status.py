@@ -17,7 +17,7 @@ from fcgimgr.control import messages
 from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Backoff, Exited, Fatal, State
 from fcgimgr.linux.procfs import rss, socket_inodes
-from fcgimgr.linux.sockdiag import established_inodes, queue_length
+from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.names import Chosen, indexes_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _sockets(generation: Generation, detail: bool) -> tuple[messages.SocketStatu
         )
     sockets = []
     for place in generation.listening.places:
-        queued, backlog = (queue_length(place.listener.sock) if detail else None) or (None, None)
+        queued, backlog = (place.queue() if detail else None) or (None, None)
         sockets.append(messages.SocketStatus(address=str(place.address), backlog=backlog, queued=queued))
     return tuple(sockets)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -57,6 +57,29 @@ async def update(
     )
 
 
+async def update_and_log(daemon: Daemon, why: str) -> None:
+    """An update that has nobody to answer to but the log, which calls it `why`."""
+    try:
+        updated = await update(daemon)
+    except ControlError as error:
+        daemon.journal.error(f"{why}: {error}")
+        return
+    for problem in updated.problems:
+        daemon.journal.error(problem)
+    if updated.problems:
+        daemon.journal.error(f"{why}: the configuration is broken; nothing of it was applied")
+    elif not updated.changes:
+        daemon.journal.info(f"{why}: no change for any pool or program")
+    log_verdicts(daemon, why, updated.processes)
+
+
+def log_verdicts(daemon: Daemon, order: str, verdicts: Iterable[ProcessVerdict]) -> None:
+    """What came of an order that nobody waits for."""
+    for verdict in verdicts:
+        log = daemon.journal.info if verdict.ok else daemon.journal.error
+        log(f"{order}: {verdict.result}" + (f": {verdict.detail}" if verdict.detail else ""), name=verdict.name)
+
+
 async def _apply(
     daemon: Daemon, config: Config, found: Difference, progress: Callable[[Progress], None]
 ) -> list[ProcessVerdict]:
@@ -70,6 +93,7 @@ async def _apply(
             progress(Progress(name=change.name, state="UPDATING", detail=str(change)))
         verdicts += await asyncio.gather(*(_begin(daemon, change, config, progress) for change in changes))
     daemon.config = running_config(daemon, config)
+    daemon.state_file.all_changed()
     return verdicts
 
 
@@ -114,6 +138,7 @@ async def _remove(daemon: Daemon, name: str) -> ProcessVerdict:
     if daemon.pools.get(name) is pool:
         del daemon.pools[name]
         pool.end()
+        daemon.state_file.all_changed()
     return ProcessVerdict(name=name, ok=True, result="removed")
 
 
@@ -144,6 +169,7 @@ class UntilDown(Watcher):
 
 def _add(daemon: Daemon, settings: ProcessSettings, config: Config) -> ProcessVerdict:
     pool = daemon.pools[settings.name] = Pool(daemon, settings, config)
+    daemon.state_file.all_changed()
     if not settings.autostart:
         return ProcessVerdict(name=settings.name, ok=True, result="added", detail="not started (autostart = false)")
     daemon.start_pool(pool)
@@ -199,6 +225,7 @@ def rename(daemon: Daemon, pool: Pool, change: Change) -> None:
     if change.before is not None:
         del daemon.pools[change.before]
         daemon.pools[change.name] = pool
+        daemon.state_file.all_changed()
 
 
 def _addresses(settings: ProcessSettings) -> set[str]:

@@ -39,6 +39,7 @@ class RunningManager:
     Ready on entry: every process of every pool is RUNNING (with `ready=False`: the control socket answers). On exit it
     is told to stop, must end with code 0 and leave no process behind. `prefix`: words before the command, of a program
     that executes the rest of its words in its own place (setpriv, say). `inherit`: fds that it gets.
+    `mark`: of a manager before it, whose processes it is to answer for.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class RunningManager:
         environment: dict[str, str] | None = None,
         prefix: Sequence[str] = (),
         inherit: Sequence[int] = (),
+        mark: str | None = None,
         ready: bool = True,
         within: float = 30.0,
     ) -> None:
         self.config = config
         self.control = control
         self.log = control.parent / f"{config.parent.name}-{config.stem}.log"
-        self.mark = uuid.uuid4().hex
+        self.mark = mark or uuid.uuid4().hex
         # The virtualenv's own commands (python, uvicorn) first, as in a shell where it is activated.
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         self._prefix = prefix

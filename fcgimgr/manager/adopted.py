@@ -1,0 +1,92 @@
+"""Processes that a manager before us started: they are not our children, so no SIGCHLD tells of them.
+
+Each is held by a pidfd, which the loop watches: readable means ended. How it ended is known on Linux 6.15 and later,
+once whoever adopted it (pid 1 as a rule) has reaped it, which may take a moment; else it stays unknown.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from fcgimgr.core.process import Exit
+from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.processes import signal_group
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.generation import Generation
+
+# Seconds between two questions for an exit status, and how often it is asked. A replacement waits for the answer.
+ASK_AGAIN: Final = 0.005
+QUESTIONS: Final = 6
+
+
+class Adopted:
+    """The adopted processes that live. `in`: by pid."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._processes: dict[int, tuple[PidFd, tuple[Generation, int]]] = {}
+        self._looking = False
+
+    def __contains__(self, pid: int) -> bool:
+        return pid in self._processes
+
+    def watch(self, pidfd: PidFd, generation: Generation, index: int) -> None:
+        """Tell of its end as of a child's. Takes the pidfd over."""
+        place = (generation, index)
+        self._processes[pidfd.pid] = pidfd, place
+        self._daemon.children[pidfd.pid] = place
+        self._daemon.loop.add_reader(pidfd, self._ended, pidfd.pid)
+
+    def signal(self, pid: int, number: int, group: bool) -> bool:
+        """As signal_process and signal_group, to the very process that was adopted."""
+        pidfd = self._processes[pid][0]
+        if group and not pidfd.has_ended():  # while it has not, the number of its group is its own
+            return signal_group(pid, number)
+        return pidfd.signal(number)
+
+    def _ended(self, pid: int) -> None:
+        self._daemon.loop.remove_reader(self._processes[pid][0])
+        self._ask(pid, QUESTIONS)
+
+    def _ask(self, pid: int, questions: int) -> None:
+        pidfd, place = self._processes[pid]
+        status = pidfd.wait_status()
+        if status is None and questions > 1:
+            self._daemon.loop.call_later(ASK_AGAIN, self._ask, pid, questions - 1)
+            return
+        del self._processes[pid]
+        pidfd.close()
+        if self._daemon.children.get(pid) is place:  # else the number is a new child's by now
+            del self._daemon.children[pid]
+        exit = exit_of(status)
+        if status is None:
+            name = place[0].process_name(place[1])
+            self._daemon.journal.warning("it ended; how, only its parent was told", name=name, pid=pid)
+        self._daemon.died(*place, pid, exit, adopted=True)
+        if not self._looking:
+            self._looking = True
+            self._daemon.loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        self._daemon.leftovers.look()
+        self._daemon.go_on_stopping()
+
+    def close(self) -> None:
+        """Let go of those that live on."""
+        for pidfd, _ in self._processes.values():
+            self._daemon.loop.remove_reader(pidfd)
+            pidfd.close()
+        self._processes.clear()
+
+
+def exit_of(status: int | None) -> Exit:
+    """A wait status (waitpid(2)) as core knows it."""
+    if status is None:
+        return Exit()
+    if os.WIFSIGNALED(status):
+        return Exit(signal=os.WTERMSIG(status))
+    return Exit(code=os.WEXITSTATUS(status))

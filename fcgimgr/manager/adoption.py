@@ -1,0 +1,341 @@
+"""Taking over from a manager that was killed: its processes serve on, and go on under this one as if nothing had been.
+
+What it wrote down (state.py) is believed only as far as the kernel confirms it: a process is held by a pidfd first and
+known by its start time after, a socket by its inode in the process's own table of descriptors, a log pipe likewise. A
+socket comes back by pidfd_getfd(2); what was written to a pipe meanwhile is read on through /proc/PID/fd.
+
+Both take the right to ptrace the process (the same user, dumpable, and Yama's leave). Where it is refused the process
+serves on, and its pool is replaced as by a reload: the new generation opens its own socket beside the one that could
+not be had.
+
+Who died meanwhile is told to core as a death like any other. A reload that was under way is given up; what was leaving
+goes on leaving. If the configuration has changed since, that is an update, after all this.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
+from fcgimgr.core import generation as core
+from fcgimgr.core import pool as rollout
+from fcgimgr.core.process import Exit, Exited, Fatal, State, Stopped
+from fcgimgr.linux import procfs
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.holding import let_go
+from fcgimgr.linux.listeners import Listener, LostListener, take_back
+from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.steering import Group
+from fcgimgr.manager.draining import descendants
+from fcgimgr.manager.generation import Generation
+from fcgimgr.manager.listening import Listening, LostPlace, Place
+from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ProcessRecord, Saved
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.pools import Pool
+    from fcgimgr.manager.pump import Pump
+
+Key = tuple[str, int, int]
+
+
+class Estate:
+    """What a dead manager has left: its state, and by pidfd those of its processes that live.
+
+    `saved` is None where there was a state, but it is of no use.
+    """
+
+    def __init__(self, saved: Saved | None) -> None:
+        self._saved = saved
+        self.living: dict[Key, PidFd] = {}
+        for key, record in saved.processes.items() if saved is not None else ():
+            assert saved is not None
+            pid = record.state.pid
+            if pid is None or record.born is None or (key[0], key[1]) not in saved.generations:
+                continue
+            if (pidfd := PidFd.of(pid, record.born, saved.manager.boot)) is not None:
+                self.living[key] = pidfd
+
+    @property
+    def saved(self) -> Saved:
+        assert self._saved is not None  # nobody lives of whom nothing is known
+        return self._saved
+
+    @property
+    def pid(self) -> int | None:
+        """The dead manager's."""
+        return self._saved.manager.pid if self._saved is not None else None
+
+    @property
+    def made_dir(self) -> bool:
+        """Whether state_dir was made by a manager."""
+        return self._saved is not None and self._saved.manager.made_dir
+
+    @property
+    def pools(self) -> Iterator[str]:
+        """The pools whose serving generation is known."""
+        for name, pool in self.saved.pools.items():
+            if (name, pool.serving) in self.saved.generations:
+                yield name
+
+    def config(self, config: Config) -> Config:
+        """The configuration as the dead manager ran it, but for [manager], of which a start takes all."""
+        serving = {name: self.saved.generations[name, self.saved.pools[name].serving].settings for name in self.pools}
+        environment = self.saved.manager.settings.environment
+        return msgspec.structs.replace(
+            config,
+            manager=msgspec.structs.replace(config.manager, environment=environment),
+            groups=self.saved.manager.groups,
+            pools={name: settings for name, settings in serving.items() if isinstance(settings, PoolSettings)},
+            programs={name: settings for name, settings in serving.items() if isinstance(settings, ProgramSettings)},
+            warnings=(),
+        )
+
+    def close(self) -> None:
+        """Let go of the processes that nobody took."""
+        for pidfd in self.living.values():
+            pidfd.close()
+        self.living.clear()
+
+
+def adopt(daemon: Daemon, estate: Estate) -> None:
+    """Go on with these processes. What could not be had whole is to be replaced (`replace_incomplete`)."""
+    saved = estate.saved
+    daemon.history.record("manager", daemon.config.manager.identifier, None, daemon.state, f"pid {os.getpid()}")
+    daemon.notify.listen_again(saved.manager.notify)
+    number = len(estate.living)
+    daemon.journal.info(
+        f"a manager before this one was killed (pid {saved.manager.pid}): taking over {number} "
+        + ("process" if number == 1 else "processes")
+    )
+    if saved.trouble:
+        daemon.journal.warning(f"{daemon.state_file.path}: {saved.trouble}; what stands before it is believed")
+    for name in estate.pools:
+        _PoolAdoption(daemon, daemon.pools[name], estate).adopt()
+    daemon.state_file.all_changed()
+
+
+def replace_incomplete(daemon: Daemon) -> None:
+    """New processes for pools that could not be had whole."""
+    for pool in daemon.pools.values():
+        serving = pool.serving
+        if not serving.core.up or not serving.incomplete:
+            continue
+        serving.incomplete = False
+        if serving.listening is None or not serving.listening.lost or pool.can_reload():
+            daemon.journal.info("replacing the processes that could not be taken over whole", name=pool.name)
+            pool.restart()
+        else:
+            daemon.journal.warning("its socket could not be taken back, nor shared: stop and start", name=pool.name)
+            serving.feed(core.Stop())
+            serving.feed(core.Start())
+
+
+class _PoolAdoption:
+    """One pool or program."""
+
+    def __init__(self, daemon: Daemon, pool: Pool, estate: Estate) -> None:
+        self._daemon = daemon
+        self._pool = pool
+        self._estate = estate
+        self._saved = estate.saved
+        self._living = estate.living
+        name = pool.name
+        self._record = self._saved.pools[name]
+        self._generations = {number: record for (of, number), record in self._saved.generations.items() if of == name}
+        self._listeners: dict[int, Listener] = {}  # by inode; of those that live
+        self._incomplete: set[int] = set()
+
+    def adopt(self) -> None:
+        pool, record = self._pool, self._record
+        alive = {number for (name, number, _) in self._living if name == pool.name}
+        coming = [number for number in self._generations if number == record.serving or number in alive]
+        for number in coming:
+            for listener in self._generations[number].listeners if number in alive else ():
+                self._listeners[listener.inode] = self._take_back(number, listener)
+        groups = self._groups()
+        leaving = frozenset(number for number in coming if number != record.serving)
+        pool.seed = record.seed
+        pool.core = rollout.Pool(serving=record.serving, last=record.last, leaving=leaving)
+        generations = {}
+        for number in sorted(coming, key=lambda number: number != record.serving):
+            settings = self._generations[number].settings
+            generations[number] = Generation(pool, number, settings, self._daemon.config)
+        pool.generations = generations
+        for number, generation in generations.items():
+            self._restore(generation, self._generations[number], groups, some_live=number in alive)
+        for number in leaving:
+            if not generations[number].core.left:
+                self._daemon.journal.warning("the reload that was under way is given up", name=pool.name)
+                generations[number].feed(core.Leave())
+        for number in self._incomplete:
+            generations[number].incomplete = True
+
+    # Sockets
+
+    def _take_back(self, number: int, record: ListenerRecord) -> Listener:
+        """The listener of the dead manager, or what can be had of it."""
+        refusal = ""
+        for pid in self._who_may_have(number):
+            for fd, inode in (procfs.sockets(pid) or {}).items():
+                if inode != record.inode:
+                    continue
+                try:
+                    with PidFd(pid) as pidfd:
+                        return take_back(pidfd.get_fd(fd), name=record.name, path=record.path)
+                except LinuxError as error:
+                    refusal = str(error)
+        refusal = refusal or "none of its processes shows that it has it"
+        self._daemon.journal.warning(f"{record.name} cannot be taken back: {refusal}", name=self._pool.name)
+        self._incomplete.add(number)
+        return LostListener(record.name, record.inode, record.path)
+
+    def _living_of(self, number: int) -> list[int]:
+        return [pidfd.pid for key, pidfd in self._living.items() if key[:2] == (self._pool.name, number)]
+
+    def _who_may_have(self, number: int) -> Iterator[int]:
+        pids = self._living_of(number)
+        yield from pids
+        for pid in pids:
+            yield from descendants(pid)
+
+    def _groups(self) -> dict[int, Group]:
+        """The groups that the kernel steers in, by the inodes of their members."""
+        found: dict[int, Group] = {}
+        for record in self._generations[self._record.serving].listeners:
+            serving = self._listeners.get(record.inode)
+            members = [self._listeners[inode] for inode in record.order if inode in self._listeners]
+            if serving is None or not members or any(isinstance(member, LostListener) for member in members):
+                continue
+            try:
+                # When one leaves, the last takes its place. If it was the last, all is as it was.
+                if members[1:] and [member.inode for member in members] != list(record.order[: len(members)]):
+                    members = self._shut_down_all_but(serving, members)
+                group = Group.restored(members, serving)
+            except LinuxError as error:
+                self._daemon.journal.warning(f"{error}", name=self._pool.name)
+                continue
+            found.update((member.inode, group) for member in members)
+        return found
+
+    def _shut_down_all_but(self, serving: Listener, members: list[Listener]) -> list[Listener]:
+        """One from amid the others is gone, and nobody can tell in which order the kernel has what is left."""
+        for member in members:
+            if member is not serving:
+                member.sock.shutdown(socket.SHUT_RDWR)
+                member.close()
+                self._listeners[member.inode] = LostListener(member.name, member.inode)
+        return [serving]
+
+    def _listening(self, record: GenerationRecord, groups: dict[int, Group]) -> Listening:
+        places: list[Place] = []
+        for one in record.listeners:
+            listener = self._listeners[one.inode]
+            if isinstance(listener, LostListener):
+                bound = os.fsencode(one.bound) if isinstance(one.bound, str) and "\0" in one.bound else one.bound
+                places.append(LostPlace(one.address, listener, bound))
+            else:
+                places.append(Place(one.address, listener, groups.get(one.inode)))
+        return Listening(places)
+
+    # Processes
+
+    def _restore(
+        self, generation: Generation, record: GenerationRecord, groups: dict[int, Group], *, some_live: bool
+    ) -> None:
+        processes = self._saved.processes_of(self._pool.name, generation.number)
+        if not some_live and record.core.open and isinstance(generation.settings, PoolSettings):
+            self._start_anew(generation, record, processes)
+            return
+        count = max([record.core.wanted, *(index + 1 for index in processes)])
+        states: list[State] = [processes[i].state if i in processes else Stopped() for i in range(count)]
+        before = msgspec.structs.replace(record.core, processes=tuple(states))
+        try:
+            generation.restore(before, self._listening(record, groups) if record.listeners else None)
+        except LinuxError as error:
+            self._daemon.journal.error(f"no process can be started anew: {error}", name=self._pool.name)
+        dead: list[tuple[int, int]] = []
+        for index, process in processes.items():
+            pidfd = self._living.pop((self._pool.name, generation.number, index), None)
+            self._fill(generation, index, process)
+            if pidfd is not None:
+                self._take(generation, index, process, pidfd)
+            elif process.state.pid is not None:
+                dead.append((index, process.state.pid))
+        generation.resume()
+        for index, pid in dead:
+            name = generation.process_name(index)
+            self._daemon.journal.warning("it ended while there was no manager", name=name, pid=pid)
+            self._daemon.died(generation, index, pid, Exit(), adopted=True)
+        if dead:
+            self._daemon.loop.call_soon(self._daemon.leftovers.look)
+
+    def _start_anew(
+        self, generation: Generation, record: GenerationRecord, processes: dict[int, ProcessRecord]
+    ) -> None:
+        """Nobody is left who has its sockets: like any start, but for what is remembered of its processes."""
+        fresh = core.new_generation(generation.settings, self._daemon.loop.time(), self._record.seed)
+        at_rest: list[State] = [Stopped()] * record.core.wanted
+        again = []
+        for index, process in processes.items():
+            if index < len(at_rest):
+                if isinstance(process.state, Stopped | Exited | Fatal):
+                    at_rest[index] = process.state
+                else:
+                    again.append(index)
+        generation.restore(msgspec.structs.replace(fresh, wanted=len(at_rest), processes=tuple(at_rest)), None)
+        for index, process in processes.items():
+            if index < len(at_rest):
+                self._fill(generation, index, process)
+        if record.core.up and again:
+            self._daemon.journal.warning("none of its processes is left: starting it", name=self._pool.name)
+            self._daemon.start_pool(self._pool, tuple(again))
+
+    def _fill(self, generation: Generation, index: int, record: ProcessRecord) -> None:
+        slot = generation.slots[index]
+        slot.started, slot.spawned, slot.exit = record.started, record.spawned, record.exit
+
+    def _take(self, generation: Generation, index: int, record: ProcessRecord, pidfd: PidFd) -> None:
+        slot = generation.slots[index]
+        slot.born = record.born
+        pumps: list[Pump | None] = [None, None]
+        for number, (inode, stream) in enumerate(zip(record.pipes, ("stdout", "stderr"), strict=False)):
+            try:
+                fd = pipe_of(pidfd.pid, number + 1, inode)
+            except OSError as error:
+                self._incomplete.add(generation.number)
+                self._daemon.journal.warning(
+                    f"its {stream} cannot be read on: {error.strerror}", name=generation.process_name(index)
+                )
+            else:
+                pumps[number] = None if fd is None else generation.take_pipe(index, stream, fd)
+        slot.hear(*pumps)
+        self._daemon.adopted.watch(pidfd, generation, index)
+        # The manager may have died while it held it (linux/holding.py).
+        for pid in (pidfd.pid, *descendants(pidfd.pid)):
+            if procfs.state(pid) == "T":
+                try:
+                    let_go(pid)
+                except LinuxError as error:
+                    self._daemon.journal.warning(str(error), name=generation.process_name(index))
+
+
+def pipe_of(pid: int, fd: int, inode: int) -> int | None:
+    """A descriptor to read from the pipe of this inode that a process has as `fd`; None: it has another thing there.
+
+    OSError: it may not be looked at.
+    """
+    try:
+        # Not blocking, and a description of its own: the process's end stays as it is.
+        ours = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        return None
+    if os.fstat(ours).st_ino == inode:
+        return ours
+    os.close(ours)
+    return None

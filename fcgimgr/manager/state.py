@@ -1,0 +1,190 @@
+"""What must survive the manager: which processes there are, on which sockets, and how each is doing.
+
+It is a file of JSON lines. Each line is one record, and replaces what an earlier line said of the same thing; so a
+change is one short line more, a last line that was cut off by a crash is no loss, and now and then the whole is written
+anew (statefile.py). Times are those of the monotonic clock, which goes on while the machine is up: with another boot id
+all of it is void.
+
+A pid may be another process's by now. It counts together with the start time only (linux/pidfd.py).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+import msgspec
+
+from fcgimgr.config.address import Address
+from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings, ProcessSettings, ProgramSettings
+from fcgimgr.core.generation import Generation
+from fcgimgr.core.process import Exit, State
+
+#: Of the records' shapes. A field that is added with a default needs no new one; whatever else changes does.
+VERSION: Final = 1
+
+
+class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
+    """The manager that wrote this. `release`: of fcgimgr; `notify`: its abstract notify sockets, which have no file.
+
+    `made_dir`: it made state_dir, so that whoever ends well removes it.
+    """
+
+    version: int
+    release: str
+    boot: str
+    pid: int
+    started: float
+    path: str
+    settings: ManagerSettings
+    made_dir: bool = False
+    groups: dict[str, GroupSettings] = {}
+    notify: tuple[str, ...] = ()
+
+
+class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, tag="pool"):
+    """A pool or program. `serving`, `last`: numbers of generations."""
+
+    name: str
+    seed: float
+    serving: int
+    last: int
+
+
+class ListenerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One socket of a generation.
+
+    `fd`: what the manager had it as; `bound`: its `getsockname()`, of TCP (host, port); `path`: of its file, if it has
+    one; `order`: the inodes of all that share its address, as the kernel counts them.
+    """
+
+    address: Address
+    name: str
+    inode: int
+    fd: int
+    bound: tuple[str, int] | str = ""
+    path: str | None = None
+    order: tuple[int, ...] = ()
+
+
+class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
+    """One generation: what it was started from (a pool or a program), and all of its core but the processes."""
+
+    pool: str
+    number: int
+    as_pool: PoolSettings | None = None
+    as_program: ProgramSettings | None = None
+    core: Generation
+    listeners: tuple[ListenerRecord, ...] = ()
+
+    @property
+    def settings(self) -> ProcessSettings:
+        settings = self.as_pool or self.as_program
+        assert settings is not None  # `read` lets nothing else through
+        return settings
+
+
+class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
+    """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes."""
+
+    pool: str
+    generation: int
+    index: int
+    state: State
+    born: int | None = None
+    started: float = 0.0
+    spawned: int = 0
+    exit: Exit | None = None
+    pipes: tuple[int, ...] = ()
+
+
+Record = ManagerRecord | PoolRecord | GenerationRecord | ProcessRecord
+
+
+class Saved:
+    """A state that was read: the last word on each thing."""
+
+    def __init__(self, manager: ManagerRecord) -> None:
+        self.manager = manager
+        self.pools: dict[str, PoolRecord] = {}
+        self.generations: dict[tuple[str, int], GenerationRecord] = {}
+        self.processes: dict[tuple[str, int, int], ProcessRecord] = {}
+        self.trouble = ""  # what of it could not be read, and why
+
+    def add(self, record: PoolRecord | GenerationRecord | ProcessRecord) -> None:
+        match record:
+            case PoolRecord(name=name):
+                self.pools[name] = record
+            case GenerationRecord(pool=pool, number=number):
+                self.generations[pool, number] = record
+            case ProcessRecord(pool=pool, generation=number, index=index):
+                self.processes[pool, number, index] = record
+
+    def processes_of(self, pool: str, number: int) -> dict[int, ProcessRecord]:
+        """The processes of one generation, by index."""
+        return {key[2]: record for key, record in self.processes.items() if key[:2] == (pool, number)}
+
+
+class StateError(Exception):
+    """A state that is of no use, and why."""
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """As much of the first line as tells whether the rest can be understood."""
+
+    version: int
+    release: str = ""
+    boot: str = ""
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(PoolRecord | GenerationRecord | ProcessRecord)
+
+
+def encode(record: Record) -> bytes:
+    """The record's line."""
+    return _encoder.encode(record) + b"\n"
+
+
+def decode(content: bytes) -> Saved:
+    """The state from its lines. StateError: nothing of it can be read. What is damaged ends it (Saved.trouble)."""
+    first, *lines = content.split(b"\n")
+    try:
+        head = msgspec.json.decode(first, type=_Head)
+        if head.version > VERSION:
+            raise StateError(f"it was written by a later release ({head.release}, state version {head.version})")
+        saved = Saved(msgspec.json.decode(first, type=ManagerRecord))
+    except msgspec.MsgspecError as error:
+        raise StateError(f"its first line cannot be read: {error}") from error
+    for number, line in enumerate(lines[:-1], 2):  # behind the last newline is nothing, or a line that was cut off
+        try:
+            record = _decoder.decode(line)
+            if isinstance(record, GenerationRecord) and not (record.as_pool or record.as_program):
+                raise msgspec.ValidationError("a generation without settings")
+            saved.add(record)
+        except msgspec.MsgspecError as error:
+            saved.trouble = f"line {number} cannot be read: {error}"
+            break
+    return saved
+
+
+def read(path: str, boot: str) -> Saved | None:
+    """What the manager before has left at `path`; None: nothing. StateError: it is of no use."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"it cannot be opened: {error.strerror}") from error
+    with open(fd, "rb") as file:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise StateError("it is not a regular file")
+        if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+            raise StateError(f"it belongs to uid {about.st_uid}, or others may write to it (mode {about.st_mode:o})")
+        content = file.read()
+    saved = decode(content)
+    if saved.manager.boot != boot:
+        raise StateError("it is of another boot of this machine: none of its processes is left")
+    return saved
