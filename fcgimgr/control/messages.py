@@ -147,6 +147,12 @@ class ShutdownParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     wait: bool = True
 
 
+class UpgradeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Execute the code that is installed now. The response comes before that, and then the manager hangs up."""
+
+    wait: bool = True
+
+
 class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`live`: the manager's loop turns. `ready`: the manager is up, and each pool that was started has who serves."""
 
@@ -160,6 +166,7 @@ Params = (
     | RestartParams
     | ReloadParams
     | UpdateParams
+    | UpgradeParams
     | ScaleParams
     | SignalParams
     | TailParams
@@ -176,6 +183,7 @@ METHODS: Final[dict[str, type[Params]]] = {
     "restart": RestartParams,
     "reload": ReloadParams,
     "update": UpdateParams,
+    "upgrade": UpgradeParams,
     "scale": ScaleParams,
     "signal": SignalParams,
     "tail": TailParams,
@@ -191,8 +199,11 @@ METHODS: Final[dict[str, type[Params]]] = {
 
 
 class Pong(Struct, frozen=True, kw_only=True):
+    """`upgrades`: how often the manager has executed newer code in its own place."""
+
     pid: int
     version: str
+    upgrades: int = 0
     pong: bool = True
 
 
