@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "stop": "processes",
     "reload": "replacing",
     "update": "updating",
+    "upgrade": "upgrading",
     "restart": "replacing",
     "scale": "processes",
     "signal": "processes",

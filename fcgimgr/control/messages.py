@@ -155,6 +155,12 @@ class DrainParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     timeout: Annotated[float, Meta(ge=0, le=1e9)] | None = None
 
 
+class UpgradeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Execute the code that is installed now. The response comes before that, and then the manager hangs up."""
+
+    wait: bool = True
+
+
 class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`live`: the manager's loop turns. `ready`: the manager is up, and each pool that was started has who serves."""
 
@@ -168,6 +174,7 @@ Params = (
     | RestartParams
     | ReloadParams
     | UpdateParams
+    | UpgradeParams
     | ScaleParams
     | SignalParams
     | TailParams
@@ -185,6 +192,7 @@ METHODS: Final[dict[str, type[Params]]] = {
     "restart": RestartParams,
     "reload": ReloadParams,
     "update": UpdateParams,
+    "upgrade": UpgradeParams,
     "scale": ScaleParams,
     "signal": SignalParams,
     "tail": TailParams,
@@ -201,8 +209,11 @@ METHODS: Final[dict[str, type[Params]]] = {
 
 
 class Pong(Struct, frozen=True, kw_only=True):
+    """`upgrades`: how often the manager has executed newer code in its own place."""
+
     pid: int
     version: str
+    upgrades: int = 0
     pong: bool = True
 
 

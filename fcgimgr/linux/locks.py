@@ -8,6 +8,7 @@ somebody removed the file while we waited, and another could be locking a new on
 import fcntl
 import os
 import stat
+from typing import Self
 
 from fcgimgr.linux.errors import LinuxError, refuse
 from fcgimgr.linux.procfs import command
@@ -21,6 +22,18 @@ class LockFile:
         self.path = path
         self._fd = _take(path)
         self.write_pid()
+
+    @classmethod
+    def kept(cls, path: str, fd: int) -> Self:
+        """A lock from before an exec: it is held as long as its descriptor is open."""
+        lock = cls.__new__(cls)
+        lock.path = path
+        lock._fd = fd
+        os.set_inheritable(fd, False)
+        return lock
+
+    def fileno(self) -> int:
+        return self._fd
 
     def write_pid(self) -> None:
         """Write our pid (again: the lock outlives a fork, the number in the file does not)."""

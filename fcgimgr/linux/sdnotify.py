@@ -31,6 +31,7 @@ class Notifier:
         """
         self.address = address
         self.watchdog = watchdog
+        self.environment: dict[str, str] = {}  # what it was made from: for the same process after an exec
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> "Notifier":
@@ -53,7 +54,10 @@ class Notifier:
                 raise LinuxError(f"WATCHDOG_USEC: {microseconds!r} is not a positive number of microseconds")
             if not pid or pid == str(os.getpid()):
                 watchdog = number / 1e6
-        return cls(address or None, watchdog if address else None)
+        notifier = cls(address or None, watchdog if address else None)
+        values = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
+        notifier.environment = {key: value for key, value in values.items() if value}
+        return notifier
 
     def ready(self, status: str = "") -> bool:
         """Fully started, or the reload is over."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fcgimgr import __version__
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
@@ -45,20 +46,23 @@ Key = tuple[str, int, int]
 
 
 class Estate:
-    """What a dead manager has left: its state, and by pidfd those of its processes that live.
+    """What a dead manager has left: its state, and by pidfd those of its processes that live (None: a child of ours).
 
     `saved` is None where there was a state, but it is of no use.
     """
 
     def __init__(self, saved: Saved | None) -> None:
         self._saved = saved
-        self.living: dict[Key, PidFd] = {}
+        self.living: dict[Key, PidFd | None] = {}
+        ours = os.getpid()
         for key, record in saved.processes.items() if saved is not None else ():
             assert saved is not None
             pid = record.state.pid
             if pid is None or record.born is None or (key[0], key[1]) not in saved.generations:
                 continue
-            if (pidfd := PidFd.of(pid, record.born, saved.manager.boot)) is not None:
+            if saved.handover is not None and procfs.parent(pid) == ours:
+                self.living[key] = None
+            elif (pidfd := PidFd.of(pid, record.born, saved.manager.boot)) is not None:
                 self.living[key] = pidfd
 
     @property
@@ -70,6 +74,11 @@ class Estate:
     def pid(self) -> int | None:
         """The dead manager's."""
         return self._saved.manager.pid if self._saved is not None else None
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether it was handed over by the manager itself, which executed us in its place."""
+        return self._saved is not None and self._saved.handover is not None
 
     @property
     def made_dir(self) -> bool:
@@ -96,10 +105,16 @@ class Estate:
             warnings=(),
         )
 
+    def config_handed_over(self) -> Config:
+        """The configuration as it runs, all of it."""
+        manager = self.saved.manager
+        return self.config(Config(path=manager.path, manager=manager.settings))
+
     def close(self) -> None:
         """Let go of the processes that nobody took."""
         for pidfd in self.living.values():
-            pidfd.close()
+            if pidfd is not None:
+                pidfd.close()
         self.living.clear()
 
 
@@ -107,12 +122,14 @@ def adopt(daemon: Daemon, estate: Estate) -> None:
     """Go on with these processes. What could not be had whole is to be replaced (`replace_incomplete`)."""
     saved = estate.saved
     daemon.history.record("manager", daemon.config.manager.identifier, None, daemon.state, f"pid {os.getpid()}")
-    daemon.notify.listen_again(saved.manager.notify)
     number = len(estate.living)
-    daemon.journal.info(
-        f"a manager before this one was killed (pid {saved.manager.pid}): taking over {number} "
-        + ("process" if number == 1 else "processes")
-    )
+    count = f"{number} " + ("process" if number == 1 else "processes")
+    if saved.handover is not None:
+        daemon.notify.take_over(saved.handover.notify)
+        daemon.journal.info(f"fcgimgr {__version__} goes on for {saved.manager.release} with {count}", pid=os.getpid())
+    else:
+        daemon.notify.listen_again(saved.manager.notify)
+        daemon.journal.info(f"a manager before this one was killed (pid {saved.manager.pid}): taking over {count}")
     if saved.trouble:
         daemon.journal.warning(f"{daemon.state_file.path}: {saved.trouble}; what stands before it is believed")
     for name in estate.pools:
@@ -156,7 +173,8 @@ class _PoolAdoption:
         alive = {number for (name, number, _) in self._living if name == pool.name}
         coming = [number for number in self._generations if number == record.serving or number in alive]
         for number in coming:
-            for listener in self._generations[number].listeners if number in alive else ():
+            is_back = number in alive or self._saved.handover is not None
+            for listener in self._generations[number].listeners if is_back else ():
                 self._listeners[listener.inode] = self._take_back(number, listener)
         groups = self._groups()
         leaving = frozenset(number for number in coming if number != record.serving)
@@ -179,7 +197,9 @@ class _PoolAdoption:
     # Sockets
 
     def _take_back(self, number: int, record: ListenerRecord) -> Listener:
-        """The listener of the dead manager, or what can be had of it."""
+        """The listener of the manager before, or what can be had of it."""
+        if self._saved.handover is not None and record.fd >= 0:
+            return take_back(record.fd, name=record.name, path=record.path)
         refusal = ""
         for pid in self._who_may_have(number):
             for fd, inode in (procfs.sockets(pid) or {}).items():
@@ -196,7 +216,8 @@ class _PoolAdoption:
         return LostListener(record.name, record.inode, record.path)
 
     def _living_of(self, number: int) -> list[int]:
-        return [pidfd.pid for key, pidfd in self._living.items() if key[:2] == (self._pool.name, number)]
+        pids = {key: self._saved.processes[key].state.pid for key in self._living}
+        return [pid for key, pid in pids.items() if pid is not None and key[:2] == (self._pool.name, number)]
 
     def _who_may_have(self, number: int) -> Iterator[int]:
         pids = self._living_of(number)
@@ -249,7 +270,11 @@ class _PoolAdoption:
         self, generation: Generation, record: GenerationRecord, groups: dict[int, Group], *, some_live: bool
     ) -> None:
         processes = self._saved.processes_of(self._pool.name, generation.number)
-        if not some_live and record.core.open and isinstance(generation.settings, PoolSettings):
+        if (
+            not (some_live or self._estate.handed_over)
+            and record.core.open
+            and isinstance(generation.settings, PoolSettings)
+        ):
             self._start_anew(generation, record, processes)
             return
         count = max([record.core.wanted, *(index + 1 for index in processes)])
@@ -261,10 +286,10 @@ class _PoolAdoption:
             self._daemon.journal.error(f"no process can be started anew: {error}", name=self._pool.name)
         dead: list[tuple[int, int]] = []
         for index, process in processes.items():
-            pidfd = self._living.pop((self._pool.name, generation.number, index), None)
+            key = (self._pool.name, generation.number, index)
             self._fill(generation, index, process)
-            if pidfd is not None:
-                self._take(generation, index, process, pidfd)
+            if key in self._living and process.state.pid is not None:
+                self._take(generation, index, process, process.state.pid)
             elif process.state.pid is not None:
                 dead.append((index, process.state.pid))
         generation.resume()
@@ -299,14 +324,45 @@ class _PoolAdoption:
     def _fill(self, generation: Generation, index: int, record: ProcessRecord) -> None:
         slot = generation.slots[index]
         slot.started, slot.spawned, slot.exit = record.started, record.spawned, record.exit
+        more = self._saved.slots.get((self._pool.name, generation.number, index))
+        if more is None:
+            return
+        slot.requests, slot.status_text = more.requests, more.status_text
+        slot.lingering = [generation.take_pipe(index, "stdout", fd) for fd in more.lingering]
+        pumps: list[Pump | None] = []
+        for stream, pipe in (("stdout", more.stdout), ("stderr", more.stderr)):
+            if pipe is None:
+                pumps.append(None)
+            else:
+                pump = generation.take_pipe(index, stream, pipe.fd)
+                pump.go_on(pipe.begun, pipe.inside_line, pipe.recent)
+                pumps.append(pump)
+        slot.hear(*pumps)
 
-    def _take(self, generation: Generation, index: int, record: ProcessRecord, pidfd: PidFd) -> None:
+    def _take(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
         slot = generation.slots[index]
         slot.born = record.born
+        if not self._estate.handed_over:
+            self._find_pipes(generation, index, record, pid)
+        pidfd = self._living.pop((self._pool.name, generation.number, index))
+        if pidfd is None:
+            self._daemon.children[pid] = (generation, index)
+            return
+        self._daemon.adopted.watch(pidfd, generation, index)
+        # The manager may have died while it held it (linux/holding.py).
+        for one in (pid, *descendants(pid)):
+            if procfs.state(one) == "T":
+                try:
+                    let_go(one)
+                except LinuxError as error:
+                    self._daemon.journal.warning(str(error), name=generation.process_name(index))
+
+    def _find_pipes(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
+        """Read on what it writes, through its own table of descriptors."""
         pumps: list[Pump | None] = [None, None]
         for number, (inode, stream) in enumerate(zip(record.pipes, ("stdout", "stderr"), strict=False)):
             try:
-                fd = pipe_of(pidfd.pid, number + 1, inode)
+                fd = pipe_of(pid, number + 1, inode)
             except OSError as error:
                 self._incomplete.add(generation.number)
                 self._daemon.journal.warning(
@@ -314,15 +370,7 @@ class _PoolAdoption:
                 )
             else:
                 pumps[number] = None if fd is None else generation.take_pipe(index, stream, fd)
-        slot.hear(*pumps)
-        self._daemon.adopted.watch(pidfd, generation, index)
-        # The manager may have died while it held it (linux/holding.py).
-        for pid in (pidfd.pid, *descendants(pidfd.pid)):
-            if procfs.state(pid) == "T":
-                try:
-                    let_go(pid)
-                except LinuxError as error:
-                    self._daemon.journal.warning(str(error), name=generation.process_name(index))
+        generation.slots[index].hear(*pumps)
 
 
 def pipe_of(pid: int, fd: int, inode: int) -> int | None:

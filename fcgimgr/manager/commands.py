@@ -28,7 +28,7 @@ from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
 from fcgimgr.core.generation import PoolState
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.manager import updating, waiting
+from fcgimgr.manager import updating, upgrading, waiting
 from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
 from fcgimgr.manager.status import status as status_of
 from fcgimgr.manager.tail import last_lines
@@ -61,7 +61,7 @@ class Caller(Protocol):
 
 
 async def ping(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Result:
-    return messages.Pong(pid=os.getpid(), version=__version__)
+    return messages.Pong(pid=os.getpid(), version=__version__, upgrades=daemon.upgrades)
 
 
 async def status(daemon: Daemon, params: messages.StatusParams, caller: Caller) -> Result:
@@ -324,6 +324,11 @@ async def update(daemon: Daemon, params: messages.UpdateParams, caller: Caller) 
         return await updating.update(daemon, tell, dry_run=params.dry_run)
 
 
+async def upgrade(daemon: Daemon, params: messages.UpgradeParams, caller: Caller) -> Result:
+    refuse_while_stopping(daemon)
+    return await upgrading.upgrade(daemon)
+
+
 def check_config(daemon: Daemon) -> messages.Checked:
     """Read the configuration file as it is now, and say whether it is good and whether it differs from what runs."""
     try:
@@ -369,6 +374,7 @@ COMMANDS: Final[dict[str, Callable[..., Awaitable[Result]]]] = {
     "probe": probe,
     "check": check,
     "update": update,
+    "upgrade": upgrade,
 }
 
 
@@ -388,4 +394,6 @@ class Nobody:
 
 
 #: Those that change something, and so are worth a line in the log that says who gave them.
-CHANGING: Final = frozenset({"start", "stop", "restart", "reload", "update", "scale", "signal", "shutdown", "drain"})
+CHANGING: Final = frozenset(
+    {"start", "stop", "restart", "reload", "update", "upgrade", "scale", "signal", "shutdown", "drain"}
+)

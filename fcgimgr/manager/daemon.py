@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -52,6 +52,7 @@ class Daemon:
         logs: Logs,
         soft_nofile: int | None,
         sockets: dict[str, list[int]],
+        given_fds: Collection[int] = (),
         made_dir: bool = False,
     ) -> None:
         self.config = config
@@ -60,6 +61,8 @@ class Daemon:
         self.logs = logs
         self.soft_nofile = soft_nofile
         self.sockets = sockets  # passed by systemd, by name
+        self.given_fds = given_fds  # passed by whoever started us
+        self.service_environment: dict[str, str] = {}  # what systemd told the manager about itself
         self.started = loop.time()
         self.updating = False
         self.reloads = 0  # updates and reloads of everything that are under way
@@ -84,6 +87,8 @@ class Daemon:
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
+        self.upgrades = 0  # how often newer code was executed in this process
+        self.go_over: Callable[[], Coroutine[Any, Any, None]] | None = None  # how that is done, once the manager is up
         self.taking_over = False  # nothing is to be started yet
         self.pools = self._new_pools()
 

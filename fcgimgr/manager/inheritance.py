@@ -46,6 +46,12 @@ def find_estate(state_dir: str, journal: Journal, *, fresh: bool) -> Estate | No
 
 async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
     """Take over, or end, what is left, and go on with what `config` asks for."""
+    if estate.handed_over:
+        daemon.state = "RUNNING"
+        adopt(daemon, estate)
+        daemon.reap_children()  # those that died during the exec
+        daemon.go_on()
+        return
     daemon.taking_over = True
     kept = bool(estate.living)
     if kept:

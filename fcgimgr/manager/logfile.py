@@ -272,6 +272,11 @@ class Logs:
         if isinstance(own, LogFile):
             self._files[os.path.abspath(own.path)] = own
 
+    @property
+    def streams(self) -> tuple[Target, ...]:
+        """The manager's own output and error output."""
+        return tuple(self._streams.values())
+
     def open(self, path: str, maxbytes: int = 0, backups: int = 0, owner: tuple[int, int] | None = None) -> Target:
         """The target of `path` (`-`: the manager's own output, `none`: nowhere); give it back with `release`.
 

@@ -66,6 +66,19 @@ class NotifySockets:
         """The names of those that have no file."""
         return tuple(path for path in self._sockets if path.startswith("@"))
 
+    @property
+    def fds(self) -> dict[str, int]:
+        return {path: receiver.fileno() for path, receiver in self._sockets.items()}
+
+    def take_over(self, fds: dict[str, int]) -> None:
+        """Have these sockets from before an exec."""
+        for path, fd in fds.items():
+            os.set_inheritable(fd, False)
+            receiver = socket.socket(fileno=fd)
+            receiver.setblocking(False)
+            self._sockets[path] = receiver
+            self._daemon.loop.add_reader(receiver, self._read, receiver)
+
     def listen_again(self, names: Iterable[str]) -> None:
         """Hear also what is sent to these abstract sockets, which were a dead manager's."""
         for name in names:

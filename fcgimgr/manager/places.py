@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Self
 
 from fcgimgr.config.settings import ManagerSettings
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.listeners import Listener, open_unix
+from fcgimgr.linux.listeners import Listener, open_unix, take_back
 from fcgimgr.linux.locks import LockFile
 
 
@@ -37,6 +38,16 @@ class Places:
         except LinuxError:
             self.release()
             raise
+
+    @classmethod
+    def kept(cls, settings: ManagerSettings, locks: dict[str, int], control: int, *, made_state_dir: bool) -> Self:
+        """What was held before an exec, by its descriptors. LinuxError: one of them is not what it should be."""
+        places = cls.__new__(cls)
+        places.made_state_dir = made_state_dir
+        places._state_dir = settings.state_dir
+        places.locks = [LockFile.kept(path, fd) for path, fd in locks.items()]
+        places.control = take_back(control, name=settings.control, path=settings.control)
+        return places
 
     def _lock(self, settings: ManagerSettings) -> LockFile:
         try:

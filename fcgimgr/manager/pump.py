@@ -90,6 +90,14 @@ class Pump:
         """Of the pipe: the same at both of its ends. 0 when it is closed."""
         return os.fstat(self._fd).st_ino if self._fd >= 0 else 0
 
+    def hand_over(self) -> tuple[int, bytes, bool, bytes]:
+        """What another pump needs to `go_on`: (fd, beginning of a line, whether inside a line, what was read last)."""
+        return self._fd, self._begun, self._inside_line, self._recent
+
+    def go_on(self, begun: bytes, inside_line: bool, recent: bytes) -> None:
+        """Read on where another pump of this pipe stopped."""
+        self._begun, self._inside_line, self._recent = begun, inside_line, recent
+
     def tail(self, n: int, *, unfinished: bool = True) -> Lines:
         """The last `n` lines of what the child wrote, without newlines; of the last RECENT bytes only.
 

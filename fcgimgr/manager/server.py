@@ -62,12 +62,21 @@ class ControlServer:
         tasks = [task for client in self.clients for task in client.tasks]
         if tasks:
             await asyncio.wait(tasks, timeout=GOODBYE)
+        await self._hang_up()
+        self._listener.close()
+
+    async def pause(self) -> int:
+        """Hang up on everybody, and let who comes wait in the queue. Answers with the fd of the listening socket."""
+        self.daemon.loop.remove_reader(self._listener.sock)
+        await self._hang_up()
+        return self._listener.fileno()
+
+    async def _hang_up(self) -> None:
         for client in tuple(self.clients):
             client.hang_up()
         until = self.daemon.loop.time() + GOODBYE
         while self.clients and self.daemon.loop.time() < until:
             await asyncio.sleep(0.005)  # until connection_lost: what was written is flushed
-        self._listener.close()
 
 
 class Client(asyncio.Protocol):

@@ -39,6 +39,16 @@ class Signals:
             # Each in a turn of its own: a fault in one must not swallow the others.
             self._loop.call_soon(self._handlers[self._came.pop()])
 
+    def hold(self) -> None:
+        """Work off what has come, and let what comes now wait, beyond an exec too, until the mask is lifted."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while self._came:
+            self._handlers[self._came.pop()]()
+
+    def let_come(self) -> None:
+        """Take back `hold`."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
     def close(self) -> None:
         """From here on a signal is noted and nothing more: the manager is ending."""
         self._loop.remove_reader(self._read_end)

@@ -24,9 +24,10 @@ from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
+from fcgimgr.linux.memfd import read_memfd
 from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
 from fcgimgr.linux.sdnotify import Notifier
-from fcgimgr.manager import commands, updating
+from fcgimgr.manager import commands, updating, upgrading
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.inheritance import Estate, find_estate, inherit
@@ -39,6 +40,7 @@ from fcgimgr.manager.places import Places
 from fcgimgr.manager.server import ControlServer
 from fcgimgr.manager.service import Service
 from fcgimgr.manager.signals import Signals
+from fcgimgr.manager.state import StateError, decode
 from fcgimgr.manager.stream import Stream
 
 if TYPE_CHECKING:
@@ -50,9 +52,13 @@ BAD_CONFIG = 2
 
 def main(words: list[str]) -> int:
     """Run the manager that `words` (the arguments) ask for; the exit code."""
-    options = dict(getopt.getopt(words, "", ["config=", "daemon"])[0])
+    options = dict(getopt.getopt(words, "", ["config=", "daemon", "state=", "check-state="])[0])
+    if "--state" in options:
+        return go_on(int(options["--state"]))
     try:
         config = read(options["--config"], os.environ)
+        if "--check-state" in options:
+            return check_state(int(options["--check-state"]))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_CONFIG
@@ -75,19 +81,56 @@ def main(words: list[str]) -> int:
         return FAILED
 
 
-def run(config: Config, starter: Starter, sockets: dict[str, list[int]], notifier: Notifier) -> int:
-    """Manage until it is over; the exit code. LinuxError: it could not begin."""
+def check_state(fd: int) -> int:
+    """Whether this code could take over a manager's state (upgrading.py). Nothing is touched."""
+    try:
+        Estate(decode(read_memfd(fd))).config_handed_over()
+    except (StateError, LinuxError) as error:
+        print(f"the manager's state cannot be read: {error}", file=sys.stderr)
+        return FAILED
+    sys.stdout.flush()
+    os.write(1, upgrading.GOOD)
+    return 0
+
+
+def go_on(fd: int) -> int:
+    """Be the newer code of a manager that has executed us in its own place."""
+    try:
+        estate = Estate(decode(read_memfd(fd)))
+        handover = estate.saved.handover
+        if handover is None:
+            raise StateError("it says nothing of descriptors")
+        config = estate.config_handed_over()
+        sockets = {name: list(fds) for name, fds in handover.sockets.items()}
+        close_inherited(keep={*estate.saved.fds(), *given_fds(config, sockets)})
+        return run(config, Starter(), sockets, Notifier.from_environment(), estate)
+    except (StateError, LinuxError) as error:
+        print(f"fcgimgr: the manager's state cannot be taken over: {error}", file=sys.stderr)
+        return FAILED
+
+
+def run(
+    config: Config,
+    starter: Starter,
+    sockets: dict[str, list[int]],
+    notifier: Notifier,
+    estate: Estate | None = None,
+) -> int:
+    """Manage until it is over; the exit code. `estate`: handed over by exec. LinuxError: it could not begin."""
     settings = config.manager
+    handover = estate.saved.handover if estate is not None else None
     reset_ignored_signals()
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     set_name("fcgimgr")
     set_subreaper()
     os.umask(settings.umask)
     if settings.directory is not None:
         change_directory(settings.directory)
-    soft_nofile = raise_nofile(settings.minfds)
+    soft_nofile: int | None = raise_nofile(settings.minfds)
     with ExitStack() as held:
-        places = Places(settings)
+        if handover is None or estate is None:
+            places = Places(settings)
+        else:
+            places = Places.kept(settings, handover.locks, handover.control, made_state_dir=estate.made_dir)
         held.callback(places.release)
         loop = asyncio.new_event_loop()
         held.callback(loop.close)
@@ -95,26 +138,36 @@ def run(config: Config, starter: Starter, sockets: dict[str, list[int]], notifie
         loop.set_exception_handler(partial(confess, journal))
         for warning in config.warnings:
             journal.warning(warning)
-        estate = find_estate(settings.state_dir, journal, fresh=places.made_state_dir)
+        if handover is not None:
+            soft_nofile = handover.soft_nofile
+        else:
+            estate = find_estate(settings.state_dir, journal, fresh=places.made_state_dir)
         if estate is not None:
             held.callback(estate.close)
             places.made_state_dir |= estate.made_dir
         daemon = Daemon(
-            estate.config(config) if estate is not None and estate.living else config,
+            estate.config(config) if estate is not None and estate.living and handover is None else config,
             loop=loop,
             journal=journal,
             logs=logs,
             soft_nofile=soft_nofile,
             sockets=sockets,
+            given_fds=given_fds(config, sockets),
             made_dir=places.made_state_dir,
         )
+        daemon.service_environment = notifier.environment
         service = Service(daemon, notifier)
         held.callback(service.end)
         service.begin(daemonised=starter.waits)
         signals = Signals(loop)
         held.callback(signals.close)
         listen_to_signals(daemon, signals)
+        # Only now: what came during an exec has waited for its handler.
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         server = ControlServer(daemon, places.control)
+        if handover is not None and estate is not None:
+            daemon.started, daemon.upgrades = estate.saved.manager.started, handover.upgrades
+        daemon.go_over = upgrading.GoOver(daemon, places, server, signals, logs.streams)
         return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
 
@@ -133,7 +186,10 @@ def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str
 async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: Estate | None, config: Config) -> int:
     """From the first process to the last. `estate`: what a manager that was killed has left."""
     await server.open()
-    daemon.journal.info("starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control)
+    if estate is None or not estate.handed_over:
+        daemon.journal.info(
+            "starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control
+        )
     daemon.watchers.append(TellStarter(daemon, starter))
     if estate is None:
         daemon.start()

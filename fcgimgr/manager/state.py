@@ -85,6 +85,15 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True, tag="generatio
         return settings
 
 
+class PipeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A log pipe that is handed over: `begun`: of a line whose end has not come; `recent`: what was read last."""
+
+    fd: int
+    begun: bytes = b""
+    inside_line: bool = False
+    recent: bytes = b""
+
+
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes."""
 
@@ -99,7 +108,34 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     pipes: tuple[int, ...] = ()
 
 
-Record = ManagerRecord | PoolRecord | GenerationRecord | ProcessRecord
+class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
+    """What else is handed over of a process. `lingering`: pipes of those before it that somebody still writes to."""
+
+    pool: str
+    generation: int
+    index: int
+    stdout: PipeRecord | None = None
+    stderr: PipeRecord | None = None
+    lingering: tuple[int, ...] = ()
+    requests: int | None = None
+    status_text: str | None = None
+
+
+class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
+    """What a manager hands over to the code that it executes in its own place: descriptors, by what they are of.
+
+    `sockets`: passed by systemd, by name; `soft_nofile`: the limit of open files that children are to get.
+    """
+
+    control: int = -1
+    locks: dict[str, int] = {}
+    notify: dict[str, int] = {}
+    sockets: dict[str, tuple[int, ...]] = {}
+    soft_nofile: int | None = None
+    upgrades: int = 0
+
+
+Record = ManagerRecord | PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord
 
 
 class Saved:
@@ -110,9 +146,11 @@ class Saved:
         self.pools: dict[str, PoolRecord] = {}
         self.generations: dict[tuple[str, int], GenerationRecord] = {}
         self.processes: dict[tuple[str, int, int], ProcessRecord] = {}
+        self.slots: dict[tuple[str, int, int], SlotRecord] = {}
+        self.handover: HandoverRecord | None = None
         self.trouble = ""  # what of it could not be read, and why
 
-    def add(self, record: PoolRecord | GenerationRecord | ProcessRecord) -> None:
+    def add(self, record: Record) -> None:
         match record:
             case PoolRecord(name=name):
                 self.pools[name] = record
@@ -120,10 +158,26 @@ class Saved:
                 self.generations[pool, number] = record
             case ProcessRecord(pool=pool, generation=number, index=index):
                 self.processes[pool, number, index] = record
+            case SlotRecord(pool=pool, generation=number, index=index):
+                self.slots[pool, number, index] = record
+            case HandoverRecord():
+                self.handover = record
 
     def processes_of(self, pool: str, number: int) -> dict[int, ProcessRecord]:
         """The processes of one generation, by index."""
         return {key[2]: record for key, record in self.processes.items() if key[:2] == (pool, number)}
+
+    def fds(self) -> list[int]:
+        """Every descriptor that is handed over."""
+        handover = self.handover
+        assert handover is not None
+        found = [handover.control, *handover.locks.values(), *handover.notify.values()]
+        found += [fd for fds in handover.sockets.values() for fd in fds]
+        found += [listener.fd for record in self.generations.values() for listener in record.listeners]
+        for slot in self.slots.values():
+            found += [pipe.fd for pipe in (slot.stdout, slot.stderr) if pipe is not None]
+            found += slot.lingering
+        return [fd for fd in found if fd >= 0]
 
 
 class StateError(Exception):
@@ -139,7 +193,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder(PoolRecord | GenerationRecord | ProcessRecord)
+_decoder: Final = msgspec.json.Decoder(PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord)
 
 
 def encode(record: Record) -> bytes:

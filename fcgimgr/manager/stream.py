@@ -102,12 +102,7 @@ class Stream(Target):
         if self._resting_until == float("inf"):
             return
         self._stop_watching()
-        poller = select.poll()
-        poller.register(self._watched_fd(), select.POLLOUT)
-        deadline = self._clock() + patience
-        while self._waiting and (rest := deadline - self._clock()) > 0:
-            poller.poll(rest * 1000)
-            self._flush()
+        self.flush(patience)
         if self._waiting:
             self._outage.begin("closed while something waited for its reader")
             self._outage.lose(self._waiting)
@@ -119,6 +114,15 @@ class Stream(Target):
         if self._own is not None:
             self._own.close()
             self._own = None
+
+    def flush(self, patience: float = 1.0) -> None:
+        """Write what waits, for `patience` seconds at most."""
+        poller = select.poll()
+        poller.register(self._watched_fd(), select.POLLOUT)
+        deadline = self._clock() + patience
+        while self._waiting and (rest := deadline - self._clock()) > 0:
+            poller.poll(rest * 1000)
+            self._flush()
 
     # -- writing ----------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from tests.waiting import eventually
 PYTHON = f"{sys.executable} -S -E"
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "unix"])
 
-# Answers each connection with its pid, and dies of SIGTERM at once. What comes after `plain` in its words it does first.
+# Answers each connection with its pid, and dies of SIGTERM at once. What its words say after `plain` it does first.
 SERVE = """
 import os, signal, socket, sys, time
 words = sys.argv[1:]
