@@ -22,7 +22,6 @@ from fcgimgr.linux.procfs import boot_id
 from fcgimgr.manager import state
 from fcgimgr.manager.places import Places
 from fcgimgr.manager.pump import Pump
-from fcgimgr.manager.server import ControlServer
 from fcgimgr.manager.signals import Signals
 from fcgimgr.manager.state import HandoverRecord, PipeRecord, Record, SlotRecord
 from fcgimgr.manager.statefile import records_of
@@ -31,6 +30,7 @@ from fcgimgr.manager.target import Target
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.server import ControlServer
     from fcgimgr.manager.slots import Slot
 
 #: What the new code says last when it can read everything.
