@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from bench.peers import Process
+from bench.proc import wait_until
 
 WORKERS: Final = 4
 ASK_WITHIN: Final = 60.0  # seconds for a command to end
@@ -258,7 +259,15 @@ def _uwsgi(program: str | None, *more: str) -> Callable[[Place], list[str]]:
 
 
 def _chain(process: Process) -> None:
+    """Until uWSGI says that it is over: the last worker is new before that, and the next "c" would not be heeded."""
+    log = process.directory / "manager.log"
+
+    def completed() -> int:
+        return log.read_bytes().count(b"chain reloading complete")
+
+    before = completed()
     (process.directory / "fifo").write_text("c")
+    wait_until(lambda: completed() > before, ASK_WITHIN, 0.01, "chain reloading complete")
 
 
 def _signal(number: signal.Signals) -> Callable[[Process], None]:

@@ -55,6 +55,8 @@ def _samples(figure: Figure, column: str) -> str:
     if middle is None:
         return "-"
     samples = figure.samples[column]
+    if len(samples) == 1:
+        return f"**{_number(middle)}**"
     return f"**{_number(middle)}** ({_number(min(samples))}-{_number(max(samples))})"
 
 

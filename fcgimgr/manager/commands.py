@@ -175,9 +175,7 @@ def refuse_canary(generation: Generation) -> None:
 async def scale(daemon: Daemon, params: messages.ScaleParams, caller: Caller) -> Result:
     refuse_while_stopping(daemon)
     pool = choose_pool(daemon, params.name)
-    serving = pool.serving
-    before = serving.core.wanted
-    numprocs = params.target(before)
+    numprocs = params.target(pool.serving.core.wanted)
     if not 1 <= numprocs <= MOST_PROCESSES:
         raise ControlError(
             f"{pool.name} would have {numprocs} processes; it can have 1 to {MOST_PROCESSES}"
@@ -190,12 +188,7 @@ async def scale(daemon: Daemon, params: messages.ScaleParams, caller: Caller) ->
             f"%(process_num)d, so that all would have the same name",
             code=INVALID_PARAMS,
         )
-    leaving: Chosen = {serving: tuple(range(numprocs, len(serving.core.processes)))}
-    targets = waiting.targets(leaving, waiting.stopped)
-    serving.feed(core.Scale(numprocs))
-    if serving.core.up:
-        coming: Chosen = {serving: tuple(range(before, numprocs))}
-        targets += waiting.targets(coming, waiting.started(daemon))
+    targets = waiting.scale(daemon, pool, numprocs)
     answer = await outcome(daemon, targets, caller, wait=params.wait, begun="scaling")
     return Verdict(ok=answer.ok, processes=answer.processes, numprocs=numprocs)
 

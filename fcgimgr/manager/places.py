@@ -53,6 +53,8 @@ class Places:
         try:
             return LockFile(os.path.join(settings.state_dir, "lock"))
         except LinuxError as error:
+            if not isinstance(error.__cause__, BlockingIOError):  # not held by another: a full disk, say
+                raise
             raise LinuxError(f"is a manager running already on {settings.control}? {error}") from error
 
     def release(self) -> None:

@@ -97,6 +97,12 @@ class Pool:
         """Have these settings without new processes: those that are started from now on get them."""
         self.serving.adopt(settings, config)
 
+    def scale(self, numprocs: int) -> None:
+        """Have so many processes, also in the generation that is coming to take the place of the one that serves."""
+        self.serving.feed(core_generation.Scale(numprocs))
+        if self.core.coming is not None:
+            self.generations[self.core.coming.number].feed(core_generation.Scale(numprocs))
+
     def decide(self, event: core.Event) -> Future[Verdict]:
         """Promote or abort what is coming. The answer comes when that is over."""
         verdict: Future[Verdict] = self.daemon.loop.create_future()

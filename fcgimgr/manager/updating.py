@@ -199,9 +199,8 @@ async def _change(
     pool.adopt(settings, config)
     rename(daemon, pool, change)
     if How.SCALE in change.how:
-        pool.serving.feed(core.Scale(settings.numprocs))
-        if pool.serving.core.up and How.RELOAD not in change.how:
-            targets = waiting.targets({pool.serving: None}, waiting.started(daemon))
+        targets = waiting.scale(daemon, pool, settings.numprocs)
+        if How.RELOAD not in change.how:
             came = await waiting.Wait(daemon, targets, progress).verdict()
             bad = next((verdict for verdict in came.processes if not verdict.ok), None)
             if bad is not None:

@@ -86,6 +86,17 @@ def targets(chosen: Chosen, judge: Callable[[Generation, int], Judge]) -> list[t
     ]
 
 
+def scale(daemon: Daemon, pool: Pool, numprocs: int) -> list[tuple[Generation, int, Judge]]:
+    """Let the pool have so many processes; the targets are those that come and those that go."""
+    serving = pool.serving
+    before = serving.core.wanted
+    found = targets({serving: tuple(range(numprocs, len(serving.core.processes)))}, stopped)
+    pool.scale(numprocs)
+    if serving.core.up:
+        found += targets({serving: tuple(range(before, numprocs))}, started(daemon))
+    return found
+
+
 def started(daemon: Daemon) -> Callable[[Generation, int], Judge]:
     """Judges a start."""
 

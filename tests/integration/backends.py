@@ -59,17 +59,29 @@ func main() {
 C = """\
 #include <fcgiapp.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+/* Dies at once; if it was not its manager who wanted that, it says who. */
+static void end(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    if (info->si_pid != getppid())
+        dprintf(2, "signal %d from process %d\\n", number, (int)info->si_pid);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
 int main(void)
 {
+    struct sigaction on_term = {.sa_sigaction = end, .sa_flags = SA_SIGINFO};
     FCGX_Request request;
     const char *generation = getenv("FCGIMGR_GENERATION");
 
     FCGX_Init();
-    signal(SIGTERM, SIG_DFL); /* libfcgi's own handler would let it finish */
+    sigaction(SIGTERM, &on_term, NULL); /* libfcgi's own handler would let it finish */
     FCGX_InitRequest(&request, 0, 0);
     while (FCGX_Accept_r(&request) == 0) {
         const char *query = FCGX_GetParam("QUERY_STRING", request.envp);
@@ -149,20 +161,25 @@ def write(name: str, text: str) -> Callable[[Path], None]:
 
 
 def go(directory: Path) -> None:
-    """The Go program, as `answer`."""
+    """The Go program, as `serve`."""
     need("go")
-    shutil.copy2(_built("go", GO), directory / "answer")
+    _place(_built("go", GO), directory / "serve")
 
 
 def c(directory: Path) -> None:
-    """The C program, as `answer`."""
+    """The C program, as `serve`."""
     need("cc")
-    shutil.copy2(_built("c", C), directory / "answer")
+    _place(_built("c", C), directory / "serve")
 
 
 def php(directory: Path) -> None:
     need("php-cgi")
     (directory / "index.php").write_text(PHP)
+
+
+def _place(program: Path, path: Path) -> None:
+    if not path.exists():  # a program that runs cannot be written
+        shutil.copy2(program, path)
 
 
 @functools.cache
@@ -190,8 +207,8 @@ def _built(language: str, source: str) -> Path:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("go", 'command = "%(here)s/answer"\nready = "ping"', go),
-        Backend("c", 'command = "%(here)s/answer"\nready = "ping"', c),
+        Backend("go", 'command = "%(here)s/serve"\nready = "ping"', go),
+        Backend("c", 'command = "%(here)s/serve"\nready = "ping"', c),
         Backend(
             "php",
             'command = "php-cgi -d cgi.fix_pathinfo=0"\nstartsecs = 0.2\n'

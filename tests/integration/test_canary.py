@@ -171,3 +171,14 @@ def test_neither_promotion_nor_abort_nor_death_by_stop_loses_a_request(tmp_path:
             load.goes_on()
             assert load.generations_since(decided) == {serving}
     assert load.failures == []
+
+
+def test_a_scale_while_a_canary_is_out_holds_after_its_promotion(tmp_path: Path) -> None:
+    port = free_port()
+    with saying(tmp_path, f"127.0.0.1:{port}") as manager:
+        manager("reload", "app", "--canary", "50%").succeeds()
+        manager("scale", "app", "3").succeeds()
+        eventually(lambda: len(manager.pids("app")) == 6)
+        manager("reload", "app", "--promote").succeeds()
+        assert len(manager.pids("app")) == 3
+        assert manager.pool("app").numprocs == 3

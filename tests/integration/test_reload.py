@@ -163,7 +163,7 @@ def deploy(directory: Path, program: str | None) -> None:
     if program is not None:
         (directory / "broken").write_text(program)
         (directory / "broken").chmod(0o755)
-    current.symlink_to("answer" if program is None else "broken")
+    current.symlink_to("serve" if program is None else "broken")
     current.rename(directory / "current")
 
 
@@ -172,7 +172,7 @@ def deployed(directory: Path, address: str, *keys: str, ready: str = "ping") -> 
     (directory / "broken.py").write_text(ERRORS)
     table = pool(directory, "go", address, "reload_timeout = 1", *keys)
     deploy(directory, None)
-    return table.replace("/answer", "/current").replace('"ping"', f'"{ready}"')
+    return table.replace("/serve", "/current").replace('"ping"', f'"{ready}"')
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])

@@ -1,6 +1,5 @@
 """One process goes, or all of them, and nothing that was accepted is lost, though the program dies at once on TERM."""
 
-import json
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -105,8 +104,8 @@ class Queue:
         ]
 
         def waits() -> bool:
-            shown = json.loads(manager("status", "--json", "app").out)["pools"][0]
-            return shown["sockets"][0]["queued"] == count - 1 and shown["processes"][0]["busy"]
+            (shown,) = manager.status(detail=True).pools
+            return shown.sockets[0].queued == count - 1 and shown.processes[0].busy is True
 
         eventually(waits)
 
@@ -123,7 +122,7 @@ def test_what_was_accepted_and_queued_is_served_before_the_end(how: str, transpo
     address = free_address(transport, tmp_path)
     config = configuration(tmp_path, pool(tmp_path, "c", address, numprocs=1))
     with Manager(config, tmp_path / "fcgimgr.sock") as manager, ThreadPoolExecutor(8) as threads:
-        queue = Queue(manager, address, threads, count=5, pause=150)
+        queue = Queue(manager, address, threads, count=4, pause=300)
         manager(*how.split()).succeeds()
         queue.is_served()
         with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
@@ -185,8 +184,8 @@ def test_stopwaitsecs_bounds_them_all(how: str, tmp_path: Path) -> None:
             connection.sendall(b"GET /0?pause=60000 HTTP/1.0\r\n\r\n")
 
         def both_are_busy() -> bool:
-            shown = json.loads(manager("status", "--json", "app").out)["pools"][0]["processes"]
-            return all(process["busy"] for process in shown)
+            (shown,) = manager.status(detail=True).pools
+            return all(process.busy for process in shown.processes)
 
         eventually(both_are_busy)
         begun = monotonic()
