@@ -62,8 +62,9 @@ class Adopted:
         if self._daemon.children.get(pid) is place:  # else the number is a new child's by now
             del self._daemon.children[pid]
         exit = exit_of(status)
-        if status is None:
-            name = place[0].process_name(place[1])
+        generation, index = place
+        if status is None and generation.core.processes[index].name != "STOPPING":
+            name = generation.process_name(index)
             self._daemon.journal.warning("it ended; how, only its parent was told", name=name, pid=pid)
         self._daemon.died(*place, pid, exit, adopted=True)
         if not self._looking:

@@ -85,37 +85,32 @@ class Estate:
         """Whether state_dir was made by a manager."""
         return self._saved is not None and self._saved.manager.made_dir
 
-    @property
-    def pools(self) -> Iterator[str]:
-        """The pools whose serving generation is known."""
-        for name, pool in self.saved.pools.items():
-            if (name, pool.serving) in self.saved.generations:
-                yield name
-
-    def config(self, config: Config) -> Config:
-        """The configuration as the dead manager ran it, but for [manager], of which a start takes all."""
-        serving = {name: self.saved.generations[name, self.saved.pools[name].serving].settings for name in self.pools}
-        environment = self.saved.manager.settings.environment
-        return msgspec.structs.replace(
-            config,
-            manager=msgspec.structs.replace(config.manager, environment=environment),
-            groups=self.saved.manager.groups,
-            pools={name: settings for name, settings in serving.items() if isinstance(settings, PoolSettings)},
-            programs={name: settings for name, settings in serving.items() if isinstance(settings, ProgramSettings)},
-            warnings=(),
-        )
-
-    def config_handed_over(self) -> Config:
-        """The configuration as it runs, all of it."""
-        manager = self.saved.manager
-        return self.config(Config(path=manager.path, manager=manager.settings))
-
     def close(self) -> None:
         """Let go of the processes that nobody took."""
         for pidfd in self.living.values():
             if pidfd is not None:
                 pidfd.close()
         self.living.clear()
+
+
+def pools_of(saved: Saved) -> Iterator[str]:
+    """The pools whose serving generation is known."""
+    for name, pool in saved.pools.items():
+        if (name, pool.serving) in saved.generations:
+            yield name
+
+
+def running_config(saved: Saved, now: Config | None = None) -> Config:
+    """The configuration as the manager before ran it; with `now`, what [manager] says now, as any start takes it."""
+    before = saved.manager.settings
+    serving = {name: saved.generations[name, saved.pools[name].serving].settings for name in pools_of(saved)}
+    return Config(
+        path=now.path if now is not None else saved.manager.path,
+        manager=msgspec.structs.replace(now.manager, environment=before.environment) if now is not None else before,
+        groups=saved.manager.groups,
+        pools={name: settings for name, settings in serving.items() if isinstance(settings, PoolSettings)},
+        programs={name: settings for name, settings in serving.items() if isinstance(settings, ProgramSettings)},
+    )
 
 
 def adopt(daemon: Daemon, estate: Estate) -> None:
@@ -132,7 +127,7 @@ def adopt(daemon: Daemon, estate: Estate) -> None:
         daemon.journal.info(f"a manager before this one was killed (pid {saved.manager.pid}): taking over {count}")
     if saved.trouble:
         daemon.journal.warning(f"{daemon.state_file.path}: {saved.trouble}; what stands before it is believed")
-    for name in estate.pools:
+    for name in pools_of(saved):
         _PoolAdoption(daemon, daemon.pools[name], estate).adopt()
     daemon.state_file.all_changed()
 

@@ -72,8 +72,8 @@ class Daemon:
         self.history = History()
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
-        self.leftovers = Leftovers(loop, self.children)
         self.notify = NotifySockets(self)
+        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
         self.draining = Draining(self)
         self.departure = Departure(self)

@@ -18,7 +18,7 @@ from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.manager import updating
-from fcgimgr.manager.adoption import Estate, adopt, replace_incomplete
+from fcgimgr.manager.adoption import Estate, adopt, replace_incomplete, running_config
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.state import StateError, read
 from fcgimgr.manager.statefile import NAME
@@ -26,7 +26,7 @@ from fcgimgr.manager.statefile import NAME
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
 
-__all__ = ["Estate", "find_estate", "inherit"]
+__all__ = ["Estate", "find_estate", "inherit", "running_config"]
 
 # Seconds that a process has to end by SIGTERM when nothing is known of it but whose it is, and then by SIGKILL.
 PATIENCE: Final = 10.0

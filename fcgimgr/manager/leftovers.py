@@ -63,7 +63,10 @@ class Remains:
 class Leftovers:
     """All that is left of dead processes. False when there is nothing. `ours`: the pids of the processes themselves."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ours: Container[int]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ours: Container[int], is_our_notify_socket: Callable[[str], bool]
+    ) -> None:
+        self._is_our_notify_socket = is_our_notify_socket
         self._loop = loop
         self._ours = ours
         self._new: list[Remains] = []
@@ -165,7 +168,8 @@ class Leftovers:
             elif anywhere and session(pid) not in self._ours and may_signal(pid):
                 environment = environment_of(pid) or {}
                 mark = (environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_PROCESS", ""))
-                if mark in anywhere:
+                # Another manager on this machine may have a process of the same name; its notify socket is another.
+                if mark in anywhere and self._is_our_notify_socket(environment.get("NOTIFY_SOCKET", "")):
                     found[anywhere[mark]].append(pid)
         return found
 

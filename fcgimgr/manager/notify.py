@@ -61,6 +61,10 @@ class NotifySockets:
             self._daemon.loop.add_reader(self._sockets[path], self._read, self._sockets[path])
         return path
 
+    def is_ours(self, path: str) -> bool:
+        """Whether a process with this $NOTIFY_SOCKET is of this manager, or of one that it has taken over from."""
+        return path in self._sockets
+
     @property
     def abstract(self) -> tuple[str, ...]:
         """The names of those that have no file."""

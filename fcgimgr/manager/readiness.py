@@ -21,6 +21,7 @@ from fcgimgr.core.generation import Happened
 from fcgimgr.core.process import Ready, Starting
 from fcgimgr.fastcgi.client import Request
 from fcgimgr.fastcgi.records import ProtocolError
+from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.procfs import socket_inodes
 from fcgimgr.linux.sockdiag import peer_inode
 
@@ -53,6 +54,7 @@ LONGEST: Final = 0.25
 # Pings at a time, once siblings have answered: many wake more of those that wait on epoll than one does.
 AT_ONCE: Final = 8
 ACCEPTED_WITHIN: Final = 2.0
+LONGEST_ANSWER: Final = 1024 * 1024  # bytes of a body that is thrown away
 ANSWERED_WITHIN: Final = 5.0
 
 
@@ -78,7 +80,7 @@ class Readiness:
                 asked = (self._ask(generation) for _ in range(pings))
                 found = False
                 for answer in await asyncio.gather(*asked, return_exceptions=True):
-                    if isinstance(answer, OSError | ProtocolError | TimeoutError):
+                    if isinstance(answer, OSError | ProtocolError | TimeoutError | LinuxError):
                         failure = str(answer) or "no answer in time"
                         if failure != said:
                             said = generation.ping_failure = failure
@@ -117,12 +119,12 @@ class Readiness:
         listening = generation.listening
         if listening is None or listening.lost:
             raise OSError("the pool has no open socket")
-        request = Request(PING)
+        request = Request(PING, max_body=LONGEST_ANSWER)
         with socket.socket(listening.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
             async with asyncio.timeout(ANSWERED_WITHIN):
                 await loop.sock_connect(connection, listening.lead_ping(connection))
                 await loop.sock_sendall(connection, request.opening())
-                holder = await self._holder(connection, [state.pid for state in generation.core.processes if state.pid])
+                holder = await self._holder(connection, by_readiness(generation))
                 await loop.sock_sendall(connection, request.closing())
                 while (response := request.receive(received := await loop.sock_recv(connection, 65536))) is None:
                     if not received:
@@ -146,3 +148,9 @@ class Readiness:
 def starting(generation: Generation) -> dict[int, Starting]:
     """The processes that are spawned and not yet ready, by index."""
     return {index: state for index, state in enumerate(generation.core.processes) if isinstance(state, Starting)}
+
+
+def by_readiness(generation: Generation) -> list[int]:
+    """The pids of a generation, those that a ping is for first: each one looked at costs a walk through its fds."""
+    ready = [state.pid for state in generation.core.processes if state.pid and not isinstance(state, Starting)]
+    return [state.pid for state in starting(generation).values()] + ready

@@ -30,7 +30,7 @@ from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.manager import commands, updating, upgrading
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
-from fcgimgr.manager.inheritance import Estate, find_estate, inherit
+from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_config
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
@@ -84,7 +84,7 @@ def main(words: list[str]) -> int:
 def check_state(fd: int) -> int:
     """Whether this code could take over a manager's state (upgrading.py). Nothing is touched."""
     try:
-        Estate(decode(read_memfd(fd))).config_handed_over()
+        running_config(decode(read_memfd(fd)))
     except (StateError, LinuxError) as error:
         print(f"the manager's state cannot be read: {error}", file=sys.stderr)
         return FAILED
@@ -96,14 +96,13 @@ def check_state(fd: int) -> int:
 def go_on(fd: int) -> int:
     """Be the newer code of a manager that has executed us in its own place."""
     try:
-        estate = Estate(decode(read_memfd(fd)))
-        handover = estate.saved.handover
-        if handover is None:
+        saved = decode(read_memfd(fd))
+        if saved.handover is None:
             raise StateError("it says nothing of descriptors")
-        config = estate.config_handed_over()
-        sockets = {name: list(fds) for name, fds in handover.sockets.items()}
-        close_inherited(keep={*estate.saved.fds(), *given_fds(config, sockets)})
-        return run(config, Starter(), sockets, Notifier.from_environment(), estate)
+        sockets = {name: list(fds) for name, fds in saved.handover.sockets.items()}
+        close_inherited(keep={*saved.fds(), *given_fds(running_config(saved), sockets)})
+        estate = Estate(saved)  # which opens descriptors, so only now
+        return run(running_config(saved), Starter(), sockets, Notifier.from_environment(), estate)
     except (StateError, LinuxError) as error:
         print(f"fcgimgr: the manager's state cannot be taken over: {error}", file=sys.stderr)
         return FAILED
@@ -146,7 +145,7 @@ def run(
             held.callback(estate.close)
             places.made_state_dir |= estate.made_dir
         daemon = Daemon(
-            estate.config(config) if estate is not None and estate.living and handover is None else config,
+            running_config(estate.saved, config) if estate is not None and estate.living and not handover else config,
             loop=loop,
             journal=journal,
             logs=logs,

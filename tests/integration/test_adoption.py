@@ -6,104 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import pytest
 
-from fcgimgr.control.client import Client
-from fcgimgr.control.messages import ReloadParams, Verdict
 from tests.integration.commands import lines_of
-from tests.integration.ports import connect, free_address, free_port
-from tests.integration.running import MARK, RunningManager, end_strays
-from tests.integration.scenes import Child, are_gone, as_root, ask, is_alive, kill, managing, ordinary_user, scene
+from tests.integration.ports import free_address
+from tests.integration.running import MARK, RunningManager
+from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, ordinary_user, scene
+from tests.integration.succession import PYTHON, SERVE, Load, killed, next_one, pool, reload, served_by, write
 from tests.integration.test_supervision import replaced
 from tests.waiting import eventually
 
-PYTHON = f"{sys.executable} -S -E"
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "unix"])
-
-# Answers each connection with its pid, and dies of SIGTERM at once. What its words say after `plain` it does first.
-SERVE = """
-import os, signal, socket, sys, time
-words = sys.argv[1:]
-if "undumpable" in words:
-    import ctypes
-    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
-if "late" in words:
-    time.sleep(float(words[-1]))
-listener = socket.socket(fileno=0)
-print("serving", os.getpid(), flush=True)
-while True:
-    connection, _ = listener.accept()
-    with connection:
-        connection.sendall(b"%d" % os.getpid())
-"""
-
-
-def pool(address: str, *more: str, words: str = "") -> str:
-    keys = [f'socket = "{address}"', f'command = "{PYTHON} %(here)s/serve.py {words}"', "startsecs = 0.1"]
-    return "\n".join(["[pool.app]", *keys, *more]) + "\n"
-
-
-def write(directory: Path, tables: str, *, manager: str = "") -> Path:
-    (directory / "serve.py").write_text(SERVE)
-    return scene(directory, tables, manager=manager)
-
-
-@contextlib.contextmanager
-def killed(config: Path, **more: object) -> Iterator[RunningManager]:
-    """A manager that is running on entry, to be killed by the test; nothing of it is left on exit."""
-    manager = managing(config, **more)
-    manager.__enter__()
-    try:
-        yield manager
-    finally:
-        manager.kill()
-        end_strays(manager.mark)
-
-
-def next_one(before: RunningManager, **more: object) -> RunningManager:
-    """The manager that follows one that was killed."""
-    return managing(before.config, mark=before.mark, **more)
-
-
-def served_by(address: str) -> int:
-    with connect(address) as connection:
-        return int(connection.recv(100))
-
-
-class Load:
-    """Clients that ask without pause, each after its answer; every request that got none is counted."""
-
-    def __init__(self, address: str, clients: int = 2) -> None:
-        self.answers: list[int] = []
-        self.failures: list[str] = []
-        self._address = address
-        self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-
-    def _ask(self) -> None:
-        while not self._end.is_set():
-            try:
-                with connect(self._address) as connection:
-                    self.answers.append(int(connection.recv(100)))
-            except (OSError, ValueError) as error:
-                self.failures.append(repr(error))
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        eventually(lambda: self.answers)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def state_of(config: Path) -> Path:
@@ -152,17 +69,11 @@ def test_the_next_manager_takes_over_the_same_processes_and_socket(user: str, tr
                 assert reload(second).ok
                 assert not {process.pid for process in before} & set(second.pids("app"))
                 eventually(lambda: set(load.answers[-10:]) <= set(second.pids("app")))
-                load.__exit__()
+                load.stop()
         assert load.failures == []
         assert "taking over 3 processes" in second.output()
         assert not (directory / "pool.sock").exists()
         assert not state_of(first.config).parent.exists()
-
-
-def reload(manager: RunningManager, **more: object) -> Verdict:
-    with Client(str(manager.control)) as client:
-        params = ReloadParams(names=("app",), **more)  # type: ignore[arg-type]
-        return client.call("reload", params, answer=Verdict, patient=True)
 
 
 def test_what_was_written_while_there_was_no_manager_is_in_the_log(tmp_path: Path) -> None:
@@ -327,7 +238,7 @@ def test_a_changed_command_is_a_reload_that_loses_nothing(transport: str, tmp_pa
             with next_one(first) as second:
                 eventually(lambda: second.pool("app").generation == 2 and are_gone(*old), within=30)
                 assert len(second.pids("app")) == 2
-                load.__exit__()
+                load.stop()
         assert load.failures == []
 
 
@@ -361,7 +272,7 @@ def test_a_reload_that_was_under_way(moment: str, transport: str, tmp_path: Path
                 if serving:
                     assert second.pids("app") == serving
                 assert reload(second).ok
-                load.__exit__()
+                load.stop()
         assert load.failures == []
         assert not (tmp_path / "pool.sock.new").exists()
 
@@ -390,7 +301,7 @@ def test_what_may_not_be_taken_back_is_replaced_beside_it_and_nothing_is_lost(tr
                     eventually(lambda: set(load.answers[-20:]) <= set(second.pids("app")))
                     # What has come of it is a pool like any other.
                     assert reload(second).ok
-                    load.__exit__()
+                    load.stop()
             assert load.failures == []
             assert "cannot be taken back" in second.output()
             assert not (directory / "pool.sock").exists()
@@ -535,12 +446,11 @@ def test_what_was_stopped_stays_so_and_a_back_off_goes_on(tmp_path: Path) -> Non
 
 def test_several_managers_in_a_row(tmp_path: Path) -> None:
     address = free_address("tcp", tmp_path)
-    with killed(write(tmp_path, pool(address, "numprocs = 2"))) as manager:
-        pids = manager.pids("app")
+    with killed(write(tmp_path, pool(address, "numprocs = 2"))) as first:
+        manager, pids = first, first.pids("app")
         for _ in range(4):
             manager.kill()
-            manager = next_one(manager)
-            manager.__enter__()
+            manager = next_one(manager).__enter__()
             assert manager.pids("app") == pids
             kill(pids[0])
             pids = replaced(manager, "app", pids[0], number=2)
@@ -548,4 +458,16 @@ def test_several_managers_in_a_row(tmp_path: Path) -> None:
         manager.stop()
 
 
-_ = (ask, free_port)
+def test_the_state_file_does_not_grow_with_what_happens(tmp_path: Path) -> None:
+    tables = '[program.app]\ncommand = "sleep 1000"\nnumprocs = 20\nstartsecs = 0\n'
+    with managing(scene(tmp_path, tables)) as manager:
+        path = state_of(manager.config)
+        assert path.stat().st_mode & 0o777 == 0o600
+        for _ in range(10):
+            eventually(lambda: all((process.uptime or 0) > 1 for process in manager.pool("app").processes))
+            dead = manager.pids("app")
+            kill(*dead)
+            replaced(manager, "app", *dead, number=20)
+        # 200 deaths of three lines each. 23 things: the manager, the pool, its generation, and the processes.
+        assert len(path.read_text().splitlines()) <= 4 * 23 + 256
+        assert not path.with_name("state.jsonl.new").exists()
