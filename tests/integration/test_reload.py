@@ -246,7 +246,7 @@ def test_a_reload_during_a_reload_is_refused(tmp_path: Path) -> None:
 
 def test_a_reload_while_the_last_one_drains_waits_for_it(tmp_path: Path) -> None:
     address = free_address("tcp", tmp_path)
-    params = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/?pause=2500", "QUERY_STRING": "pause=2500"}
+    params = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/?pause=2500", "SERVER_PROTOCOL": "HTTP/1.1"}
     table = pool(tmp_path, "go", address, "stopwaitsecs = 30")
     with running(tmp_path, table) as manager, ThreadPoolExecutor(1) as threads:
         answer = threads.submit(fetch, address, params, b"", timeout=30.0)  # it holds the old generation
