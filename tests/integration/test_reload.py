@@ -1,16 +1,18 @@
 """A reload loses nothing, whatever the program: the new generation serves when it is ready, the old one finishes."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from fcgimgr.fastcgi.client import fetch
 from tests.integration.backends import front, pool
 from tests.integration.commands import Manager, configuration, running, words
 from tests.integration.load import Load
-from tests.integration.ports import connect, free_address, free_port
+from tests.integration.ports import free_address, free_port
 from tests.integration.scenes import Child, are_gone, ordinary_user
 from tests.waiting import eventually
 
@@ -244,13 +246,15 @@ def test_a_reload_during_a_reload_is_refused(tmp_path: Path) -> None:
 
 def test_a_reload_while_the_last_one_drains_waits_for_it(tmp_path: Path) -> None:
     address = free_address("tcp", tmp_path)
-    with running(tmp_path, pool(tmp_path, "go", address, "stopwaitsecs = 30")) as manager, connect(address):
-        # A connection whose request is still to come: it holds the old generation for a second.
+    params = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/?pause=2500", "SERVER_PROTOCOL": "HTTP/1.1"}
+    table = pool(tmp_path, "go", address, "stopwaitsecs = 30")
+    with running(tmp_path, table) as manager, ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(fetch, address, params, b"", timeout=30.0)  # it holds the old generation
+        eventually(lambda: any(process.busy for process in manager.status(detail=True).pools[0].processes))
         assert manager("reload", "--no-wait", "app").code == 0
         eventually(lambda: manager.pool("app").generation == 2)
-        begun = monotonic()
         assert "generation 3 serves" in manager("reload", "app").succeeds()
-        assert monotonic() - begun > 0.1
+        assert "generation 1\n" in answer.result(30).body.decode()
         assert "the reload waits until the generation before has left" in manager.output()
         assert len(manager.pids("app")) == 3
 
