@@ -25,7 +25,7 @@ from fcgimgr import __version__
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
-from fcgimgr.core.process import Exit, Exited, Fatal, State, Stopped
+from fcgimgr.core.process import Exit, Exited, State, Stopped
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import let_go
@@ -304,7 +304,8 @@ class _PoolAdoption:
         again = []
         for index, process in processes.items():
             if index < len(at_rest):
-                if isinstance(process.state, Stopped | Exited | Fatal):
+                # Fatal with an open socket (on_fatal = "keep"): that is open only if it is started.
+                if isinstance(process.state, Stopped | Exited):
                     at_rest[index] = process.state
                 else:
                     again.append(index)
