@@ -77,8 +77,8 @@ def test_a_reload_loses_no_request_on_connections_that_nginx_keeps(
 def test_a_reload_refuses_nobody_where_a_program_that_dies_on_term_keeps_its_connections(
     transport: str, tmp_path: Path
 ) -> None:
-    """Whether such a connection is between two requests cannot be seen of Go (docs/reload.md): at stopwaitsecs a request
-    that is in hand may be cut. None is refused or answered with an error, before that or after."""
+    """Whether such a connection is between two requests cannot be seen of Go (docs/reload.md): at stopwaitsecs one
+    that is in hand may be cut. No request is refused or answered with an error, before that or after."""
     address = free_address(transport, tmp_path)
     with (
         running(tmp_path, pool(tmp_path, "go", address, "stopwaitsecs = 1")) as manager,
