@@ -253,7 +253,10 @@ class SocketStatus(Struct, frozen=True, kw_only=True):
 
 
 class PoolStatus(Struct, frozen=True, kw_only=True):
-    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL."""
+    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL.
+
+    `zygotes`: with `preload` what the processes are forked from, one a generation; none of them serves or counts.
+    """
 
     name: str
     kind: str
@@ -265,6 +268,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     sockets: tuple[SocketStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
     reason: str | None = None
+    zygotes: tuple[ProcessStatus, ...] = ()
 
 
 class ManagerStatus(Struct, frozen=True, kw_only=True):

@@ -15,9 +15,9 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 #: Threads of one process when nothing is said: as many requests at once as one interpreter lock can usefully juggle.
 DEFAULT_THREADS: Final = 16
@@ -44,13 +44,28 @@ def main(arguments: Sequence[str]) -> int:
     # The options are ours: an application that reads sys.argv while it is imported must not trip over them.
     del sys.argv[1:]
     try:
-        listeners = inherited_listeners(os.environ)
+        if options.zygote is None:
+            listeners = inherited_listeners(os.environ)
+            application = load_application(options.application)
+        else:
+            application = _preload(options.zygote, options.application)
+            listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
-        application = load_application(options.application)
         flup_engine.serve(application, listeners, options.threads, allowed, ready=lambda: notify("READY=1"))
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
+
+
+def _preload(channel: int, target: str) -> Callable[..., Any]:
+    """The application in a worker that the zygote has forked; in the zygote itself this does not return."""
+    from fcgimgr.worker.loading import load_application
+    from fcgimgr.worker.zygote import Zygote
+
+    zygote = Zygote(channel)
+    application = load_application(target)
+    zygote.fork_workers()
+    return application
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -60,6 +75,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--server", choices=["flup"], default="flup", help="the engine (default: flup)")
     parser.add_argument(
         "--threads", type=_threads, default=DEFAULT_THREADS, help="requests at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--zygote", type=int, metavar="FD", help="import it, and fork workers when asked on this socket to the manager"
     )
     parser.add_argument("application", metavar="module:callable", help="the WSGI application")
     return parser.parse_args(arguments)
