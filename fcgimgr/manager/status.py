@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.slots import Slot
-    from fcgimgr.manager.zygote import Zygote
 
 SLICE: Final = 50  # processes looked at between two turns of the loop
 
@@ -69,19 +68,11 @@ async def _pool(
         processes=tuple(processes),
         reason=reason,
         zygotes=tuple(
-            _zygote(daemon, generation, generation.zygote, detail)
+            _process(daemon, generation, generation.zygote.state, generation.zygote.slot, None, detail)
             for generation in (serving, *others)
             if generation.zygote is not None and indexes is None
         ),
     )
-
-
-def _zygote(daemon: Daemon, generation: Generation, zygote: Zygote, detail: bool) -> messages.ProcessStatus:
-    return _described(daemon, generation.number, zygote.state, zygote.slot, rss=_memory(zygote.state, detail))
-
-
-def _memory(state: State, detail: bool) -> int | None:
-    return rss(state.pid) if detail and state.pid is not None else None
 
 
 async def _processes(
@@ -95,7 +86,8 @@ async def _processes(
         if detail and count % SLICE == SLICE - 1:
             await asyncio.sleep(0)
         if index < len(generation.core.processes):  # it may have been scaled away in the meantime
-            processes.append(_process(daemon, generation, index, accepted, detail))
+            state, slot = generation.core.processes[index], generation.slots[index]
+            processes.append(_process(daemon, generation, state, slot, accepted, detail))
     return processes
 
 
@@ -115,30 +107,26 @@ def _sockets(generation: Generation, detail: bool) -> tuple[messages.SocketStatu
 
 
 def _process(
-    daemon: Daemon, generation: Generation, index: int, accepted: set[int] | None, detail: bool
-) -> messages.ProcessStatus:
-    state, slot = generation.core.processes[index], generation.slots[index]
-    busy = None
-    if accepted is not None and state.pid is not None and (own := socket_inodes(state.pid)) is not None:
-        busy = not accepted.isdisjoint(own)
-    return _described(daemon, generation.number, state, slot, rss=_memory(state, detail), busy=busy)
-
-
-def _described(
-    daemon: Daemon, generation: int, state: State, slot: Slot, *, rss: int | None, busy: bool | None = None
+    daemon: Daemon, generation: Generation, state: State, slot: Slot, accepted: set[int] | None, detail: bool
 ) -> messages.ProcessStatus:
     now = daemon.loop.time()
+    pid = state.pid
+    memory = busy = None
+    if detail and pid is not None:
+        memory = rss(pid)
+        if accepted is not None and (own := socket_inodes(pid)) is not None:
+            busy = not accepted.isdisjoint(own)
     return messages.ProcessStatus(
         name=slot.name,
-        pid=state.pid,
+        pid=pid,
         state=state.name,
-        generation=generation if slot.spawned else None,
-        uptime=round(now - slot.started, 3) if state.pid is not None else None,
+        generation=generation.number if slot.spawned else None,
+        uptime=round(now - slot.started, 3) if pid is not None else None,
         restarts=max(0, slot.spawned - 1),
         exit=None if slot.exit is None else _exit(slot.exit.code, slot.exit.signal),
         busy=busy,
         requests=slot.requests,
-        rss=rss,
+        rss=memory,
         reason=_reason(state) or slot.status_text,
         retry_in=round(max(0.0, state.due - now), 3) if isinstance(state, Backoff) else None,
     )
