@@ -370,7 +370,7 @@ class Generation:
         slot = self.slots[index]
         slot.set_pumps_aside()
         if words is not None:
-            slot.old_stdout, slot.old_stderr = [], words
+            slot.old_stdout = slot.old_stderr = words
         self.feed(core.Happened(index, SpawnFailed(why)))
 
     def _start(self, recipe: Recipe, stdout: int, stderr: int) -> int:

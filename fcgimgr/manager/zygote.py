@@ -300,7 +300,7 @@ class Zygote:
                 self.feed(Ready())
             case nursery.Imported() if itself and isinstance(self.state, Stopping):
                 pass  # it has come too late
-            case nursery.Born(number) if asked is not None and number == asked.number and asked.pid is None:
+            case nursery.Born(number) if asked is not None and number == asked.number and not self._is_known(sender):
                 asked.pid = sender
             case nursery.Forked(number) if itself and asked is not None and number == asked.number:
                 self._take(asked)
@@ -312,14 +312,17 @@ class Zygote:
                 self._give_up(f"pid {sender} said what it should not: {answer[:80]!r}")
         self._ask_for_next()
 
+    def _is_known(self, pid: int) -> bool:
+        return pid in self._daemon.children or pid in self._daemon.zygotes
+
     def _take(self, asked: _Asked) -> None:
         """The worker is there: let it go on."""
         pid, index = asked.pid, asked.index
         try:
             if not self._is_spawning(index):  # a stop has overtaken it: it ends when it reads nothing from `go`
                 asked.pipes.close()
-            elif pid is None or pid in self._daemon.children or procfs.parent(pid) != os.getpid():
-                asked.pipes.close()  # killed before it was known, and perhaps reaped: none that we could hear of
+            elif pid is None or self._is_known(pid) or procfs.parent(pid) != os.getpid():
+                asked.pipes.close()  # killed before it was known, and reaped: of its death we could not hear again
                 self.generation.could_not_spawn(index, "the worker died before it was known")
             else:
                 self.generation.take_worker(index, pid, asked.pipes)
