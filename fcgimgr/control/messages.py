@@ -67,8 +67,8 @@ class NoParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StatusParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Without `names`: all. `detail` asks for what costs a look at each process: `busy`, `rss`, its requests; and for the
-    queue lengths."""
+    """Without `names`: all. `detail` asks for what costs a look at each process and socket: `busy`, `rss`, requests,
+    the queue lengths."""
 
     names: tuple[Name, ...] | None = None
     detail: bool = True

@@ -25,8 +25,8 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "board", "born", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests",
-        "spawned", "started", "status_text", "stderr", "stdout", "timer",
+        "armed", "board", "born", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "pipes",
+        "requests", "spawned", "started", "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:

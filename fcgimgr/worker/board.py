@@ -62,9 +62,7 @@ class Lane:
         """Show this; what is too long is cut."""
         self._count = count = (self._count + 1) & 0xFFFFFFFF
         length = min(len(uri), URI_LONGEST)
-        LANE.pack_into(
-            self._memory, self._at, count, state, requests, since, last, thread, method, length, uri, count
-        )
+        LANE.pack_into(self._memory, self._at, count, state, requests, since, last, thread, method, length, uri, count)
 
 
 def inherited_board(environ: MutableMapping[str, str]) -> Board | None:
