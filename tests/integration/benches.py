@@ -35,7 +35,16 @@ class Bench:
     def start(
         self, application: str = "worker_app:application", *options: str, ready: bool = True, **popen: object
     ) -> subprocess.Popen[bytes]:
-        """Start a worker; with `ready`, come back when it says that it accepts."""
+        """Start a worker; with `ready`, come back when it says that it accepts. `before`: words before its own."""
+        before: tuple[str, ...] = popen.pop("before", ())  # type: ignore[assignment]
+        python: str = popen.pop("python", sys.executable)  # type: ignore[assignment]
+        worker = self.launch([*before, python, MAIN, *options, application], **popen)
+        if ready:
+            assert self._notified.recv(100) == b"READY=1"
+        return worker
+
+    def launch(self, words: list[str], **popen: object) -> subprocess.Popen[bytes]:
+        """Start any program on the listener."""
         environment = {
             "PATH": os.environ["PATH"],
             "NOTIFY_SOCKET": str(self.directory / "notify"),
@@ -43,14 +52,12 @@ class Bench:
             **popen.pop("env", {}),  # type: ignore[dict-item]
         }
         worker: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-            [popen.pop("python", sys.executable), MAIN, *options, application],
+            words,
             cwd=popen.pop("cwd", self.directory),
             env=environment,
             **{"stdin": self.listener, "stderr": self._stderr, **popen},
         )
         self.workers.append(worker)
-        if ready:
-            assert self._notified.recv(100) == b"READY=1"
         return worker
 
     def stderr(self) -> str:
