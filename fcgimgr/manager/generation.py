@@ -30,8 +30,10 @@ from fcgimgr.core.process import (
     State,
 )
 from fcgimgr.core.process import Backoff as BackoffState
+from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.spawn import Recipe, spawn
+from fcgimgr.manager.board import Board
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
@@ -310,31 +312,40 @@ class Generation:
         slot = self.slots[index]
         slot.set_pumps_aside()
         pipes: Pipes | None = None
+        board: Board | None = None
         try:
             recipe, plan = self.prepare(index)
             pipes = Pipes(self.settings)
-            pid = self._start(recipe, pipes.stdout, pipes.stderr)
+            board = self.new_board()
+            pid = self._start(recipe, pipes.stdout, pipes.stderr, board)
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
             if pipes is not None:
                 pipes.close()
+            if board is not None:
+                board.close()
             return SpawnFailed(str(error))
-        self._begin(index, pid, plan, pipes)
+        self._begin(index, pid, plan, pipes, board)
         return Spawned(pid)
 
-    def _begin(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes) -> None:
-        self.listen_to(self.slots[index], plan, pipes)
+    def _begin(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
+        self.listen_to(self.slots[index], plan, pipes, board)
         self.daemon.children[pid] = (self, index)
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
 
-    def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes) -> None:
-        """A process of this plan writes to these pipes from now on."""
+    def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes, board: Board | None = None) -> None:
+        """A process of this plan writes to these pipes, and this board, from now on."""
         pipes.close_theirs()
         stdout = self._pump(pipes.from_stdout, plan, "stdout", plan.stdout_logfile)
         stderr = None
         if pipes.from_stderr is not None:
             stderr = self._pump(pipes.from_stderr, plan, "stderr", plan.stderr_logfile)
-        slot.begin(self.daemon.loop.time(), stdout, stderr)
+        slot.begin(self.daemon.loop.time(), stdout, stderr, board)
+
+    def new_board(self) -> Board | None:
+        """For the next process, if it is of a kind to have one. LinuxError."""
+        settings = self.settings
+        return Board.new(settings) if isinstance(settings, PoolSettings) and settings.wsgi is not None else None
 
     def prepare(self, index: int) -> tuple[Recipe, ProcessPlan]:
         """How to spawn this process now. LinuxError: it cannot be."""
@@ -353,15 +364,16 @@ class Generation:
         """How to spawn the zygote now. LinuxError: it cannot be."""
         return self._recipes().zygote()
 
-    def descriptors(self) -> dict[str, list[int]]:
+    def descriptors(self, board: Board | None) -> dict[str, list[int]]:
         """What a worker has to find open, by the variables that are to say where."""
         assert self.listening is not None  # core opens a generation before it spawns
-        return {LISTENERS_VARIABLE: list(self.listening.fds)}
+        fds = {LISTENERS_VARIABLE: list(self.listening.fds)}
+        return fds if board is None else fds | {scoreboard.VARIABLE: [board.fd]}
 
-    def take_worker(self, index: int, pid: int, pipes: Pipes) -> None:
+    def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
         """The zygote has forked the process that is Spawning."""
         self.slots[index].set_pumps_aside()
-        self._begin(index, pid, self._recipes().plan(index), pipes)
+        self._begin(index, pid, self._recipes().plan(index), pipes, board)
         self.feed(core.Happened(index, Spawned(pid)))
         self.daemon.state_file.write()
 
@@ -373,14 +385,15 @@ class Generation:
             slot.old_stdout = slot.old_stderr = words
         self.feed(core.Happened(index, SpawnFailed(why)))
 
-    def _start(self, recipe: Recipe, stdout: int, stderr: int) -> int:
+    def _start(self, recipe: Recipe, stdout: int, stderr: int, board: Board | None) -> int:
         settings = self.settings
         if not isinstance(settings, PoolSettings):
             return spawn(recipe, stdin=self.daemon.devnull, stdout=stdout, stderr=stderr)
         assert self.listening is not None  # core opens a generation before it spawns
         fds = self.listening.fds
+        others = () if board is None else (board.fd,)
         if settings.socket_pass == "stdin":
-            return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr)
+            return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr, others=others)
         names = [socket_name(address, self.name) for address in settings.sockets]
         return spawn(
             recipe,
@@ -390,6 +403,7 @@ class Generation:
             listeners=fds,
             listen_names=names,
             listen_pid=settings.socket_pass == "systemd",
+            others=others,
         )
 
     def _pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
@@ -414,16 +428,18 @@ class Generation:
         """The process is dead and reaped."""
         slot = self.slots[index]
         slot.exit = exit
+        in_hand = slot.in_hand(self.daemon.loop.time())
+        slot.let_go_of_board()
         slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
-            self._log_death(index, pid, exit)
+            self._log_death(index, pid, exit, in_hand)
         self.feed(core.Happened(index, Died(exit)))
 
-    def _log_death(self, index: int, pid: int, exit: Exit) -> None:
+    def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
         if self.core.processes[index].name == "STOPPING":
             return  # by the signal that it was sent: nothing that an operator need look at
         age = self.daemon.loop.time() - self.slots[index].started
-        self.daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.process_name(index), pid=pid)
+        self.daemon.journal.warning(f"{exit} after {age:.1f} s{in_hand}", name=self.process_name(index), pid=pid)
 
     # Telling others
 

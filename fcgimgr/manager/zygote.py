@@ -46,6 +46,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import spawn
 from fcgimgr.manager import nursery
+from fcgimgr.manager.board import Board
 from fcgimgr.manager.pipes import Pipes, closing_fd
 from fcgimgr.manager.slots import Slot
 
@@ -60,15 +61,22 @@ PATIENCE: Final = 20.0
 class _Asked:
     """A worker that was asked for. `go`: to let it go on by; closed, it ends. `pid`: once it has said who it is."""
 
-    __slots__ = ("go", "index", "number", "pid", "pipes", "timer")
+    __slots__ = ("board", "go", "index", "number", "pid", "pipes", "timer")
 
-    def __init__(self, number: int, index: int, pipes: Pipes, go: int, timer: TimerHandle) -> None:
+    def __init__(self, number: int, index: int, pipes: Pipes, board: Board | None, go: int, timer: TimerHandle) -> None:
         self.number = number
         self.index = index
         self.pipes = pipes
+        self.board = board
         self.go = go
         self.pid: int | None = None
         self.timer = timer
+
+    def close(self) -> None:
+        """There is no worker."""
+        self.pipes.close()
+        if self.board is not None:
+            self.board.close()
 
 
 class Zygote:
@@ -132,7 +140,7 @@ class Zygote:
         self._hang_up()
         if (asked := self._asked) is not None:
             self._end_asking(asked)
-            asked.pipes.close()
+            asked.close()
             self._waiting = {asked.index: None, **self._waiting}
         self.feed(Died(exit))
 
@@ -140,7 +148,7 @@ class Zygote:
         """Let go of all that is held. It ends by that, if it lives."""
         self._hang_up()
         if self._asked is not None:
-            self._asked.pipes.close()
+            self._asked.close()
             self._end_asking(self._asked)
         self.slot.close()
 
@@ -259,10 +267,12 @@ class Zygote:
                 pipes = Pipes(self.settings)
                 undo.callback(pipes.close)
                 pipes.give_to(recipe.account)
+                if (board := generation.new_board()) is not None:
+                    undo.callback(board.close)
                 its_go, go = os.pipe2(os.O_CLOEXEC)
                 undo.callback(os.close, go)
                 with closing_fd(its_go):
-                    descriptors = generation.descriptors()
+                    descriptors = generation.descriptors(board)
                     number = self._last = self._last + 1
                     message = nursery.request(number, self._environment, recipe.environment, descriptors)
                     others = [fd for fds in descriptors.values() for fd in fds]
@@ -277,7 +287,7 @@ class Zygote:
             undo.pop_all()
         pipes.close_theirs()
         timer = self._daemon.loop.call_later(PATIENCE, self._give_up, f"no worker within {PATIENCE:g} s")
-        self._asked = _Asked(number, index, pipes, go, timer)
+        self._asked = _Asked(number, index, pipes, board, go, timer)
 
     def _end_asking(self, asked: _Asked) -> None:
         asked.timer.cancel()
@@ -306,7 +316,7 @@ class Zygote:
                 self._take(asked)
             case nursery.Refused(number, why) if itself and asked is not None and number == asked.number:
                 self._end_asking(asked)
-                asked.pipes.close()
+                asked.close()
                 self.generation.could_not_spawn(asked.index, why)
             case _:
                 self._give_up(f"pid {sender} said what it should not: {answer[:80]!r}")
@@ -320,12 +330,12 @@ class Zygote:
         pid, index = asked.pid, asked.index
         try:
             if not self._is_spawning(index):  # a stop has overtaken it: it ends when it reads nothing from `go`
-                asked.pipes.close()
+                asked.close()
             elif pid is None or self._is_known(pid) or procfs.parent(pid) != os.getpid():
-                asked.pipes.close()  # killed before it was known, and reaped: of its death we could not hear again
+                asked.close()  # killed before it was known, and reaped: of its death we could not hear again
                 self.generation.could_not_spawn(index, "the worker died before it was known")
             else:
-                self.generation.take_worker(index, pid, asked.pipes)
+                self.generation.take_worker(index, pid, asked.pipes, asked.board)
                 os.write(asked.go, nursery.GO)
         except BrokenPipeError:  # it was killed just now, which its death will tell
             pass

@@ -29,9 +29,11 @@ _PACKAGE: Final = os.path.dirname(_HERE)
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop. `arguments` without the program's name."""
     options = _parse(arguments)
+    from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
     from fcgimgr.worker.notify import notify
+    from fcgimgr.worker.watching import Watch
 
     _lend_flup()
     try:
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
             application = _preload(options.zygote, options.application)
             listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
-        flup_engine.serve(application, listeners, options.threads, allowed, ready=lambda: notify("READY=1"))
+        watch = Watch(inherited_board(os.environ))
+        flup_engine.serve(application, listeners, options.threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
