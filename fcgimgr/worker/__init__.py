@@ -5,6 +5,7 @@ The manager starts it by path (`MAIN`), with the application's interpreter, whic
     PYTHON …/fcgimgr/worker/main.py --server flup [--threads N] module:callable
 
 main         the command line: where modules are found, which application, which engine
+zygote       with `preload`: the application is imported once, and the workers are forked
 loading      `module:callable` → the application, or a message for its author
 listening    the sockets that were handed over, and which peers may use them
 accepting    the loop in front of every engine: accept when a thread is free, drain on TERM

@@ -486,11 +486,14 @@ def test_after_kill_9_of_the_manager_the_workers_serve_on_and_the_next_has_a_zyg
     address = free_address("unix", tmp_path)
     with killed(pool(tmp_path, address)) as first:
         before, workers = zygote_pid(first), first.pids("app")
+        both(address)
         first.kill()
         assert are_gone(before)  # By itself.
         assert ask(address)["pid"] in workers
         with next_one(first) as second:
             assert second.pids("app") == workers
+            processes = second.status(detail=True).pools[0].processes
+            assert sum(process.requests or 0 for process in processes) >= 3  # Their scoreboards are read on.
             assert zygote_pid(second) != before
             kill(workers[0])
             replaced(second, "app", workers[0], number=2)
