@@ -95,11 +95,27 @@ class Listener:
 
         Atomic. LinuxError, and nothing has changed: somebody has replaced or removed either file.
         """
+        if self.trade_places(predecessor):
+            self.keep_place(predecessor)
+
+    def trade_places(self, predecessor: "Listener") -> bool:
+        """Have the path of `predecessor`, which gets ours. To be undone by doing it again.
+
+        False: this file system cannot do that, so `predecessor` has no path now, as after `take_over`. LinuxError as
+        there.
+        """
         if not (self._file and predecessor._file):
             raise LinuxError(f"{self.name}: cannot take the place of {predecessor.name}: both need a file")
-        self._file.take_over(predecessor._file)
-        predecessor._file = None
-        self.name = predecessor.name
+        traded = self._file.trade_places(predecessor._file)
+        self.name, predecessor.name = predecessor.name, self.name
+        if not traded:
+            self.keep_place(predecessor)
+        return traded
+
+    def keep_place(self, predecessor: "Listener") -> None:
+        """After `trade_places`: `predecessor` has no path any more. LinuxError: its file could not be removed."""
+        predecessor.name = self.name
+        predecessor.unlink()
 
     def unlink(self) -> bool:
         """Unlink the file of a Unix socket, if the path still leads to it; the queue stays. False: it has no file."""
