@@ -196,6 +196,10 @@ _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord)
 
 
+# What msgspec says of what it cannot read: also of bytes that are not UTF-8, and of brackets without end.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 def encode(record: Record) -> bytes:
     """The record's line."""
     return _encoder.encode(record) + b"\n"
@@ -209,7 +213,7 @@ def decode(content: bytes) -> Saved:
         if head.version > VERSION:
             raise StateError(f"it was written by a later release ({head.release}, state version {head.version})")
         saved = Saved(msgspec.json.decode(first, type=ManagerRecord))
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise StateError(f"its first line cannot be read: {error}") from error
     for number, line in enumerate(lines[:-1], 2):  # behind the last newline is nothing, or a line that was cut off
         try:
@@ -217,7 +221,7 @@ def decode(content: bytes) -> Saved:
             if isinstance(record, GenerationRecord) and not (record.as_pool or record.as_program):
                 raise msgspec.ValidationError("a generation without settings")
             saved.add(record)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             saved.trouble = f"line {number} cannot be read: {error}"
             break
     return saved
@@ -237,7 +241,10 @@ def read(path: str, boot: str) -> Saved | None:
             raise StateError("it is not a regular file")
         if about.st_uid != os.geteuid() or about.st_mode & 0o022:
             raise StateError(f"it belongs to uid {about.st_uid}, or others may write to it (mode {about.st_mode:o})")
-        content = file.read()
+        try:
+            content = file.read()
+        except OSError as error:
+            raise StateError(f"it cannot be read: {error.strerror}") from error
     saved = decode(content)
     if saved.manager.boot != boot:
         raise StateError("it is of another boot of this machine: none of its processes is left")
