@@ -243,11 +243,11 @@ def take_inherited(fd: int, *, backlog: int, name: str | None = None) -> Listene
         raise
 
 
-def take_back(fd: int, *, name: str, path: str | None = None) -> Listener:
+def take_back(fd: int, *, name: str, path: str | None = None, inode: int | None = None) -> Listener:
     """A listener of our own from before an exec, or from a dead manager's child (`pidfd.get_fd`). Takes `fd` over.
 
     path: of a Unix socket's file; it is ours again if it leads to what the socket is bound to, else it stays alone. The
-    queue and the backlog stay. LinuxError: not open, not a listening socket.
+    queue and the backlog stay. inode: of the socket, if that is known. LinuxError: not open, not listening, or not it.
     """
     try:
         kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
@@ -262,6 +262,8 @@ def take_back(fd: int, *, name: str, path: str | None = None) -> Listener:
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise LinuxError(f"{name}: is a socket, but does not listen any more")
+        if inode not in (None, os.fstat(kept).st_ino):
+            raise LinuxError(f"{name}: is another socket by now")
         return Listener(name, sock, (path and find_again(os.fstat(sock.fileno()).st_ino, name, path)) or None)
     except BaseException:
         sock.close()

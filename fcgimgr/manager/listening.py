@@ -18,7 +18,7 @@ from fcgimgr.config.settings import PoolSettings
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, LostListener, open_tcp, open_unix, take_inherited
-from fcgimgr.linux.sockdiag import queue_length, tcp_queue, unix_queue
+from fcgimgr.linux.sockdiag import listening_at, queue_length, tcp_queue, unix_queue
 from fcgimgr.linux.steering import Group, refuse_new
 
 Inherited = Mapping[str, Sequence[int]]
@@ -137,7 +137,11 @@ class LostPlace(Place):
 
     @property
     def steerable(self) -> bool:
-        return isinstance(self.address, TcpAddress) or self.listener.path is not None
+        if not isinstance(self._bound, tuple):
+            return self.listener.path is not None
+        # A worker may have shut it down, and then nobody listens there whom another could stand beside.
+        there = listening_at(self._bound)
+        return isinstance(self.address, TcpAddress) and (there is None or self.listener.inode in there)
 
     def beside(self, backlog: int) -> Place:
         if not isinstance(self._bound, tuple):
@@ -274,7 +278,8 @@ def _nothing() -> None:
 def open_listening(settings: PoolSettings, inherited: Inherited, beside: Listening | None = None) -> Listening:
     """Bind every socket of a pool, next to those of the generation `beside` where it has the same addresses.
 
-    `inherited`: fds passed by systemd, by name. LinuxError says which could not be bound, and why; none is left open.
+    `inherited`: fds passed by systemd, by name, and by others, as fd:N. LinuxError says which could not be bound, and
+    why; none is left open.
     """
     owner = resolve_owner(settings.socket_owner) if settings.socket_owner else None
     neighbours = {str(place.address): place for place in beside.places} if beside is not None else {}
@@ -307,6 +312,11 @@ def _open(address: Address, settings: PoolSettings, owner: tuple[int, int] | Non
         case UnixAddress(path):
             return Place(address, open_unix(path, backlog=backlog, owner=owner, mode=settings.socket_mode))
         case InheritedAddress(fd):
+            if str(address) not in inherited:
+                raise LinuxError(
+                    f"{address}: nothing was passed to the manager under this number; let whoever opens the socket "
+                    "start the manager"
+                )
             return Place(address, take_inherited(fd, backlog=backlog))
         case SystemdAddress(name):
             fds = inherited.get(name)

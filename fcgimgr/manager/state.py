@@ -124,7 +124,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
 class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     """What a manager hands over to the code that it executes in its own place: descriptors, by what they are of.
 
-    `sockets`: passed by systemd, by name; `soft_nofile`: the limit of open files that children are to get.
+    `sockets`: passed by systemd, by name, or by another, as fd:N; `soft_nofile`: the limit of open files that children
+    are to get; `draining`: since when the manager drains.
     """
 
     control: int = -1
@@ -133,6 +134,8 @@ class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     sockets: dict[str, tuple[int, ...]] = {}
     soft_nofile: int | None = None
     upgrades: int = 0
+    draining: float | None = None
+    draining_why: str = ""
 
 
 Record = ManagerRecord | PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord
