@@ -170,6 +170,50 @@ def test_its_leftovers_end_with_it(tmp_path: Path) -> None:
 # -- what has changed meanwhile ---------------------------------------------------------------------------------------
 
 
+def test_who_became_ready_while_nobody_listened_is_taken_for_ready(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "say")
+    (tmp_path / "unheard.py").write_text(
+        "import os, socket, time\n"
+        "open('say').read()\n"
+        "try:\n"
+        "    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\n"
+        "except ConnectionRefusedError:\n"
+        "    open('unheard', 'w').close()\n"
+        "time.sleep(1000)\n"
+    )
+    keys = ['ready = "notify"', "ready_timeout = 600", "startsecs = 0.1", 'directory = "%(here)s"']
+    tables = "\n".join(["[program.app]", f'command = "{PYTHON} unheard.py"', *keys, ""])
+    with killed(scene(tmp_path, tables), ready=False) as first:
+        eventually(lambda: first.pool("app").processes[0].pid)
+        pid = first.pool("app").processes[0].pid
+        first.kill()
+        (tmp_path / "say").write_text("now")
+        eventually((tmp_path / "unheard").exists)
+        with next_one(first) as second:
+            assert second.pids("app") == [pid]
+
+
+def test_the_time_without_a_manager_does_not_count_as_time_to_become_ready(tmp_path: Path) -> None:
+    keys = ['ready = "ping"', "ready_timeout = 600", 'directory = "%(here)s"']
+    (tmp_path / "deaf.py").write_text("import time\nopen('up', 'w').close()\ntime.sleep(1000)\n")
+    socket = free_address("unix", tmp_path)
+    tables = "\n".join(["[pool.app]", f'socket = "{socket}"', f'command = "{PYTHON} deaf.py"', *keys, ""])
+    config = scene(tmp_path, tables)
+    with killed(config, ready=False) as first:
+        eventually((tmp_path / "up").exists)
+        pid = first.pool("app").processes[0].pid
+        first.kill()
+
+        def long_ago(record: dict[str, object]) -> None:
+            if isinstance(state := record.get("state"), dict):
+                state["due"] = time.monotonic() - 100
+
+        edit_state(config, long_ago)
+        with next_one(first, ready=False) as second:
+            process = second.pool("app").processes[0]
+            assert (process.pid, process.state) == (pid, "STARTING")
+
+
 @TRANSPORTS
 def test_who_died_meanwhile_is_replaced_and_nobody_else(transport: str, tmp_path: Path) -> None:
     address = free_address(transport, tmp_path)
