@@ -6,7 +6,7 @@ operator, or by the manager's death: that must be nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,8 +81,7 @@ class Outcome:
             f"seed {self.seed}: {count} requests in {self.seconds:.0f} s, {len(self.acts)} acts, {len(self.lost)} lost",
             "",
         ]
-        times = Counter(act.name for act in self.acts)
-        lines += [*_table(("act", "times"), sorted(times.items())), ""]
+        lines += [*_table(("act", "times", "longest"), list(self._acts())), ""]
         kills = Counter(pool for _, pool in self.kills)
         explained = Counter(lost.pool for lost in self.lost if lost.cause)
         unexplained = Counter(lost.pool for lost in self.unexplained)
@@ -104,6 +103,11 @@ class Outcome:
         if self.trouble:
             lines.append(f"NOT IN ORDER: {self.trouble}")
         return "\n".join(lines)
+
+    def _acts(self) -> Iterator[tuple[str, int, str]]:
+        for name in sorted({act.name for act in self.acts}):
+            lengths = [act.ended - act.begun for act in self.acts if act.name == name]
+            yield name, len(lengths), f"{max(lengths):.1f} s"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

@@ -36,7 +36,7 @@ from tests.integration.commands import Manager, configuration
 from tests.integration.load import Load
 from tests.integration.ports import free_address
 from tests.integration.running import strays
-from tests.integration.scenes import Child
+from tests.integration.scenes import Child, are_gone
 from tests.waiting import eventually
 
 KINDS: Final = ("go", "php", "wsgi")
@@ -246,6 +246,7 @@ class Storm:
         except ProcessLookupError:
             return  # it has gone by itself since
         self.outcome.kills.append((monotonic(), house.name))
+        are_gone(pid)  # it may take its time to die, and until then everything looks well
 
     # Managers
 
