@@ -38,6 +38,7 @@ from fcgimgr.fastcgi.records import (
     encode_record,
 )
 from fcgimgr.worker.accepting import AcceptLoop
+from fcgimgr.worker.observing import Observer
 
 #: Seconds between two reads while a request is still being announced; its body may take as long as it takes.
 HEAD_PATIENCE: Final = 30.0
@@ -53,16 +54,30 @@ def serve(
     threads: int,
     allowed: Callable[[Any], bool],
     ready: Callable[[], None],
+    observer: Observer | None = None,
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
-    server = _Server(application, threads)
-    AcceptLoop(
+    server = _Server(application, threads, observer)
+    loop = AcceptLoop(
         listeners, lambda accepted: _Connection(accepted, server), threads=threads, allowed=allowed, ready=ready
-    ).run()
+    )
+    server.retire = loop.retire
+    loop.run()
 
 
 class _Output(fcgi_base.OutputStream):  # type: ignore[misc]  # flup has no types
     """STDOUT: flup calls flush after each block of the response; the records wait in the connection until then."""
+
+    status = 0
+    sent = 0
+
+    def write(self, content: bytes) -> None:
+        if self.dataWritten:
+            self.sent += len(content)
+        elif content:  # the head, with `Status: 200 OK` in front (in an error page of flup's, with the body behind)
+            self.status = int(content[8:11])
+            self.sent = len(content) - content.index(b"\r\n\r\n") - 4
+        super().write(content)
 
     def flush(self) -> None:
         self._conn.flush()
@@ -77,6 +92,18 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]
         self.started = False
 
     def run(self) -> None:
+        observer = self.server.observer
+        if observer is None or self.role not in self.server.roles:
+            self._answer()
+            return
+        observer.begin(self.params)
+        try:
+            self._answer()
+        finally:
+            if not observer.end(self.stdout.status, self.stdout.sent):
+                self.server.retire()
+
+    def _answer(self) -> None:
         protocol_status, app_status = fcgi_base.FCGI_REQUEST_COMPLETE, 0
         try:
             protocol_status, app_status = self.server.handler(self)
@@ -96,8 +123,11 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     request_class = _Request
     maxwrite = 65528 + fcgi_base.FCGI_HEADER_LEN
 
-    def __init__(self, application: Callable[..., Any], threads: int) -> None:
+    retire: Callable[[], None]
+
+    def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
         super().__init__(application, multithreaded=threads > 1, multiprocess=True)
+        self.observer = observer
         self.values = {
             b"FCGI_MAX_CONNS": str(threads).encode(),
             b"FCGI_MAX_REQS": str(threads).encode(),
