@@ -18,6 +18,7 @@ from tests.integration.running import MARK, RunningManager
 from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, ordinary_user, scene
 from tests.integration.succession import PYTHON, SERVE, Load, killed, next_one, pool, reload, served_by, write
 from tests.integration.test_supervision import replaced
+from tests.integration.test_upgrade import upgrade
 from tests.waiting import eventually
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "unix"])
@@ -487,6 +488,21 @@ def test_what_was_stopped_stays_so_and_a_back_off_goes_on(tmp_path: Path) -> Non
             retry = second.pool("bad").processes[0].retry_in
             assert retry is not None
             assert retry < 600
+
+
+def test_what_was_scaled_down_can_be_scaled_on(tmp_path: Path) -> None:
+    with killed(write(tmp_path, pool(free_address("tcp", tmp_path), "numprocs = 4"))) as first:
+        assert first.scale("app", "3").ok
+        first.kill()
+        with next_one(first) as second:
+            fds = len(Child(second.pid).fds)
+            assert second.scale("app", "2").ok
+            # Of the one that went: two log pipes and a pidfd.
+            eventually(lambda: len(Child(second.pid).fds) <= fds - 3)
+            upgrade(second).succeeds()
+            assert second.scale("app", "1").ok
+            assert second.scale("app", "5").ok
+            assert len(second.pids("app")) == 5
 
 
 def test_several_managers_in_a_row(tmp_path: Path) -> None:
