@@ -32,6 +32,7 @@ from fcgimgr.linux.holding import let_go
 from fcgimgr.linux.listeners import Listener, LostListener, take_back
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.steering import Group
+from fcgimgr.manager.board import Board
 from fcgimgr.manager.draining import descendants
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
@@ -332,6 +333,9 @@ class _PoolAdoption:
             return
         slot.requests, slot.status_text = more.requests, more.status_text
         slot.lingering = [generation.take_pipe(index, "stdout", fd) for fd in more.lingering]
+        if more.board >= 0:
+            os.set_inheritable(more.board, False)
+            slot.board = Board(more.board)
         pumps: list[Pump | None] = []
         for stream, pipe in (("stdout", more.stdout), ("stderr", more.stderr)):
             if pipe is None:
@@ -347,6 +351,7 @@ class _PoolAdoption:
         slot.born = record.born
         if not self._estate.handed_over:
             self._find_pipes(generation, index, record, pid)
+            self._find_board(generation, index, record, pid)
         pidfd = self._living.pop((self._pool.name, generation.number, index))
         if pidfd is None:
             self._daemon.children[pid] = (generation, index)
@@ -384,6 +389,15 @@ class _PoolAdoption:
             else:
                 pumps[number] = None if fd is None else generation.take_pipe(index, stream, fd)
         generation.slots[index].hear(*pumps)
+
+    def _find_board(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
+        """Go on reading what it shows of its requests; else that is unknown from now on."""
+        try:
+            generation.slots[index].board = Board.of(pid, generation.settings, record.board)
+        except OSError as error:
+            self._daemon.journal.warning(
+                f"its scoreboard cannot be read on: {error.strerror}", name=generation.process_name(index)
+            )
 
 
 def pipe_of(pid: int, fd: int, inode: int) -> int | None:

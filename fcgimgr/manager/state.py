@@ -95,7 +95,10 @@ class PipeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
-    """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes."""
+    """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes.
+
+    `board`: the inode of its scoreboard; 0: it has none.
+    """
 
     pool: str
     generation: int
@@ -106,10 +109,12 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     spawned: int = 0
     exit: Exit | None = None
     pipes: tuple[int, ...] = ()
+    board: int = 0
 
 
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
-    """What else is handed over of a process. `lingering`: pipes of those before it that somebody still writes to."""
+    """What else is handed over of a process. `lingering`: pipes of those before it that somebody still writes to;
+    `board`: the descriptor of its scoreboard."""
 
     pool: str
     generation: int
@@ -117,6 +122,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
     stdout: PipeRecord | None = None
     stderr: PipeRecord | None = None
     lingering: tuple[int, ...] = ()
+    board: int = -1
     requests: int | None = None
     status_text: str | None = None
 
@@ -176,7 +182,7 @@ class Saved:
         found += [listener.fd for record in self.generations.values() for listener in record.listeners]
         for slot in self.slots.values():
             found += [pipe.fd for pipe in (slot.stdout, slot.stderr) if pipe is not None]
-            found += slot.lingering
+            found += (*slot.lingering, slot.board)
         return [fd for fd in found if fd >= 0]
 
 

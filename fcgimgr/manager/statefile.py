@@ -229,4 +229,5 @@ def process_record(generation: Generation, index: int) -> ProcessRecord:
         spawned=slot.spawned,
         exit=slot.exit,
         pipes=slot.pipes if current.pid is not None else (),
+        board=slot.board.inode if slot.board is not None else 0,
     )

@@ -220,6 +220,7 @@ def _slot_record(pool: str, generation: int, index: int, slot: Slot) -> SlotReco
         stdout=_pipe_record(slot.stdout),
         stderr=_pipe_record(slot.stderr),
         lingering=tuple(pump.hand_over()[0] for pump in slot.lingering if not pump.closed),
+        board=slot.board.fd if slot.board is not None else -1,
         requests=slot.requests,
         status_text=slot.status_text,
     )
