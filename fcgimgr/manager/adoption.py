@@ -28,7 +28,7 @@ from fcgimgr import __version__
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
-from fcgimgr.core.process import Exit, Exited, State, Stopped
+from fcgimgr.core.process import Exit, Exited, Ready, Starting, State, Stopped
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import let_go
@@ -303,7 +303,7 @@ class _PoolAdoption:
             self._start_anew(generation, record, processes)
             return
         count = max([record.core.wanted, *(index + 1 for index in processes)])
-        states: list[State] = [processes[i].state if i in processes else Stopped() for i in range(count)]
+        states = [self._awaited(generation, processes[i].state) if i in processes else Stopped() for i in range(count)]
         before = msgspec.structs.replace(record.core, processes=tuple(states))
         try:
             generation.restore(before, self._listening(record, groups) if record.listeners else None)
@@ -324,6 +324,13 @@ class _PoolAdoption:
             self._daemon.died(generation, index, pid, Exit(), adopted=True)
         if dead:
             self._daemon.loop.call_soon(self._daemon.leftovers.look)
+
+    def _awaited(self, generation: Generation, state: State) -> State:
+        """With its whole time to become ready once more: while there was no manager nobody pinged, nobody listened."""
+        settings = generation.settings
+        if not isinstance(state, Starting) or settings.ready == "startsecs" or self._estate.handed_over:
+            return state
+        return msgspec.structs.replace(state, due=self._daemon.loop.time() + settings.ready_timeout)
 
     def _start_anew(
         self, generation: Generation, record: GenerationRecord, processes: dict[int, ProcessRecord]
@@ -379,6 +386,8 @@ class _PoolAdoption:
             self._daemon.children[pid] = (generation, index)
             return
         self._daemon.adopted.watch(pidfd, generation, index)
+        if generation.settings.ready == "notify" and isinstance(record.state, Starting):
+            self._daemon.loop.call_later(generation.settings.startsecs, self._take_for_ready, generation, index, pid)
         # The manager may have died while it held it (linux/holding.py).
         for one in (pid, *descendants(pid)):
             if procfs.state(one) == "T":
@@ -386,6 +395,14 @@ class _PoolAdoption:
                     let_go(one)
                 except LinuxError as error:
                     self._daemon.journal.warning(str(error), name=generation.process_name(index))
+
+    def _take_for_ready(self, generation: Generation, index: int, pid: int) -> None:
+        """READY=1 is said once, and may have been said when nobody listened: then it would never be ready."""
+        state = generation.core.processes[index] if index < len(generation.core.processes) else None
+        if isinstance(state, Starting) and state.pid == pid:
+            name = generation.process_name(index)
+            self._daemon.journal.info("taken for ready: it may have said so while there was no manager", name=name)
+            generation.feed(core.Happened(index, Ready()))
 
     def _find_pipes(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
         """Read on what it writes, through its own table of descriptors."""
