@@ -15,9 +15,9 @@ import argparse
 import importlib.machinery
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 #: Threads of one process when nothing is said: as many requests at once as one interpreter lock can usefully juggle.
 DEFAULT_THREADS: Final = 16
@@ -36,6 +36,11 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     from fcgimgr.worker.notify import notify
     from fcgimgr.worker.watching import Watch
 
+    zygote = None
+    if options.zygote is not None:
+        from fcgimgr.worker.zygote import Zygote
+
+        zygote = Zygote(options.zygote)
     # From here on everything that is imported may be the application's own.
     if first is not None:
         sys.path.insert(0, first)
@@ -50,11 +55,11 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     # The options are ours: an application that reads sys.argv while it is imported must not trip over them.
     del sys.argv[1:]
     try:
-        if options.zygote is None:
-            listeners = inherited_listeners(os.environ)
-            application = load_application(options.application)
-        else:
-            application = _preload(options.zygote, options.application)
+        listeners = [] if zygote is not None else inherited_listeners(os.environ)
+        application = load_application(options.application)
+        if zygote is not None:
+            zygote.fork_workers()
+            # This is a worker, and all that follows is as in any other.
             listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
         watch = Watch(inherited_board(os.environ))
@@ -62,17 +67,6 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
-
-
-def _preload(channel: int, target: str) -> Callable[..., Any]:
-    """The application in a worker that the zygote has forked; in the zygote itself this does not return."""
-    from fcgimgr.worker.loading import load_application
-    from fcgimgr.worker.zygote import Zygote
-
-    zygote = Zygote(channel)
-    application = load_application(target)
-    zygote.fork_workers()
-    return application
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

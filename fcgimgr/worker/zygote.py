@@ -1,6 +1,6 @@
 """The zygote of a pool with `preload = true`: it imports the application once, and the workers are forks of it.
 
-    PYTHON …/fcgimgr/worker/main.py --zygote 3 --server … module:callable
+    PYTHON …/fcgimgr/worker/start.py --zygote 3 --server … module:callable
 
 A fork takes a millisecond where an import takes seconds, and shares the memory of all that was imported. The zygote
 itself never serves: it has no listener but for the moment of a fork, when it passes one on.
@@ -36,6 +36,7 @@ workers, a connection to a database above all. What it prints while it is import
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import signal
@@ -218,8 +219,6 @@ def _beyond_standard(fd: int) -> int:
     """The same, clear of 0, 1 and 2, should the application have closed one of these."""
     if fd > 2:
         return fd
-    import fcntl
-
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return moved

@@ -86,7 +86,6 @@ def pool(directory: Path, address: str, *more: str, app: str = APP) -> Path:
         "wsgi": '"app:app"',
         "directory": '"%(here)s"',
         "numprocs": "2",
-        "ready": '"notify"',
         "preload": "true",
     }
     keys |= {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in more)}
