@@ -44,12 +44,13 @@ class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
 
 
 class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, tag="pool"):
-    """A pool or program. `serving`, `last`: numbers of generations."""
+    """A pool or program. `serving`, `last`: numbers of generations; `discarded`: what came of the last reload."""
 
     name: str
     seed: float
     serving: int
     last: int
+    discarded: str | None = None
 
 
 class ListenerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +125,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
 class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     """What a manager hands over to the code that it executes in its own place: descriptors, by what they are of.
 
-    `sockets`: passed by systemd, by name; `soft_nofile`: the limit of open files that children are to get.
+    `sockets`: passed by systemd, by name; `soft_nofile`: the limit of open files that children are to get;
+    `outlives_terminal`: it was started to go on when its terminal hangs up.
     """
 
     control: int = -1
@@ -133,6 +135,7 @@ class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     sockets: dict[str, tuple[int, ...]] = {}
     soft_nofile: int | None = None
     upgrades: int = 0
+    outlives_terminal: bool = False
 
 
 Record = ManagerRecord | PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord

@@ -183,6 +183,7 @@ class GoOver:
             sockets={name: tuple(fds) for name, fds in daemon.sockets.items()},
             soft_nofile=daemon.soft_nofile,
             upgrades=daemon.upgrades + 1,
+            outlives_terminal=daemon.outlives_terminal,
         )
         saved = state.decode(content := _content(daemon, handover))
         daemon.journal.info("executing the installed code", pid=os.getpid())
