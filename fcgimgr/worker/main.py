@@ -29,9 +29,11 @@ _PACKAGE: Final = os.path.dirname(_HERE)
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop. `arguments` without the program's name."""
     options = _parse(arguments)
+    from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
     from fcgimgr.worker.notify import notify
+    from fcgimgr.worker.watching import Watch
 
     _lend_flup()
     try:
@@ -46,8 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
+        watch = Watch(inherited_board(os.environ))
         application = load_application(options.application)
-        flup_engine.serve(application, listeners, options.threads, allowed, ready=lambda: notify("READY=1"))
+        flup_engine.serve(application, listeners, options.threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0

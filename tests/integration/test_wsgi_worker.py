@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import venv
@@ -24,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcgimgr.fastcgi.client import Request, Response, fetch
+from fcgimgr.fastcgi.client import Request, fetch
 from fcgimgr.fastcgi.records import (
     PairStream,
     ProtocolError,
@@ -35,118 +34,15 @@ from fcgimgr.fastcgi.records import (
     encode_record,
 )
 from fcgimgr.worker import FLUP_VARIABLE, MAIN
+from tests.integration.benches import FLUP_HOME, Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.pythons import other_pythons
 from tests.waiting import eventually
-
-FLUP_HOME = str(Path(flup.__file__).parents[1])
-
-
-class Bench:
-    """A directory with the test application, one listener, and the workers started on it."""
-
-    def __init__(self, directory: Path, listener: socket.socket, address: str) -> None:
-        self.directory = directory
-        self.listener = listener
-        self.address = address
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notified.bind(str(directory / "notify"))
-        self._notified.settimeout(20)
-        self._stderr = (directory / "stderr").open("ab")
-        shutil.copy(Path(__file__).with_name("worker_app.py"), directory)
-
-    def start(
-        self, application: str = "worker_app:application", *options: str, ready: bool = True, **popen: object
-    ) -> subprocess.Popen[bytes]:
-        """Start a worker; with `ready`, come back when it says that it accepts."""
-        environment = {
-            "PATH": os.environ["PATH"],
-            "NOTIFY_SOCKET": str(self.directory / "notify"),
-            FLUP_VARIABLE: FLUP_HOME,
-            **popen.pop("env", {}),  # type: ignore[dict-item]
-        }
-        worker: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-            [popen.pop("python", sys.executable), MAIN, *options, application],
-            cwd=popen.pop("cwd", self.directory),
-            env=environment,
-            **{"stdin": self.listener, "stderr": self._stderr, **popen},
-        )
-        self.workers.append(worker)
-        if ready:
-            assert self._notified.recv(100) == b"READY=1"
-        return worker
-
-    def stderr(self) -> str:
-        return (self.directory / "stderr").read_text()
-
-    def fetch(self, path: str = "/pid", body: bytes = b"", **params: str) -> Response:
-        return fetch(self.address, parameters(path, body, **params), body, timeout=20)
-
-    def connect(self) -> socket.socket:
-        connection = socket.socket(self.listener.family)
-        connection.settimeout(20)
-        connection.connect(self.listener.getsockname())
-        return connection
-
-    def held(self) -> list[Path]:
-        """Requests to /hold that are in hand now."""
-        return list(self.directory.glob("held-*"))
-
-    def release(self, *fifos: Path) -> None:
-        """Let requests go. Opening waits until the other side has opened too, so that none misses it."""
-        for fifo in fifos:
-            os.close(os.open(fifo, os.O_WRONLY))
-
-    def close(self) -> None:
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
-        self.listener.close()
-        self._notified.close()
-        self._stderr.close()
-
-
-def parameters(path: str, body: bytes = b"", **more: str) -> dict[str, str]:
-    return {
-        "REQUEST_METHOD": "POST" if body else "GET",
-        "SCRIPT_NAME": "",
-        "PATH_INFO": path,
-        "QUERY_STRING": "",
-        "SERVER_NAME": "test",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "CONTENT_LENGTH": str(len(body)),
-        **more,
-    }
-
-
-def unix_bench(directory: Path) -> Bench:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(directory / "socket"))
-    listener.listen(64)
-    return Bench(directory, listener, f"unix:{directory}/socket")
-
-
-def tcp_bench(directory: Path, family: socket.AddressFamily = socket.AF_INET) -> Bench:
-    listener = socket.socket(family)
-    listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-    listener.listen(64)
-    host, port = listener.getsockname()[:2]
-    return Bench(directory, listener, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with contextlib.closing(unix_bench(tmp_path)) as made:
         yield made
-
-
-@contextlib.contextmanager
-def in_background(bench: Bench, *paths: str) -> Iterator[Callable[[], list[Response]]]:
-    """Send a request for each path at once; the answers when called."""
-    with ThreadPoolExecutor(max_workers=len(paths)) as pool:
-        answers = [pool.submit(bench.fetch, path) for path in paths]
-        yield lambda: [answer.result(20) for answer in answers]
 
 
 # --- serving
@@ -351,15 +247,6 @@ def test_a_lost_race_for_a_connection_leaves_no_worker_deaf(bench: Bench) -> Non
 # --- kept connections
 
 
-def ask(connection: socket.socket, path: str = "/pid", *, keep: bool = True) -> Response:
-    request = Request(parameters(path), keep_connection=keep)
-    connection.sendall(request.to_send())
-    while (response := request.receive(incoming := connection.recv(65536))) is None:
-        if not incoming:
-            request.eof()
-    return response
-
-
 def test_a_kept_connection_serves_one_request_after_the_other(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect() as connection:
@@ -432,14 +319,6 @@ def test_term_serves_what_waits_in_the_queue(bench: Bench) -> None:
             assert answer()[0].status == 200
             assert ask_rest(waiting).body == str(worker.pid).encode()
     assert worker.wait(20) == 0
-
-
-def ask_rest(connection: socket.socket) -> Response:
-    request = Request({})
-    while (response := request.receive(incoming := connection.recv(65536))) is None:
-        if not incoming:
-            request.eof()
-    return response
 
 
 def test_term_closes_an_idle_kept_connection_and_ends(bench: Bench) -> None:
@@ -624,3 +503,32 @@ def test_only_the_named_peers_are_served(
 def test_what_an_applications_interpreter_loads_is_written_in_python_3_9(room: str) -> None:
     for file in [*(Path(MAIN).parents[1] / room).glob("*.py"), Path(MAIN).parents[1] / "__init__.py"]:
         ast.parse(file.read_text(), str(file), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("python", other_pythons())
+def test_it_serves_in_every_python_there_is_without_a_warning_of_deprecation(bench: Bench, python: str) -> None:
+    worker = bench.start(python=python, env={"PYTHONWARNINGS": "error::DeprecationWarning,error::ImportWarning"})
+    body = os.urandom(300_000)
+    assert bench.fetch("/echo", body).body == body
+    assert bench.fetch("/fail").status == 500
+    assert "at GET /fail\nTraceback (most recent call last):" in bench.stderr()
+    assert "LookupError: the cupboard is bare\n" in bench.stderr()
+    with bench.connect() as kept:
+        assert [ask(kept).body for _ in range(3)] == [str(worker.pid).encode()] * 3
+        with in_background(bench, *["/hold"] * 8) as answers:
+            eventually(lambda: len(bench.held()) == 8)
+            worker.terminate()
+            bench.release(*bench.held())
+            assert {answer.status for answer in answers()} == {200}
+        assert kept.recv(1) == b""
+    assert worker.wait(20) == 0
+    assert "Warning" not in bench.stderr()
+
+
+@pytest.mark.parametrize("python", other_pythons())
+def test_every_python_there_is_says_why_an_application_cannot_be_loaded(bench: Bench, python: str) -> None:
+    (bench.directory / "needy.py").write_text("import absent_library\n")
+    assert bench.start("needy:app", ready=False, python=python).wait(20) == 1
+    assert "cannot load 'needy:app': ModuleNotFoundError: No module named 'absent_library'\n" in bench.stderr()
+    assert 'needy.py", line 1, in <module>\n' in bench.stderr()
+    assert "loading.py" not in bench.stderr()
