@@ -74,6 +74,7 @@ async def _pool(
             for generation in (serving, *others)
             if generation.zygote is not None and indexes is None
         ),
+        discarded=pool.discarded,
     )
 
 
