@@ -356,7 +356,10 @@ def test_a_zygote_that_says_what_it_should_not_is_ended_and_its_pool_backs_off(m
 def test_nobody_but_a_child_of_the_manager_is_taken_for_a_worker(who: str, refusal: str, tmp_path: Path) -> None:
     lie = f"""\
 import os, fcgimgr.worker.zygote as zygote
-def lie(self, number, entries, fds, dispositions):
+def lie(self, dispositions):
+    number, _, fds = self._hear()
+    if not number:
+        os._exit(0)
     itself = os.getpid()
     if {who}:
         self._say(b"born " + number)
@@ -452,10 +455,10 @@ def test_two_hundred_forks_leave_no_descriptor_behind(tmp_path: Path) -> None:
         for _ in range(10):
             assert manager.scale("app", "22").ok
             assert manager.scale("app", "2").ok
-        assert its.fds == its_before
+        eventually(lambda: its.fds.keys() == its_before.keys())
         eventually(lambda: len(itself.fds) <= before)
         assert zygote_pid(manager) == its.pid
-        assert its.children == []
+        assert len(its.children) == 1  # Who is to fork the next worker.
 
 
 def test_a_stop_ends_the_zygote_too_and_a_start_makes_another(tmp_path: Path) -> None:
