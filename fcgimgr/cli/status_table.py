@@ -49,8 +49,10 @@ def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[s
         yield _pool_line(pool, widths, paint)
         for process in processes:
             row = _aligned(rows[id(process)], widths, paint.state(process.state, widths[1]))
-            note = _note(process)
+            note = _note(process, verbose)
             yield f"{row}  {safe(note)}" if note else row
+            if verbose:
+                yield from _requests(process)
         yield from (f"  {summary}" for summary in summaries)
 
 
@@ -59,8 +61,9 @@ def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[s
 
 def _fold(pool: PoolStatus, verbose: bool) -> tuple[Sequence[ProcessStatus], list[str]]:
     """The processes worth a line, and a line for each lot of the others."""
+    zygotes = _zygotes(pool, verbose)
     if verbose or len(pool.processes) <= FOLD_ABOVE:
-        return pool.processes, []
+        return [*zygotes, *pool.processes], []
     by_state: dict[str, list[ProcessStatus]] = defaultdict(list)
     plain = []
     for process in pool.processes:
@@ -71,7 +74,14 @@ def _fold(pool: PoolStatus, verbose: bool) -> tuple[Sequence[ProcessStatus], lis
     shown = [process for processes in by_state.values() for process in processes[:SHOWN_OF_A_STATE]]
     rest = {state: processes[SHOWN_OF_A_STATE:] for state, processes in by_state.items()}
     rest["RUNNING"] = plain + rest.get("RUNNING", [])
-    return shown, [_summary(state, processes, len(shown)) for state, processes in rest.items() if processes]
+    return [*zygotes, *shown], [
+        _summary(state, processes, len(shown)) for state, processes in rest.items() if processes
+    ]
+
+
+def _zygotes(pool: PoolStatus, verbose: bool) -> Sequence[ProcessStatus]:
+    """Those worth a line: who does not want to know of them hears of them when they fail."""
+    return [zygote for zygote in pool.zygotes if verbose or zygote.state in ("BACKOFF", "FATAL")]
 
 
 def _plain(process: ProcessStatus) -> bool:
@@ -131,6 +141,10 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
     if pool.reason:
         facts.append(safe(pool.reason))
+    if pool.canary is not None:
+        facts.append(paint(f"canary {pool.canary:g} %", "yellow"))
+    if pool.discarded:
+        facts.append(paint(safe(pool.discarded), "red"))
     return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
 
 
@@ -141,8 +155,16 @@ def _socket(socket: SocketStatus, paint: Paint) -> str:
     return f"{safe(socket.address)} {paint(queue, 'yellow' if socket.queued else None)}"
 
 
-def _note(process: ProcessStatus) -> str:
-    """Why it is not running, and what comes next."""
+def _requests(process: ProcessStatus) -> Iterable[str]:
+    """A line for each request that it has in hand."""
+    for request in process.current:
+        yield f"      {safe(request.method)} {safe(request.uri)}  for {took(request.seconds)}"
+    if process.in_hand is not None and process.in_hand > len(process.current):
+        yield f"      and {process.in_hand - len(process.current)} more"
+
+
+def _note(process: ProcessStatus, verbose: bool) -> str:
+    """Why it is not running, and what comes next; of one that runs, how long its last request took."""
     notes = []
     if process.reason:
         notes.append(process.reason)
@@ -153,7 +175,16 @@ def _note(process: ProcessStatus) -> str:
             notes.append(f"exit code {process.exit.code}")
     if process.retry_in is not None:
         notes.append(f"next try in {process.retry_in:.0f} s")
+    if verbose and process.last_duration is not None:
+        notes.append(f"last request took {took(process.last_duration)}")
     return "; ".join(notes)
+
+
+def took(seconds: float) -> str:
+    """As exact as is of use: 0.4 ms, 12 ms, 3.2 s, 12m34s."""
+    if seconds < 1:
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 def duration(seconds: float) -> str:

@@ -67,7 +67,8 @@ class NoParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StatusParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Without `names`: all. `detail` asks for what costs a look into /proc: `busy`, `rss`, the queue lengths."""
+    """Without `names`: all. `detail` asks for what costs a look at each process and socket: `busy`, `rss`, requests,
+    the queue lengths."""
 
     names: tuple[Name, ...] | None = None
     detail: bool = True
@@ -89,10 +90,14 @@ class RestartParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ReloadParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`canary`: percent of the connections that the new generation gets, until a `promote` or `abort`."""
+    """`canary`: percent of the connections that the new generation gets, until a `promote` or `abort`.
+
+    Without it that is each pool's `reload_canary`; `whole`: none at all.
+    """
 
     names: Names
     canary: Annotated[float, Meta(gt=0, lt=100)] | None = None
+    whole: bool = False
     action: Literal["reload", "promote", "abort"] = "reload"
     wait: bool = True
 
@@ -224,10 +229,20 @@ class Exit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     signal: str | None = None
 
 
+class RequestStatus(Struct, frozen=True, kw_only=True):
+    """A request in hand. `uri` as the client sent it, cut after 448 bytes; `seconds`: since it was begun."""
+
+    method: str
+    uri: str
+    seconds: float
+
+
 class ProcessStatus(Struct, frozen=True, kw_only=True):
     """One process. `state` is STOPPED STARTING RUNNING BACKOFF STOPPING EXITED or FATAL.
 
-    `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again.
+    `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again. Of a worker
+    of a `wsgi` pool: `in_hand`, how many requests it is at work on; `current`, the longest of them first, eight at
+    most; `last_duration`, of the request that ended last.
     """
 
     name: str
@@ -242,6 +257,9 @@ class ProcessStatus(Struct, frozen=True, kw_only=True):
     rss: int | None = None
     reason: str | None = None
     retry_in: float | None = None
+    in_hand: int | None = None
+    last_duration: float | None = None
+    current: tuple[RequestStatus, ...] = ()
 
 
 class SocketStatus(Struct, frozen=True, kw_only=True):
@@ -253,7 +271,11 @@ class SocketStatus(Struct, frozen=True, kw_only=True):
 
 
 class PoolStatus(Struct, frozen=True, kw_only=True):
-    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL."""
+    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL.
+
+    `zygotes`: with `preload` what the processes are forked from, one a generation; none of them serves or counts.
+    `discarded`: why the last reload came to nothing, until the next one begins.
+    """
 
     name: str
     kind: str
@@ -265,6 +287,8 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     sockets: tuple[SocketStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
     reason: str | None = None
+    zygotes: tuple[ProcessStatus, ...] = ()
+    discarded: str | None = None
 
 
 class ManagerStatus(Struct, frozen=True, kw_only=True):
@@ -322,7 +346,7 @@ class Reopened(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """`kind` is process_state, pool_state, listener, manager or log; `time` is since the epoch."""
+    """`kind` is process_state, pool_state, reload, listener, manager or log; `time` is since the epoch."""
 
     time: float
     kind: str
