@@ -61,5 +61,9 @@ def process_plan(settings: ProcessSettings, config: Config, index: int) -> Proce
 
 
 def _worker(settings: PoolSettings, wsgi: str) -> tuple[str, ...]:
-    threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *threads, wsgi)
+    options: list[str] = []
+    if settings.threads is not None:
+        options += ("--threads", str(settings.threads))
+    if settings.max_requests is not None:
+        options += ("--max-requests", f"{settings.max_requests}+{settings.max_requests_jitter}")
+    return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *options, wsgi)

@@ -11,6 +11,7 @@ accepting    the loop in front of every engine: accept when a thread is free, dr
 observing    what an engine tells of its requests, and to whom
 watching     who is told: keeps the scoreboard
 board        the scoreboard, as the worker writes it
+retiring     when a worker has served enough
 flup_engine  flup's FastCGI server, mended
 notify       READY=1 to the manager
 """

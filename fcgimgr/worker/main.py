@@ -11,13 +11,17 @@ stderr; 2 for a wrong command line. Importing this module does nothing.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib.machinery
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from fcgimgr.worker.retiring import Retirement
 
 #: Threads of one process when nothing is said: as many requests at once as one interpreter lock can usefully juggle.
 DEFAULT_THREADS: Final = 16
@@ -29,6 +33,7 @@ _PACKAGE: Final = os.path.dirname(_HERE)
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop. `arguments` without the program's name."""
     options = _parse(arguments)
+    from fcgimgr.fastcgi.scoreboard import TRACEBACK_SIGNAL
     from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
@@ -48,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
-        watch = Watch(inherited_board(os.environ))
+        watch = Watch(inherited_board(os.environ), _retirement(options))
+        # In C, so that it also works while the interpreter is stuck in an extension (manager/limits.py).
+        faulthandler.register(TRACEBACK_SIGNAL, file=2)
         application = load_application(options.application)
         flup_engine.serve(application, listeners, options.threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
@@ -64,6 +71,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=_threads, default=DEFAULT_THREADS, help="requests at once (default: %(default)s)"
     )
+    parser.add_argument(
+        "--max-requests", metavar="N+JITTER", type=_count_and_jitter, help="ask to be replaced after so many"
+    )
     parser.add_argument("application", metavar="module:callable", help="the WSGI application")
     return parser.parse_args(arguments)
 
@@ -72,6 +82,22 @@ def _threads(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10_000):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
     return int(text)
+
+
+def _count_and_jitter(text: str) -> tuple[int, int]:
+    most, _, jitter = text.partition("+")
+    if not (most.isdecimal() and jitter.isdecimal() and int(most)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, as in 1000+100")
+    return int(most), int(jitter)
+
+
+def _retirement(options: argparse.Namespace) -> Retirement | None:
+    from fcgimgr.worker.retiring import Retirement
+
+    if options.max_requests is None:
+        return None
+    most, jitter = options.max_requests
+    return Retirement(most, jitter, os.environ.get("NOTIFY_SOCKET"))
 
 
 def _give_up(reason: str) -> NoReturn:
