@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -22,6 +22,7 @@ from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.adopted import Adopted
+from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.generation import Generation
@@ -53,7 +54,6 @@ class Daemon:
         logs: Logs,
         soft_nofile: int | None,
         sockets: dict[str, list[int]],
-        given_fds: Collection[int] = (),
         made_dir: bool = False,
     ) -> None:
         self.config = config
@@ -61,8 +61,7 @@ class Daemon:
         self.journal = journal
         self.logs = logs
         self.soft_nofile = soft_nofile
-        self.sockets = sockets  # passed by systemd, by name
-        self.given_fds = given_fds  # passed by whoever started us
+        self.sockets = sockets  # passed by systemd, by name, or by another who started us, as fd:N
         self.service_environment: dict[str, str] = {}  # what systemd told the manager about itself
         self.started = loop.time()
         self.updating = False
@@ -76,6 +75,7 @@ class Daemon:
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
+        self.canaries = Canaries(self)
         self.draining = Draining(self)
         self.limits = Limits(self)
         self.departure = Departure(self)
@@ -89,6 +89,7 @@ class Daemon:
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
+        self.outlives_terminal = False
         self.upgrades = 0  # how often newer code was executed in this process
         self.go_over: Callable[[], Coroutine[Any, Any, None]] | None = None  # how that is done, once the manager is up
         self.taking_over = False  # nothing is to be started yet

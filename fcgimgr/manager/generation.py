@@ -214,6 +214,7 @@ class Generation:
         """
         self.core = before
         self.listening = listening
+        self.slots.clear()  # those for numprocs: it may have been scaled down since
         self._grow()
         if before.open:
             self.recipes = self._make_recipes(self.settings, self.config)

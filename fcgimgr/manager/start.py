@@ -22,21 +22,23 @@ from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
+from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.memfd import read_memfd
 from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
 from fcgimgr.linux.sdnotify import Notifier
-from fcgimgr.manager import commands, updating, upgrading
+from fcgimgr.linux.terminal import Terminal
+from fcgimgr.manager import upgrading
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_config
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.names import Chosen
 from fcgimgr.manager.openlog import open_log, open_reason
 from fcgimgr.manager.places import Places
+from fcgimgr.manager.presets import listen_to_signals
 from fcgimgr.manager.server import ControlServer
 from fcgimgr.manager.service import Service
 from fcgimgr.manager.signals import Signals
@@ -68,8 +70,8 @@ def main(words: list[str]) -> int:
             print(f"{config.path}: warning: {warning}", file=sys.stderr)
     try:
         notifier = Notifier.from_environment()
-        sockets = inherited_sockets()
-        close_inherited(keep=given_fds(config, sockets))
+        sockets = given_sockets(config)
+        close_inherited(keep={fd for fds in sockets.values() for fd in fds})
     except LinuxError as error:
         print(error, file=sys.stderr)
         return FAILED
@@ -84,7 +86,12 @@ def main(words: list[str]) -> int:
 def check_state(fd: int) -> int:
     """Whether this code could take over a manager's state (upgrading.py). Nothing is touched."""
     try:
-        running_config(decode(read_memfd(fd)))
+        saved = decode(read_memfd(fd))
+        if saved.trouble:
+            raise StateError(saved.trouble)
+        settings = running_config(saved).manager
+        if settings.control_owner:
+            resolve_owner(settings.control_owner)
     except (StateError, LinuxError) as error:
         print(f"the manager's state cannot be read: {error}", file=sys.stderr)
         return FAILED
@@ -100,7 +107,7 @@ def go_on(fd: int) -> int:
         if saved.handover is None:
             raise StateError("it says nothing of descriptors")
         sockets = {name: list(fds) for name, fds in saved.handover.sockets.items()}
-        close_inherited(keep={*saved.fds(), *given_fds(running_config(saved), sockets)})
+        close_inherited(keep=set(saved.fds()))
         estate = Estate(saved)  # which opens descriptors, so only now
         return run(running_config(saved), Starter(), sockets, Notifier.from_environment(), estate)
     except (StateError, LinuxError) as error:
@@ -118,11 +125,12 @@ def run(
     """Manage until it is over; the exit code. `estate`: handed over by exec. LinuxError: it could not begin."""
     settings = config.manager
     handover = estate.saved.handover if estate is not None else None
+    outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup does it
     reset_ignored_signals()
     set_name("fcgimgr")
     set_subreaper()
     os.umask(settings.umask)
-    if settings.directory is not None:
+    if settings.directory is not None and handover is None:  # else we are there already
         change_directory(settings.directory)
     soft_nofile: int | None = raise_nofile(settings.minfds)
     with ExitStack() as held:
@@ -133,7 +141,7 @@ def run(
         held.callback(places.release)
         loop = asyncio.new_event_loop()
         held.callback(loop.close)
-        journal, logs = open_logs(settings, loop, held)
+        journal, logs = open_logs(settings, loop, held, must_be_writable=handover is None)
         loop.set_exception_handler(partial(confess, journal))
         for warning in config.warnings:
             journal.warning(warning)
@@ -151,7 +159,6 @@ def run(
             logs=logs,
             soft_nofile=soft_nofile,
             sockets=sockets,
-            given_fds=given_fds(config, sockets),
             made_dir=places.made_state_dir,
         )
         daemon.service_environment = notifier.environment
@@ -160,12 +167,17 @@ def run(
         service.begin(daemonised=starter.waits)
         signals = Signals(loop)
         held.callback(signals.close)
-        listen_to_signals(daemon, signals)
+        daemon.outlives_terminal = handover.outlives_terminal if handover is not None else outlives_terminal
+        terminal = None if daemon.outlives_terminal else Terminal.controlling()
+        if terminal is not None:
+            held.callback(terminal.close)
+        listen_to_signals(daemon, signals, terminal)
         # Only now: what came during an exec has waited for its handler.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         server = ControlServer(daemon, places.control)
         if handover is not None and estate is not None:
             daemon.started, daemon.upgrades = estate.saved.manager.started, handover.upgrades
+            daemon.departure.go_on(handover.draining, handover.draining_why)
         daemon.go_over = upgrading.GoOver(daemon, places, server, signals, logs.streams)
         return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
@@ -228,50 +240,9 @@ class TellStarter(Watcher):
                 )
 
 
-def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
-    """The preset of signals that PHP-FPM's users know."""
-
-    def terminate(number: int) -> None:
-        name = signal.Signals(number).name
-        if daemon.state == "STOPPING":
-            daemon.shutdown_now(f"{name} for the second time")
-        elif daemon.ending:
-            daemon.shutdown(f"{name} for the second time: drain_delay is cut short")
-        else:
-            daemon.departure.shutdown(name)
-
-    def update() -> None:
-        if not daemon.ending:
-            daemon.in_background(update_by_signal(daemon))
-
-    def reload_all() -> None:
-        if not daemon.ending:
-            daemon.in_background(reload_by_signal(daemon))
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signals.handle(number, partial(terminate, number))
-    signals.handle(signal.SIGHUP, update)
-    signals.handle(signal.SIGUSR1, daemon.reopen_logs)
-    signals.handle(signal.SIGUSR2, reload_all)
-    signals.handle(signal.SIGCHLD, daemon.reap_children)
-
-
-async def update_by_signal(daemon: Daemon) -> None:
-    """HUP has nobody to answer to but the log."""
-    with daemon.reloading():
-        await updating.update_and_log(daemon, "HUP")
-
-
-async def reload_by_signal(daemon: Daemon) -> None:
-    """USR2 is `fcgimgr reload all`, of what is up."""
-    daemon.journal.info("USR2: reloading all")
-    with daemon.reloading():
-        chosen: Chosen = {pool.serving: None for pool in daemon.pools.values() if pool.serving.core.up}
-        verdict = await commands.replace(daemon, chosen, commands.Nobody())
-    updating.log_verdicts(daemon, "USR2", verdict.processes)
-
-
-def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack) -> tuple[Journal, Logs]:
+def open_logs(
+    settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack, *, must_be_writable: bool
+) -> tuple[Journal, Logs]:
     """The manager's own log, and the registry of all others; what they hold back is written when `held` ends."""
 
     def report(message: str) -> None:
@@ -287,7 +258,8 @@ def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: 
     aside = journal = Journal(settings.loglevel, settings.log_format, errors)
     own: Target = errors
     if settings.logfile != "-":
-        refuse_unless_writable(settings.logfile)
+        if must_be_writable:
+            refuse_unless_writable(settings.logfile)
         own = LogFile(
             settings.logfile, maxbytes=settings.logfile_maxbytes, backups=settings.logfile_backups, report=report_aside
         )
@@ -307,16 +279,17 @@ def refuse_unless_writable(logfile: str) -> None:
         raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}") from error
 
 
-def given_fds(config: Config, sockets: dict[str, list[int]]) -> set[int]:
-    """The fds that were passed to us on purpose."""
-    by_systemd = {fd for fds in sockets.values() for fd in fds}
-    by_number = {
-        address.fd
-        for pool in config.pools.values()
-        for address in pool.sockets
-        if isinstance(address, InheritedAddress)
-    }
-    return by_systemd | by_number
+def given_sockets(config: Config) -> dict[str, list[int]]:
+    """The fds that were passed to us on purpose: systemd's by their names, the others as `fd:N`.
+
+    To be called before anything is opened: later the number is one of our own. LinuxError as of `inherited_sockets`.
+    """
+    sockets = inherited_sockets()
+    for pool in config.pools.values():
+        for address in pool.sockets:
+            if isinstance(address, InheritedAddress) and os.path.exists(f"/proc/self/fd/{address.fd}"):
+                sockets[str(address)] = [address.fd]
+    return sockets
 
 
 def change_directory(path: str) -> None:

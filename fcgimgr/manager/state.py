@@ -44,12 +44,13 @@ class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
 
 
 class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, tag="pool"):
-    """A pool or program. `serving`, `last`: numbers of generations."""
+    """A pool or program. `serving`, `last`: numbers of generations; `discarded`: what came of the last reload."""
 
     name: str
     seed: float
     serving: int
     last: int
+    discarded: str | None = None
 
 
 class ListenerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +131,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
 class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     """What a manager hands over to the code that it executes in its own place: descriptors, by what they are of.
 
-    `sockets`: passed by systemd, by name; `soft_nofile`: the limit of open files that children are to get.
+    `sockets`: passed by systemd, by name, or by another, as fd:N; `soft_nofile`: the limit of open files that children
+    are to get; `draining`: since when the manager drains; `outlives_terminal`: it is to go on without its terminal.
     """
 
     control: int = -1
@@ -139,6 +141,9 @@ class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     sockets: dict[str, tuple[int, ...]] = {}
     soft_nofile: int | None = None
     upgrades: int = 0
+    outlives_terminal: bool = False
+    draining: float | None = None
+    draining_why: str = ""
 
 
 Record = ManagerRecord | PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord
@@ -202,6 +207,10 @@ _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord)
 
 
+# What msgspec says of what it cannot read: also of bytes that are not UTF-8, and of brackets without end.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 def encode(record: Record) -> bytes:
     """The record's line."""
     return _encoder.encode(record) + b"\n"
@@ -215,7 +224,7 @@ def decode(content: bytes) -> Saved:
         if head.version > VERSION:
             raise StateError(f"it was written by a later release ({head.release}, state version {head.version})")
         saved = Saved(msgspec.json.decode(first, type=ManagerRecord))
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise StateError(f"its first line cannot be read: {error}") from error
     for number, line in enumerate(lines[:-1], 2):  # behind the last newline is nothing, or a line that was cut off
         try:
@@ -223,7 +232,7 @@ def decode(content: bytes) -> Saved:
             if isinstance(record, GenerationRecord) and not (record.as_pool or record.as_program):
                 raise msgspec.ValidationError("a generation without settings")
             saved.add(record)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             saved.trouble = f"line {number} cannot be read: {error}"
             break
     return saved
@@ -243,7 +252,10 @@ def read(path: str, boot: str) -> Saved | None:
             raise StateError("it is not a regular file")
         if about.st_uid != os.geteuid() or about.st_mode & 0o022:
             raise StateError(f"it belongs to uid {about.st_uid}, or others may write to it (mode {about.st_mode:o})")
-        content = file.read()
+        try:
+            content = file.read()
+        except OSError as error:
+            raise StateError(f"it cannot be read: {error.strerror}") from error
     saved = decode(content)
     if saved.manager.boot != boot:
         raise StateError("it is of another boot of this machine: none of its processes is left")
