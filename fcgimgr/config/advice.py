@@ -13,7 +13,7 @@ from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings
 
 LATER: Final = frozenset([
     "policy", "numprocs_max", "min_spare", "max_spare",
-    "idle_timeout", "access_log", "access_format", "slowlog", "slow_after", "preload", "cgroup",
+    "idle_timeout", "access_log", "access_format", "slowlog", "slow_after", "cgroup",
     "stdout_events_enabled", "stderr_events_enabled",
 ])  # fmt: skip
 

@@ -21,8 +21,8 @@ WORKER_MAIN: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspat
 class ProcessPlan(msgspec.Struct, frozen=True):
     """One process, every expansion done.
 
-    name: "app_00"; environment: only what the configuration adds to the manager's own; directory: None for the
-    manager's; stdout_logfile, stderr_logfile: an absolute path, "-" or "none".
+    name: "app_00"; argv: with `preload` the zygote's; environment: only what the configuration adds to the manager's
+    own; directory: None for the manager's; stdout_logfile, stderr_logfile: an absolute path, "-" or "none".
     """
 
     name: str
@@ -66,4 +66,6 @@ def _worker(settings: PoolSettings, wsgi: str) -> tuple[str, ...]:
         options += ("--threads", str(settings.threads))
     if settings.max_requests is not None:
         options += ("--max-requests", f"{settings.max_requests}+{settings.max_requests_jitter}")
+    if settings.preload:
+        options += ("--zygote", "3")
     return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *options, wsgi)

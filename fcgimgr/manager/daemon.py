@@ -35,6 +35,7 @@ from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.statefile import StateFile
+from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
 SPAWN_SLICE: Final = 0.010
@@ -72,6 +73,7 @@ class Daemon:
         self.history = History()
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
+        self.zygotes: dict[int, Zygote] = {}
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
@@ -267,11 +269,15 @@ class Daemon:
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:
+        exit = Exit(code=death.code, signal=death.signal)
+        if (zygote := self.zygotes.pop(death.pid, None)) is not None:
+            zygote.died(death.pid, exit)
+            return
         child = self.children.pop(death.pid, None)
         if child is None:
             self.journal.debug("reaped a stranger", pid=death.pid)
             return
-        self.died(*child, death.pid, Exit(code=death.code, signal=death.signal))
+        self.died(*child, death.pid, exit)
 
     # Going down
 
@@ -309,7 +315,7 @@ class Daemon:
             if not self._waves:
                 if self.leftovers:
                     self.leftovers.when_gone(self.go_on_stopping)
-                elif not self.children:
+                elif not self.children and not self.zygotes:
                     self.ended.set_result(None)
                 return
             for name in self._waves.popleft():
