@@ -308,6 +308,14 @@ def test_a_worker_that_its_hook_holds_is_given_up_with_no_stray(tmp_path: Path) 
         eventually(lambda: Child(manager.pid).children == [])
 
 
+def test_a_worker_that_has_served_enough_is_replaced_by_a_fork(tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    with managing(pool(tmp_path, address, "max_requests = 3", "numprocs = 1")) as manager:
+        first = manager.pids("app")[0]
+        eventually(lambda: ask(address)["pid"] != first and len(manager.pids("app")) == 1, every=0.05)
+        assert len(lines_of(tmp_path / "imported")) == 1
+
+
 # -- what a zygote may say --------------------------------------------------------------------------------------------
 
 LIAR = """\
