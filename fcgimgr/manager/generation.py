@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from asyncio import TimerHandle
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan, process_plan
@@ -20,6 +21,7 @@ from fcgimgr.core.process import (
     SIGKILL,
     Died,
     Due,
+    Executed,
     Exit,
     Exited,
     Fatal,
@@ -28,12 +30,13 @@ from fcgimgr.core.process import (
     Spawned,
     SpawnFailed,
     Spawning,
+    Starting,
     State,
 )
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pipes import log_pipe
-from fcgimgr.linux.spawn import Recipe, spawn
+from fcgimgr.linux.spawn import Forked, Order, Recipe, start
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import Recipes
@@ -45,6 +48,15 @@ if TYPE_CHECKING:
 
 # What of core the state file keeps, besides the processes; those have records of their own.
 _SAVED: Final = tuple(name for name in core.Generation.__struct_fields__ if name != "processes")
+
+
+class Begun(NamedTuple):
+    """A process that is about to be spawned: how, and what we read of what it writes (`err_read` -1: nothing)."""
+
+    plan: ProcessPlan
+    order: Order
+    out_read: int
+    err_read: int
 
 
 class Generation:
@@ -90,9 +102,9 @@ class Generation:
 
     # Events in, actions out
 
-    def feed(self, event: core.Event) -> None:
-        """Let core decide on `event` and carry out what it says."""
-        self._inbox.append(event)
+    def feed(self, *events: core.Event) -> None:
+        """Let core decide on `events`, one after the other, and carry out what it says."""
+        self._inbox.extend(events)
         if self._feeding:
             return
         self._feeding = True
@@ -214,11 +226,17 @@ class Generation:
                     self.daemon.spawn_soon(self, index)
                 case Retiring():
                     self.daemon.draining.watch(self)
+                case Starting(executed=False):  # what it had to say went to the manager before us
+                    self.daemon.loop.call_soon(self._go_on_starting, index, state)
         self._arm_drain_timer()
         if self.core.refusing:
             self._refuse()
         self.daemon.readiness.process_changed(self)
         self.daemon.look_at_soon(self.pool)
+
+    def _go_on_starting(self, index: int, state: State) -> None:
+        if index < len(self.core.processes) and self.core.processes[index] is state:
+            self.feed(core.Happened(index, Executed()))
 
     def take_pipe(self, index: int, stream: str, fd: int) -> Pump:
         """Read on what a process writes that a manager before us has spawned."""
@@ -284,60 +302,88 @@ class Generation:
 
     # Children
 
-    def spawn_if_due(self, index: int) -> None:
-        """Spawn the process if core still wants that: a stop may have overtaken the order."""
-        if index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning):
-            self.feed(core.Happened(index, self._spawn(index)))
-            self.daemon.state_file.write()
-
-    def _spawn(self, index: int) -> Spawned | SpawnFailed:
-        slot = self.slots[index]
-        slot.set_pumps_aside()
-        pipes: list[int] = []
-        try:
-            if self.recipes is None:  # taken over from a manager before us, and then they could not be made
-                self.recipes = self._make_recipes(self.settings, self.config)
-            plan = self.recipes.plan(index)
-            recipe = self.recipes.recipe(plan)
-            out_read, out_write = log_pipe()
-            pipes += (out_read, out_write)
-            err_read, err_write = -1, out_write
-            if not self.settings.redirect_stderr:
-                err_read, err_write = log_pipe()
-                pipes += (err_read, err_write)
-            pid = self._start(recipe, out_write, err_write)
-        except (LinuxError, OSError) as error:
-            # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
-            for fd in pipes:
+    def spawn_those_due(self, indexes: Iterable[int]) -> None:
+        """Spawn those that core still wants: a stop may have overtaken the order."""
+        states = self.core.processes
+        due = [index for index in dict.fromkeys(indexes) if index < len(states) and isinstance(states[index], Spawning)]
+        outcomes: dict[int, Spawned | SpawnFailed] = {}
+        begun: dict[int, Begun] = {}
+        for index in due:
+            try:
+                begun[index] = self._begin(index)
+            except (LinuxError, OSError) as error:
+                # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
+                outcomes[index] = SpawnFailed(str(error))
+        children = start([each.order for each in begun.values()])
+        for (index, each), child in zip(begun.items(), children, strict=True):
+            for fd in {each.order.stdout, each.order.stderr}:
                 os.close(fd)
-            return SpawnFailed(str(error))
-        for fd in {out_write, err_write}:
-            os.close(fd)
+            outcomes[index] = self._take_child(index, each, child)
+        # Together, so that nobody can react to the first before core knows of the last.
+        self.feed(*(core.Happened(index, outcomes[index]) for index in due))
+        self.daemon.state_file.write()
+
+    def _begin(self, index: int) -> Begun:
+        self.slots[index].set_pumps_aside()
+        if self.recipes is None:  # taken over from a manager before us, and then they could not be made
+            self.recipes = self._make_recipes(self.settings, self.config)
+        plan = self.recipes.plan(index)
+        recipe = self.recipes.recipe(plan)
+        out_read, out_write = log_pipe()
+        err_read, err_write = -1, out_write
+        if not self.settings.redirect_stderr:
+            try:
+                err_read, err_write = log_pipe()
+            except OSError:
+                os.close(out_read)
+                os.close(out_write)
+                raise
+        return Begun(plan, self._order(recipe, out_write, err_write), out_read, err_read)
+
+    def _order(self, recipe: Recipe, stdout: int, stderr: int) -> Order:
+        settings = self.settings
+        if not isinstance(settings, PoolSettings):
+            return Order(recipe, self.daemon.devnull, stdout, stderr)
+        assert self.listening is not None  # core opens a generation before it spawns
+        fds = self.listening.fds
+        if settings.socket_pass == "stdin":
+            return Order(recipe, fds[0], stdout, stderr)
+        names = [socket_name(address, self.name) for address in settings.sockets]
+        return Order(
+            recipe,
+            self.daemon.devnull,
+            stdout,
+            stderr,
+            listeners=fds,
+            listen_names=names,
+            listen_pid=settings.socket_pass == "systemd",
+        )
+
+    def _take_child(self, index: int, begun: Begun, child: int | Forked | LinuxError) -> Spawned | SpawnFailed:
+        plan, _, out_read, err_read = begun
+        if isinstance(child, LinuxError):
+            for fd in {out_read, err_read} - {-1}:
+                os.close(fd)
+            return SpawnFailed(str(child))
+        pid = child.pid if isinstance(child, Forked) else child
+        slot = self.slots[index]
         stdout = self._pump(out_read, plan, "stdout", plan.stdout_logfile)
         stderr = self._pump(err_read, plan, "stderr", plan.stderr_logfile) if err_read >= 0 else None
         slot.begin(self.daemon.loop.time(), stdout, stderr)
         self.daemon.children[pid] = (self, index)
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
-        return Spawned(pid)
+        if not isinstance(child, Forked):
+            return Spawned(pid)
+        slot.forked = child
+        self.daemon.loop.add_reader(child.fileno(), self._hear_of_program, index, child)
+        return Spawned(pid, executed=False)
 
-    def _start(self, recipe: Recipe, stdout: int, stderr: int) -> int:
-        settings = self.settings
-        if not isinstance(settings, PoolSettings):
-            return spawn(recipe, stdin=self.daemon.devnull, stdout=stdout, stderr=stderr)
-        assert self.listening is not None  # core opens a generation before it spawns
-        fds = self.listening.fds
-        if settings.socket_pass == "stdin":
-            return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr)
-        names = [socket_name(address, self.name) for address in settings.sockets]
-        return spawn(
-            recipe,
-            stdin=self.daemon.devnull,
-            stdout=stdout,
-            stderr=stderr,
-            listeners=fds,
-            listen_names=names,
-            listen_pid=settings.socket_pass == "systemd",
-        )
+    def _hear_of_program(self, index: int, child: Forked) -> None:
+        """It has come to its program, or never will."""
+        self.daemon.loop.remove_reader(child.fileno())
+        self.slots[index].forked = None
+        fault = child.fault()
+        self.feed(core.Happened(index, Executed() if fault is None else SpawnFailed(str(fault))))
 
     def _pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
         settings = self.settings
@@ -360,6 +406,11 @@ class Generation:
     def died(self, index: int, pid: int, exit: Exit) -> None:
         """The process is dead and reaped."""
         slot = self.slots[index]
+        if slot.forked is not None:  # its last word may tell why
+            self._hear_of_program(index, slot.forked)
+        if isinstance(state := self.core.processes[index], Starting) and state.fault:
+            self.feed(core.Happened(index, Died(exit)))
+            return
         slot.exit = exit
         slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
@@ -413,6 +464,9 @@ class Generation:
         if self._drain_due is not None:
             self._drain_due.cancel()
         for slot in self.slots:
+            if slot.forked is not None:
+                self.daemon.loop.remove_reader(slot.forked.fileno())
+                slot.forked.close()
             slot.close()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fcgimgr.core.process import Exit
+from fcgimgr.linux.spawn import Forked
 from fcgimgr.manager.pump import Pump
 
 MOST_LINGERING: Final = 4  # pipes of dead processes that are read on
@@ -23,8 +24,8 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "born", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests",
-        "spawned", "started", "status_text", "stderr", "stdout", "timer",
+        "armed", "born", "exit", "followers", "forked", "lingering", "name", "old_stderr", "old_stdout", "pipes",
+        "requests", "spawned", "started", "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -34,6 +35,7 @@ class Slot:
         self.pipes: tuple[int, ...] = ()  # inodes of the pipes it writes to
         self.spawned = 0
         self.exit: Exit | None = None
+        self.forked: Forked | None = None  # while its process has not come to its program
         self.requests: int | None = None
         self.status_text: str | None = None
         self.timer: TimerHandle | None = None
