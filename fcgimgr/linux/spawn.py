@@ -37,7 +37,8 @@ _LONGEST_REPORT: Final = 4096
 class Order(NamedTuple):
     """A child to be started.
 
-    stdin, stdout, stderr: our fds, given to the child as 0, 1, 2 and still ours afterwards; `listeners` become 3, 4, ….
+    stdin, stdout, stderr: our fds, given to the child as 0, 1, 2 and still ours afterwards; `listeners` become 3, 4, …,
+    and `others` follow.
     listen_pid: pass these in systemd's way as well (LISTEN_PID, LISTEN_FDS; LISTEN_FDNAMES from `listen_names`).
     """
 
@@ -48,10 +49,11 @@ class Order(NamedTuple):
     listeners: Sequence[int] = ()
     listen_names: Sequence[str] = ()
     listen_pid: bool = False
+    others: Sequence[int] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:
-        return (self.stdin, self.stdout, self.stderr, *self.listeners)
+        return (self.stdin, self.stdout, self.stderr, *self.listeners, *self.others)
 
     @property
     def environment(self) -> dict[str, str]:

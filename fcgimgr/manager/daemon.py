@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -32,6 +32,7 @@ from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
+from fcgimgr.manager.spawning import spawn_due
 from fcgimgr.manager.statefile import StateFile
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
@@ -53,7 +54,6 @@ class Daemon:
         logs: Logs,
         soft_nofile: int | None,
         sockets: dict[str, list[int]],
-        given_fds: Collection[int] = (),
         made_dir: bool = False,
     ) -> None:
         self.config = config
@@ -61,8 +61,7 @@ class Daemon:
         self.journal = journal
         self.logs = logs
         self.soft_nofile = soft_nofile
-        self.sockets = sockets  # passed by systemd, by name
-        self.given_fds = given_fds  # passed by whoever started us
+        self.sockets = sockets  # passed by systemd, by name, or by another who started us, as fd:N
         self.service_environment: dict[str, str] = {}  # what systemd told the manager about itself
         self.started = loop.time()
         self.updating = False
@@ -199,7 +198,7 @@ class Daemon:
             indexes = [index]
             while self._to_spawn and self._to_spawn[0][0] is generation and len(indexes) < SPAWN_TOGETHER:
                 indexes.append(self._to_spawn.popleft()[1])
-            generation.spawn_those_due(indexes)
+            spawn_due(generation, indexes)
         if self._to_spawn:
             self.loop.call_soon(self._spawn_some)
         else:

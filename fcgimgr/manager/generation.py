@@ -6,13 +6,10 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
-import os
 from asyncio import TimerHandle
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core
@@ -27,20 +24,18 @@ from fcgimgr.core.process import (
     Fatal,
     ImpossibleEventError,
     Retiring,
-    Spawned,
-    SpawnFailed,
     Spawning,
     Starting,
     State,
 )
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.pipes import log_pipe
-from fcgimgr.linux.spawn import Forked, Order, Recipe, start
+from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import Recipes
 from fcgimgr.manager.slots import Slot
+from fcgimgr.manager.spawning import hear_of_program
 
 if TYPE_CHECKING:
     from fcgimgr.manager.pools import Pool
@@ -48,15 +43,6 @@ if TYPE_CHECKING:
 
 # What of core the state file keeps, besides the processes; those have records of their own.
 _SAVED: Final = tuple(name for name in core.Generation.__struct_fields__ if name != "processes")
-
-
-class Begun(NamedTuple):
-    """A process that is about to be spawned: how, and what we read of what it writes (`err_read` -1: nothing)."""
-
-    plan: ProcessPlan
-    order: Order
-    out_read: int
-    err_read: int
 
 
 class Generation:
@@ -213,6 +199,7 @@ class Generation:
         """
         self.core = before
         self.listening = listening
+        self.slots.clear()  # those for numprocs: it may have been scaled down since
         self._grow()
         if before.open:
             self.recipes = self._make_recipes(self.settings, self.config)
@@ -241,7 +228,7 @@ class Generation:
     def take_pipe(self, index: int, stream: str, fd: int) -> Pump:
         """Read on what a process writes that a manager before us has spawned."""
         plan = process_plan(self.settings, self.config, index)
-        return self._pump(fd, plan, stream, plan.stdout_logfile if stream == "stdout" else plan.stderr_logfile)
+        return self.pump(fd, plan, stream, plan.stdout_logfile if stream == "stdout" else plan.stderr_logfile)
 
     # Listeners
 
@@ -302,90 +289,15 @@ class Generation:
 
     # Children
 
-    def spawn_those_due(self, indexes: Iterable[int]) -> None:
-        """Spawn those that core still wants: a stop may have overtaken the order."""
-        states = self.core.processes
-        due = [index for index in dict.fromkeys(indexes) if index < len(states) and isinstance(states[index], Spawning)]
-        outcomes: dict[int, Spawned | SpawnFailed] = {}
-        begun: dict[int, Begun] = {}
-        for index in due:
-            try:
-                begun[index] = self._begin(index)
-            except (LinuxError, OSError) as error:
-                # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
-                outcomes[index] = SpawnFailed(str(error))
-        children = start([each.order for each in begun.values()])
-        for (index, each), child in zip(begun.items(), children, strict=True):
-            for fd in {each.order.stdout, each.order.stderr}:
-                os.close(fd)
-            outcomes[index] = self._take_child(index, each, child)
-        # Together, so that nobody can react to the first before core knows of the last.
-        self.feed(*(core.Happened(index, outcomes[index]) for index in due))
-        self.daemon.state_file.write()
-
-    def _begin(self, index: int) -> Begun:
-        self.slots[index].set_pumps_aside()
+    def plan_and_recipe(self, index: int) -> tuple[ProcessPlan, Recipe]:
+        """How to spawn the process now. LinuxError: its user or its program does not exist, or is not for us."""
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
             self.recipes = self._make_recipes(self.settings, self.config)
         plan = self.recipes.plan(index)
-        recipe = self.recipes.recipe(plan)
-        out_read, out_write = log_pipe()
-        err_read, err_write = -1, out_write
-        if not self.settings.redirect_stderr:
-            try:
-                err_read, err_write = log_pipe()
-            except OSError:
-                os.close(out_read)
-                os.close(out_write)
-                raise
-        return Begun(plan, self._order(recipe, out_write, err_write), out_read, err_read)
+        return plan, self.recipes.recipe(plan)
 
-    def _order(self, recipe: Recipe, stdout: int, stderr: int) -> Order:
-        settings = self.settings
-        if not isinstance(settings, PoolSettings):
-            return Order(recipe, self.daemon.devnull, stdout, stderr)
-        assert self.listening is not None  # core opens a generation before it spawns
-        fds = self.listening.fds
-        if settings.socket_pass == "stdin":
-            return Order(recipe, fds[0], stdout, stderr)
-        names = [socket_name(address, self.name) for address in settings.sockets]
-        return Order(
-            recipe,
-            self.daemon.devnull,
-            stdout,
-            stderr,
-            listeners=fds,
-            listen_names=names,
-            listen_pid=settings.socket_pass == "systemd",
-        )
-
-    def _take_child(self, index: int, begun: Begun, child: int | Forked | LinuxError) -> Spawned | SpawnFailed:
-        plan, _, out_read, err_read = begun
-        if isinstance(child, LinuxError):
-            for fd in {out_read, err_read} - {-1}:
-                os.close(fd)
-            return SpawnFailed(str(child))
-        pid = child.pid if isinstance(child, Forked) else child
-        slot = self.slots[index]
-        stdout = self._pump(out_read, plan, "stdout", plan.stdout_logfile)
-        stderr = self._pump(err_read, plan, "stderr", plan.stderr_logfile) if err_read >= 0 else None
-        slot.begin(self.daemon.loop.time(), stdout, stderr)
-        self.daemon.children[pid] = (self, index)
-        self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
-        if not isinstance(child, Forked):
-            return Spawned(pid)
-        slot.forked = child
-        self.daemon.loop.add_reader(child.fileno(), self._hear_of_program, index, child)
-        return Spawned(pid, executed=False)
-
-    def _hear_of_program(self, index: int, child: Forked) -> None:
-        """It has come to its program, or never will."""
-        self.daemon.loop.remove_reader(child.fileno())
-        self.slots[index].forked = None
-        fault = child.fault()
-        self.feed(core.Happened(index, Executed() if fault is None else SpawnFailed(str(fault))))
-
-    def _pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
+    def pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
+        """What reads this end of a process's pipe, and writes to its log."""
         settings = self.settings
         target = self.daemon.logs.open(
             path,
@@ -407,21 +319,23 @@ class Generation:
         """The process is dead and reaped."""
         slot = self.slots[index]
         if slot.forked is not None:  # its last word may tell why
-            self._hear_of_program(index, slot.forked)
+            hear_of_program(self, index, slot.forked)
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
             self.feed(core.Happened(index, Died(exit)))
             return
         slot.exit = exit
+        in_hand = slot.in_hand(self.daemon.loop.time())
+        slot.let_go_of_board()
         slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
-            self._log_death(index, pid, exit)
+            self._log_death(index, pid, exit, in_hand)
         self.feed(core.Happened(index, Died(exit)))
 
-    def _log_death(self, index: int, pid: int, exit: Exit) -> None:
+    def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
         if self.core.processes[index].name == "STOPPING":
             return  # by the signal that it was sent: nothing that an operator need look at
         age = self.daemon.loop.time() - self.slots[index].started
-        self.daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.process_name(index), pid=pid)
+        self.daemon.journal.warning(f"{exit} after {age:.1f} s{in_hand}", name=self.process_name(index), pid=pid)
 
     # Telling others
 
@@ -468,14 +382,6 @@ class Generation:
                 self.daemon.loop.remove_reader(slot.forked.fileno())
                 slot.forked.close()
             slot.close()
-
-
-def socket_name(address: Address, pool: str) -> str:
-    """What $LISTEN_FDNAMES calls a socket: as systemd itself, by its FileDescriptorName, else by the unit it is of.
-
-    Never by its address, which holds colons: those separate the names (sd_listen_fds_with_names(3)).
-    """
-    return address.name if isinstance(address, SystemdAddress) else pool
 
 
 def describe(state: State) -> str | None:

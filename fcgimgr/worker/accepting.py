@@ -11,12 +11,14 @@ What it promises, and flup's own loop does not:
 - **TERM loses nothing**: the queue is served once more, requests in hand are finished, kept connections are closed
   when they are idle. INT, QUIT and HUP do the same; further signals change nothing (systemd sends TERM to every
   process of a unit, and so does the manager). What does not end is the manager's to kill.
+- **`retire` is the same, but leaves the queue to others**: a worker that has served enough makes room for a new one.
 
 The main thread only waits, accepts and hands over; it runs no request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
@@ -81,6 +83,8 @@ class AcceptLoop:
         self._kept: dict[int, Connection] = {}  # by fd, the longest idle first
         self._armed = False
         self._stopping = False
+        self._retiring = False
+        self._signals = -1  # the end of the signals' pipe that is written to
         # Readable (hung up) for every thread once we are stopping.
         self._stop_reader, self._stop_writer = os.pipe()
 
@@ -95,12 +99,19 @@ class AcceptLoop:
         while not self._stopping:
             for fd, _ in self._epoll.poll():
                 if fd == signals:
-                    self._stopping = any(number in STOP_SIGNALS for number in os.read(signals, 512))
+                    told = os.read(signals, 512)
+                    self._stopping = self._retiring or any(number in STOP_SIGNALS for number in told)
                 elif fd in self._listeners:
                     self._accept(self._listeners[fd])
                 else:
                     self._wake(fd)
         self._stop()
+
+    def retire(self) -> None:
+        """Accept no more, finish what is in hand, return from `run`. From any thread."""
+        self._retiring = True
+        with contextlib.suppress(BlockingIOError):  # full: the loop is about to wake up anyway
+            os.write(self._signals, bytes([signal.SIGTERM]))
 
     # --- signals
 
@@ -113,6 +124,7 @@ class AcceptLoop:
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
+        self._signals = writer
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: None)
@@ -144,7 +156,7 @@ class AcceptLoop:
 
     def _accept(self, listener: socket.socket) -> bool:
         """Take one connection, if one waits and a thread is free; whether there was one."""
-        if self._busy >= self._limit:  # full since epoll answered: another listener, or a kept connection
+        if self._busy >= self._limit or self._retiring:  # since epoll answered
             return False
         try:
             connection, peer = listener.accept()
@@ -255,7 +267,8 @@ class AcceptLoop:
                     self._hand_over(connection, fresh=False)
                 else:
                     connection.socket.close()  # its answer was read long ago: nothing to wait for
-        self._serve_the_queue(time.monotonic() + QUEUE_PATIENCE)
+        if not self._retiring:
+            self._serve_the_queue(time.monotonic() + QUEUE_PATIENCE)
         for listener in self._listeners.values():
             listener.close()
         with self._changed:
