@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from asyncio import TimerHandle
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core
+from fcgimgr.core import process
 from fcgimgr.core.generation import PoolState, pool_state
 from fcgimgr.core.process import (
     SIGKILL,
@@ -24,18 +26,24 @@ from fcgimgr.core.process import (
     Fatal,
     ImpossibleEventError,
     Retiring,
+    Spawned,
+    SpawnFailed,
     Spawning,
     Starting,
     State,
 )
 from fcgimgr.core.process import Backoff as BackoffState
+from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.recipes import Recipe
+from fcgimgr.manager.board import Board
 from fcgimgr.manager.listening import Listening, open_listening
+from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
-from fcgimgr.manager.recipes import Recipes
+from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
 from fcgimgr.manager.slots import Slot
-from fcgimgr.manager.spawning import hear_of_program
+from fcgimgr.manager.spawning import forget_program, hear_of_program
+from fcgimgr.manager.zygote import Zygote
 
 if TYPE_CHECKING:
     from fcgimgr.manager.pools import Pool
@@ -70,6 +78,7 @@ class Generation:
         self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
+        self.zygote = Zygote(self) if isinstance(settings, PoolSettings) and settings.preload else None
         self._grow()
 
     @property
@@ -80,7 +89,13 @@ class Generation:
     @property
     def gone(self) -> bool:
         """Whether it has left, and nothing of it is left."""
-        return self.core.left and not self.core.open and all(state.pid is None for state in self.core.processes)
+        return self.core.left and not self.core.open and self.down
+
+    @property
+    def down(self) -> bool:
+        """Whether none of its processes lives."""
+        zygote = self.zygote is not None and self.zygote.state.pid is not None
+        return not zygote and all(state.pid is None for state in self.core.processes)
 
     def process_name(self, index: int) -> str:
         """`app:app_00`"""
@@ -90,6 +105,8 @@ class Generation:
 
     def feed(self, *events: core.Event) -> None:
         """Let core decide on `events`, one after the other, and carry out what it says."""
+        if self.zygote is not None and any(isinstance(event, core.Restart) for event in events):
+            self.zygote.renew()
         self._inbox.extend(events)
         if self._feeding:
             return
@@ -103,6 +120,8 @@ class Generation:
         # Only now may others react: what they order must not come between an action and its answer.
         for change in changed:
             self._announce(change)
+        if self.zygote is not None:
+            self.zygote.look()
         self.daemon.look_at_soon(self.pool)
 
     def _take(self, event: core.Event, changed: list[core.Changed]) -> None:
@@ -216,6 +235,8 @@ class Generation:
                 case Starting(executed=False):  # what it had to say went to the manager before us
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
         self._arm_drain_timer()
+        if self.zygote is not None and self.core.up:
+            self.zygote.start()
         if self.core.refusing:
             self._refuse()
         self.daemon.readiness.process_changed(self)
@@ -228,7 +249,7 @@ class Generation:
     def take_pipe(self, index: int, stream: str, fd: int) -> Pump:
         """Read on what a process writes that a manager before us has spawned."""
         plan = process_plan(self.settings, self.config, index)
-        return self.pump(fd, plan, stream, plan.stdout_logfile if stream == "stdout" else plan.stderr_logfile)
+        return self._pump(fd, plan, stream, plan.stdout_logfile if stream == "stdout" else plan.stderr_logfile)
 
     # Listeners
 
@@ -289,15 +310,73 @@ class Generation:
 
     # Children
 
-    def plan_and_recipe(self, index: int) -> tuple[ProcessPlan, Recipe]:
-        """How to spawn the process now. LinuxError: its user or its program does not exist, or is not for us."""
+    def happened(self, index: int, event: process.Event) -> None:
+        """Let core know what has happened to one process."""
+        self.feed(core.Happened(index, event))
+
+    def is_spawning(self, index: int) -> bool:
+        """Whether core wants this process spawned, still."""
+        return index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning)
+
+    def take_in(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
+        """The process is there: read what it writes, and hear of its death."""
+        self.listen_to(self.slots[index], plan, pipes, board)
+        self.daemon.children[pid] = (self, index)
+        self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
+
+    def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes, board: Board | None = None) -> None:
+        """A process of this plan writes to these pipes, and this board, from now on."""
+        pipes.close_theirs()
+        stdout = self._pump(pipes.from_stdout, plan, "stdout", plan.stdout_logfile)
+        stderr = None
+        if pipes.from_stderr is not None:
+            stderr = self._pump(pipes.from_stderr, plan, "stderr", plan.stderr_logfile)
+        slot.begin(self.daemon.loop.time(), stdout, stderr, board)
+
+    def new_board(self) -> Board | None:
+        """For the next process, if it is of a kind to have one. LinuxError."""
+        settings = self.settings
+        return Board.new(settings) if isinstance(settings, PoolSettings) and settings.wsgi is not None else None
+
+    def prepare(self, index: int) -> tuple[Recipe, ProcessPlan]:
+        """How to spawn this process now. LinuxError: it cannot be."""
+        recipes = self._recipes()
+        plan = recipes.plan(index)
+        return recipes.recipe(plan), plan
+
+    def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
             self.recipes = self._make_recipes(self.settings, self.config)
-        plan = self.recipes.plan(index)
-        return plan, self.recipes.recipe(plan)
+        return self.recipes
 
-    def pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
-        """What reads this end of a process's pipe, and writes to its log."""
+    # Children, by the zygote
+
+    def prepare_zygote(self) -> tuple[Recipe, ProcessPlan]:
+        """How to spawn the zygote now. LinuxError: it cannot be."""
+        return self._recipes().zygote()
+
+    def descriptors(self, board: Board | None) -> dict[str, list[int]]:
+        """What a worker has to find open, by the variables that are to say where."""
+        assert self.listening is not None  # core opens a generation before it spawns
+        fds = {LISTENERS_VARIABLE: list(self.listening.fds)}
+        return fds if board is None else fds | {scoreboard.VARIABLE: [board.fd]}
+
+    def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
+        """The zygote has forked the process that is Spawning."""
+        self.slots[index].set_pumps_aside()
+        self.take_in(index, pid, self._recipes().plan(index), pipes, board)
+        self.happened(index, Spawned(pid))
+        self.daemon.state_file.write()
+
+    def could_not_spawn(self, index: int, why: str, words: list[bytes] | None = None) -> None:
+        """The zygote could not fork the process that is Spawning; `words`: its own last, if that explains it."""
+        slot = self.slots[index]
+        slot.set_pumps_aside()
+        if words is not None:
+            slot.old_stdout = slot.old_stderr = words
+        self.happened(index, SpawnFailed(why))
+
+    def _pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
         settings = self.settings
         target = self.daemon.logs.open(
             path,
@@ -319,7 +398,7 @@ class Generation:
         """The process is dead and reaped."""
         slot = self.slots[index]
         if slot.forked is not None:  # its last word may tell why
-            hear_of_program(self, index, slot.forked)
+            hear_of_program(self.daemon.loop, slot, partial(self.happened, index))
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
             self.feed(core.Happened(index, Died(exit)))
             return
@@ -377,10 +456,10 @@ class Generation:
         self._close()
         if self._drain_due is not None:
             self._drain_due.cancel()
+        if self.zygote is not None:
+            self.zygote.end()
         for slot in self.slots:
-            if slot.forked is not None:
-                self.daemon.loop.remove_reader(slot.forked.fileno())
-                slot.forked.close()
+            forget_program(self.daemon.loop, slot)
             slot.close()
 
 

@@ -6,9 +6,9 @@ be forked is not waited for at all: core is told that there is one, and later ho
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,37 +17,35 @@ from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.core.generation import Happened
-from fcgimgr.core.process import Executed, Spawned, SpawnFailed, Spawning
+from fcgimgr.core.process import Event, Executed, Spawned, SpawnFailed
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.pipes import log_pipe
-from fcgimgr.linux.spawn import Forked, Order, Recipe, start
-from fcgimgr.manager.board import Board, board_fd
+from fcgimgr.linux.recipes import Recipe
+from fcgimgr.linux.spawn import Forked, Order, start
+from fcgimgr.manager.board import Board
+from fcgimgr.manager.pipes import Pipes
+from fcgimgr.manager.slots import Slot
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
 
 
 class Begun(msgspec.Struct):
-    """A process that is about to be spawned: how, and what we keep of it. `err_read` -1: stderr goes with stdout."""
+    """A process that is about to be spawned: how, and what we keep of it."""
 
     plan: ProcessPlan
     order: Order
-    out_read: int
-    err_read: int
+    pipes: Pipes
     board: Board | None
-
-    def let_go(self) -> None:
-        """It has not been spawned."""
-        for fd in {self.out_read, self.err_read} - {-1}:
-            os.close(fd)
-        if self.board is not None:
-            self.board.close()
 
 
 def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
     """Spawn those of the processes that core still wants: a stop may have overtaken the order."""
-    states = generation.core.processes
-    due = [index for index in dict.fromkeys(indexes) if index < len(states) and isinstance(states[index], Spawning)]
+    due = [index for index in dict.fromkeys(indexes) if generation.is_spawning(index)]
+    if generation.zygote is not None:
+        for index in due:
+            generation.zygote.want(index)
+        generation.daemon.state_file.write()
+        return
     outcomes: dict[int, Spawned | SpawnFailed] = {}
     begun: dict[int, Begun] = {}
     for index in due:
@@ -58,13 +56,7 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
             outcomes[index] = SpawnFailed(str(error))
     children = start([each.order for each in begun.values()])
     for (index, each), child in zip(begun.items(), children, strict=True):
-        for fd in {each.order.stdout, each.order.stderr}:
-            os.close(fd)
-        if isinstance(child, LinuxError):
-            each.let_go()
-            outcomes[index] = SpawnFailed(str(child))
-        else:
-            outcomes[index] = take_in(generation, index, each, child)
+        outcomes[index] = take_in(generation, index, each, child)
     # Together, so that nobody can react to the first before core knows of the last.
     generation.feed(*(Happened(index, outcomes[index]) for index in due))
     generation.daemon.state_file.write()
@@ -72,40 +64,32 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
 
 def begin(generation: Generation, index: int) -> Begun:
     """All that has to be there before the process is. LinuxError, OSError: it cannot be had, and nothing is left."""
-    settings = generation.settings
     generation.slots[index].set_pumps_aside()
-    plan, recipe = generation.plan_and_recipe(index)
-    with ExitStack() as unless_done:
-        out_read, out_write = log_pipe()
-        unless_done.callback(os.close, out_read)
-        unless_done.callback(os.close, out_write)
-        err_read, err_write = -1, out_write
-        if not settings.redirect_stderr:
-            err_read, err_write = log_pipe()
-            unless_done.callback(os.close, err_read)
-            unless_done.callback(os.close, err_write)
-        board = None
-        if isinstance(settings, PoolSettings) and board_fd(settings) is not None:
-            board = Board.new(settings)
-        unless_done.pop_all()
-    return Begun(plan, order_for(generation, recipe, out_write, err_write, board), out_read, err_read, board)
+    recipe, plan = generation.prepare(index)
+    pipes = Pipes(generation.settings)
+    try:
+        board = generation.new_board()
+    except LinuxError:
+        pipes.close()
+        raise
+    return Begun(plan, order_for(generation, recipe, pipes, board), pipes, board)
 
 
-def order_for(generation: Generation, recipe: Recipe, stdout: int, stderr: int, board: Board | None) -> Order:
+def order_for(generation: Generation, recipe: Recipe, pipes: Pipes, board: Board | None) -> Order:
     """With the listeners in the way that the pool wants them."""
     settings, devnull = generation.settings, generation.daemon.devnull
     if not isinstance(settings, PoolSettings):
-        return Order(recipe, devnull, stdout, stderr)
+        return Order(recipe, devnull, pipes.stdout, pipes.stderr)
     assert generation.listening is not None  # core opens a generation before it spawns
     fds = generation.listening.fds
     others = () if board is None else (board.fd,)
     if settings.socket_pass == "stdin":
-        return Order(recipe, fds[0], stdout, stderr, others=others)
+        return Order(recipe, fds[0], pipes.stdout, pipes.stderr, others=others)
     return Order(
         recipe,
         devnull,
-        stdout,
-        stderr,
+        pipes.stdout,
+        pipes.stderr,
         listeners=fds,
         listen_names=[socket_name(address, generation.name) for address in settings.sockets],
         listen_pid=settings.socket_pass == "systemd",
@@ -113,28 +97,43 @@ def order_for(generation: Generation, recipe: Recipe, stdout: int, stderr: int, 
     )
 
 
-def take_in(generation: Generation, index: int, begun: Begun, child: int | Forked) -> Spawned:
-    """Read what the child writes from now on, and hear of its death."""
-    daemon, slot, plan = generation.daemon, generation.slots[index], begun.plan
-    pid = child.pid if isinstance(child, Forked) else child
-    stdout = generation.pump(begun.out_read, plan, "stdout", plan.stdout_logfile)
-    stderr = generation.pump(begun.err_read, plan, "stderr", plan.stderr_logfile) if begun.err_read >= 0 else None
-    slot.begin(daemon.loop.time(), stdout, stderr, begun.board)
-    daemon.children[pid] = (generation, index)
-    daemon.journal.info("spawned", name=generation.process_name(index), pid=pid)
-    if not isinstance(child, Forked):
-        return Spawned(pid)
+def take_in(
+    generation: Generation, index: int, begun: Begun, child: int | Forked | LinuxError
+) -> Spawned | SpawnFailed:
+    """What core is to be told of it; from now on we hear of the rest."""
+    if isinstance(child, LinuxError):
+        begun.pipes.close()
+        if begun.board is not None:
+            begun.board.close()
+        return SpawnFailed(str(child))
+    pid = child if isinstance(child, int) else child.pid
+    generation.take_in(index, pid, begun.plan, begun.pipes, begun.board)
+    if isinstance(child, Forked):
+        await_program(generation.daemon.loop, generation.slots[index], child, partial(generation.happened, index))
+    return Spawned(pid, executed=not isinstance(child, Forked))
+
+
+def await_program(loop: AbstractEventLoop, slot: Slot, child: Forked, tell: Callable[[Event], None]) -> None:
+    """Tell Executed or SpawnFailed of the process in this slot, as soon as it is known."""
     slot.forked = child
-    daemon.loop.add_reader(child.fileno(), hear_of_program, generation, index, child)
-    return Spawned(pid, executed=False)
+    loop.add_reader(child.fileno(), hear_of_program, loop, slot, tell)
 
 
-def hear_of_program(generation: Generation, index: int, child: Forked) -> None:
-    """A child that was forked has come to its program, or never will."""
-    generation.daemon.loop.remove_reader(child.fileno())
-    generation.slots[index].forked = None
+def hear_of_program(loop: AbstractEventLoop, slot: Slot, tell: Callable[[Event], None]) -> None:
+    """The process has come to its program, or never will; or it is dead."""
+    child, slot.forked = slot.forked, None
+    assert child is not None  # it is told once
+    loop.remove_reader(child.fileno())
     fault = child.fault()
-    generation.feed(Happened(index, Executed() if fault is None else SpawnFailed(str(fault))))
+    tell(Executed() if fault is None else SpawnFailed(str(fault)))
+
+
+def forget_program(loop: AbstractEventLoop, slot: Slot) -> None:
+    """Nobody asks any more."""
+    if slot.forked is not None:
+        loop.remove_reader(slot.forked.fileno())
+        slot.forked.close()
+        slot.forked = None
 
 
 def socket_name(address: Address, pool: str) -> str:
