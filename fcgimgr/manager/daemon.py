@@ -20,6 +20,7 @@ from fcgimgr.core import generation as core
 from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
+from fcgimgr.linux.gate import Gates
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
@@ -77,6 +78,7 @@ class Daemon:
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
         self.canaries = Canaries(self)
+        self.gates = Gates()
         self.draining = Draining(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
@@ -258,7 +260,7 @@ class Daemon:
 
     def reap_children(self) -> None:
         """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
-        for death in reap():
+        for death in reap(self.gates.stopped):
             try:
                 self._take_in(death)
             except Exception as error:  # noqa: BLE001 - a fault in one death must not leave the others unheard of
@@ -266,6 +268,8 @@ class Daemon:
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:
+        if self.gates.ended(death.pid):
+            return
         exit = Exit(code=death.code, signal=death.signal)
         if (zygote := self.zygotes.pop(death.pid, None)) is not None:
             zygote.died(death.pid, exit)
