@@ -66,13 +66,13 @@ def exchange(one: str, other: str) -> None:
 
 
 def inotify_init() -> int:
-    """A new inotify instance, non-blocking and close-on-exec (inotify_init1(2)). OSError; EMFILE: the user has too many."""
-    return _checked(_libc.inotify_init1(ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC)))
+    """A new inotify instance, non-blocking and close-on-exec (inotify_init1(2)). OSError; EMFILE: too many."""
+    return _checked(libc.inotify_init1(ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC)))
 
 
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """The number of the watch (inotify_add_watch(2)). OSError; ENOSPC: /proc/sys/fs/inotify/max_user_watches."""
-    return _checked(_libc.inotify_add_watch(ctypes.c_int(fd), os.fsencode(path), ctypes.c_uint32(mask)))
+    return _checked(libc.inotify_add_watch(ctypes.c_int(fd), os.fsencode(path), ctypes.c_uint32(mask)))
 
 
 def _checked(answer: int) -> int:
