@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,19 @@ def test_an_import_error_is_the_verdict_of_a_start(tmp_path: Path) -> None:
         write(tmp_path, APP)
         assert manager.start("app").ok
         assert both(address)
+
+
+def test_an_interpreter_that_is_gone_is_the_verdict_too(tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    with managing(pool(tmp_path, address, 'python = "%(here)s/python"')) as manager:
+        python.unlink()
+        verdict = reload(manager)
+        assert not verdict.ok
+        assert str(python) in (verdict.processes[0].detail or "")
+        assert both(address)
+        assert "internal error" not in manager.output()
 
 
 def test_an_import_that_hangs_is_ended_after_ready_timeout(tmp_path: Path) -> None:
