@@ -12,13 +12,13 @@ from .options import Command
 @click.command("status", cls=Command)
 @names_argument(required=False)
 @click.option("--json", "as_json", is_flag=True, help="The manager's answer as JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Every process, however many there are.")
+@click.option("-v", "--verbose", is_flag=True, help="Every process, and the requests it has in hand.")
 @click.pass_context
 def status_(context: click.Context, names: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Show what runs. Exit 3 when something is not running.
 
     BUSY and REQUESTS are "-" where they are not known. Of a pool with more than 50 processes those that just run are
-    one line, unless -v.
+    one line, unless -v. Which requests are in hand is known of the workers of wsgi pools.
     """
     import msgspec
 

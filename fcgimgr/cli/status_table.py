@@ -49,8 +49,10 @@ def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[s
         yield _pool_line(pool, widths, paint)
         for process in processes:
             row = _aligned(rows[id(process)], widths, paint.state(process.state, widths[1]))
-            note = _note(process)
+            note = _note(process, verbose)
             yield f"{row}  {safe(note)}" if note else row
+            if verbose:
+                yield from _requests(process)
         yield from (f"  {summary}" for summary in summaries)
 
 
@@ -141,8 +143,16 @@ def _socket(socket: SocketStatus, paint: Paint) -> str:
     return f"{safe(socket.address)} {paint(queue, 'yellow' if socket.queued else None)}"
 
 
-def _note(process: ProcessStatus) -> str:
-    """Why it is not running, and what comes next."""
+def _requests(process: ProcessStatus) -> Iterable[str]:
+    """A line for each request that it has in hand."""
+    for request in process.current:
+        yield f"      {safe(request.method)} {safe(request.uri)}  for {took(request.seconds)}"
+    if process.in_hand is not None and process.in_hand > len(process.current):
+        yield f"      and {process.in_hand - len(process.current)} more"
+
+
+def _note(process: ProcessStatus, verbose: bool) -> str:
+    """Why it is not running, and what comes next; of one that runs, how long its last request took."""
     notes = []
     if process.reason:
         notes.append(process.reason)
@@ -153,7 +163,16 @@ def _note(process: ProcessStatus) -> str:
             notes.append(f"exit code {process.exit.code}")
     if process.retry_in is not None:
         notes.append(f"next try in {process.retry_in:.0f} s")
+    if verbose and process.last_duration is not None:
+        notes.append(f"last request took {took(process.last_duration)}")
     return "; ".join(notes)
+
+
+def took(seconds: float) -> str:
+    """As exact as is of use: 0.4 ms, 12 ms, 3.2 s, 12m34s."""
+    if seconds < 1:
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 def duration(seconds: float) -> str:

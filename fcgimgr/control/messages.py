@@ -67,7 +67,8 @@ class NoParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StatusParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Without `names`: all. `detail` asks for what costs a look into /proc: `busy`, `rss`, the queue lengths."""
+    """Without `names`: all. `detail` asks for what costs a look at each process and socket: `busy`, `rss`, requests,
+    the queue lengths."""
 
     names: tuple[Name, ...] | None = None
     detail: bool = True
@@ -224,10 +225,20 @@ class Exit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     signal: str | None = None
 
 
+class RequestStatus(Struct, frozen=True, kw_only=True):
+    """A request in hand. `uri` as the client sent it, cut after 448 bytes; `seconds`: since it was begun."""
+
+    method: str
+    uri: str
+    seconds: float
+
+
 class ProcessStatus(Struct, frozen=True, kw_only=True):
     """One process. `state` is STOPPED STARTING RUNNING BACKOFF STOPPING EXITED or FATAL.
 
-    `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again.
+    `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again. Of a worker
+    of a `wsgi` pool: `in_hand`, how many requests it is at work on; `current`, the longest of them first, eight at
+    most; `last_duration`, of the request that ended last.
     """
 
     name: str
@@ -242,6 +253,9 @@ class ProcessStatus(Struct, frozen=True, kw_only=True):
     rss: int | None = None
     reason: str | None = None
     retry_in: float | None = None
+    in_hand: int | None = None
+    last_duration: float | None = None
+    current: tuple[RequestStatus, ...] = ()
 
 
 class SocketStatus(Struct, frozen=True, kw_only=True):

@@ -95,11 +95,27 @@ class Listener:
 
         Atomic. LinuxError, and nothing has changed: somebody has replaced or removed either file.
         """
+        if self.trade_places(predecessor):
+            self.keep_place(predecessor)
+
+    def trade_places(self, predecessor: "Listener") -> bool:
+        """Have the path of `predecessor`, which gets ours. To be undone by doing it again.
+
+        False: this file system cannot do that, so `predecessor` has no path now, as after `take_over`. LinuxError as
+        there.
+        """
         if not (self._file and predecessor._file):
             raise LinuxError(f"{self.name}: cannot take the place of {predecessor.name}: both need a file")
-        self._file.take_over(predecessor._file)
-        predecessor._file = None
-        self.name = predecessor.name
+        traded = self._file.trade_places(predecessor._file)
+        self.name, predecessor.name = predecessor.name, self.name
+        if not traded:
+            self.keep_place(predecessor)
+        return traded
+
+    def keep_place(self, predecessor: "Listener") -> None:
+        """After `trade_places`: `predecessor` has no path any more. LinuxError: its file could not be removed."""
+        predecessor.name = self.name
+        predecessor.unlink()
 
     def unlink(self) -> bool:
         """Unlink the file of a Unix socket, if the path still leads to it; the queue stays. False: it has no file."""
@@ -227,11 +243,11 @@ def take_inherited(fd: int, *, backlog: int, name: str | None = None) -> Listene
         raise
 
 
-def take_back(fd: int, *, name: str, path: str | None = None) -> Listener:
+def take_back(fd: int, *, name: str, path: str | None = None, inode: int | None = None) -> Listener:
     """A listener of our own from before an exec, or from a dead manager's child (`pidfd.get_fd`). Takes `fd` over.
 
     path: of a Unix socket's file; it is ours again if it leads to what the socket is bound to, else it stays alone. The
-    queue and the backlog stay. LinuxError: not open, not a listening socket.
+    queue and the backlog stay. inode: of the socket, if that is known. LinuxError: not open, not listening, or not it.
     """
     try:
         kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
@@ -246,6 +262,8 @@ def take_back(fd: int, *, name: str, path: str | None = None) -> Listener:
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise LinuxError(f"{name}: is a socket, but does not listen any more")
+        if inode not in (None, os.fstat(kept).st_ino):
+            raise LinuxError(f"{name}: is another socket by now")
         return Listener(name, sock, (path and find_again(os.fstat(sock.fileno()).st_ino, name, path)) or None)
     except BaseException:
         sock.close()

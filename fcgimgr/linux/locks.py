@@ -21,7 +21,11 @@ class LockFile:
         """Take it now or raise LinuxError; never waits. The file is made with mode 0644 if it is not there."""
         self.path = path
         self._fd = _take(path)
-        self.write_pid()
+        try:
+            self.write_pid()
+        except LinuxError:
+            self.remove()
+            raise
 
     @classmethod
     def kept(cls, path: str, fd: int) -> Self:
@@ -42,7 +46,6 @@ class LockFile:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, text, 0)
         except OSError as error:
-            self.release()
             refuse(f"{self.path}: cannot write the pid", error)
 
     def remove(self) -> None:

@@ -50,12 +50,13 @@ def read_memfd(fd: int) -> bytes:
 def exec_keeping(executable: str, argv: Sequence[str], environment: Mapping[str, str], fds: Iterable[int]) -> NoReturn:
     """Become another program, pid and children the same, and pass on `fds` under their numbers besides 0, 1 and 2.
 
-    LinuxError when it cannot be executed: then all is as before, the fds close-on-exec again.
+    LinuxError when it cannot be executed or one is not open: then all is as before, the fds close-on-exec again.
     """
-    passed = list(fds)
+    passed: list[int] = []
     try:
-        for fd in passed:
+        for fd in fds:
             os.set_inheritable(fd, True)
+            passed.append(fd)
         os.execve(executable, list(argv), dict(environment))
     except OSError as error:
         refuse(f"cannot execute {executable}", error)

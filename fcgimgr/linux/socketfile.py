@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from fcgimgr.linux import procfs, sockdiag
 from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.libc import exchange
 
 
 class SocketFile:
@@ -40,10 +41,11 @@ class SocketFile:
         now = os.fstat(self._pin)
         return now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)
 
-    def take_over(self, other: "SocketFile") -> None:
-        """Rename it over the path of `other`, which is let go of. LinuxError, and nothing is done: either was replaced.
+    def trade_places(self, other: "SocketFile") -> bool:
+        """Have the path of `other`, which gets this one's, in one step: a client meets the one file or the other.
 
-        One rename(2): a client that connects meets the one file or the other.
+        False: this file system cannot exchange two files, so it was renamed over the other one, which has none now.
+        LinuxError, and nothing is done: either was replaced.
         """
         for file in (self, other):
             try:
@@ -54,12 +56,20 @@ class SocketFile:
                 raise LinuxError(
                     f"{file._name}: the socket at {file._path} is not ours any more; somebody replaced or removed it"
                 )
+        traded = True
         try:
-            os.rename(self._path, other._path)
+            try:
+                exchange(self._path, other._path)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                    raise
+                os.rename(self._path, other._path)
+                traded = False
         except OSError as error:
             refuse(f"{self._name}: cannot rename it to {other._path}", error)
-        self._name, self._path = other._name, other._path
-        os.close(other._pin)
+        self._name, other._name = other._name, self._name
+        self._path, other._path = other._path, self._path
+        return traded
 
     def remove(self) -> None:
         """Unlink it if the path still leads to it, and let go of it. Once only."""

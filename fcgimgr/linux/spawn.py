@@ -45,17 +45,19 @@ def spawn(
     listeners: Sequence[int] = (),
     listen_names: Sequence[str] = (),
     listen_pid: bool = False,
+    others: Sequence[int] = (),
 ) -> int:
     """Start a child and return its pid; it leads its own session and process group.
 
-    stdin, stdout, stderr: our fds, given to the child as 0, 1, 2 and still ours afterwards; `listeners` become 3, 4, ….
+    stdin, stdout, stderr: our fds, given to the child as 0, 1, 2 and still ours afterwards; `listeners` become 3, 4, …,
+    and `others` follow.
     listen_pid: pass these in systemd's way as well (LISTEN_PID, LISTEN_FDS; LISTEN_FDNAMES from `listen_names`).
     LinuxError names the step that failed; then there is no child.
     """
     environment = recipe.environment
     if listen_pid:
         environment = {**environment, "LISTEN_FDS": str(len(listeners)), "LISTEN_FDNAMES": ":".join(listen_names)}
-    sources = (stdin, stdout, stderr, *listeners)
+    sources = (stdin, stdout, stderr, *listeners, *others)
     soft, _ = nofile(recipe)
     try:
         if not listen_pid and not _needs_fork(recipe):

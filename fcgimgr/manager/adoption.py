@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,13 +28,14 @@ from fcgimgr import __version__
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
-from fcgimgr.core.process import Exit, Exited, State, Stopped
+from fcgimgr.core.process import Exit, Exited, Ready, Starting, State, Stopped
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import let_go
 from fcgimgr.linux.listeners import Listener, LostListener, take_back
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.steering import Group
+from fcgimgr.manager.board import Board
 from fcgimgr.manager.draining import descendants
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
@@ -139,7 +143,8 @@ def replace_incomplete(daemon: Daemon) -> None:
         if not serving.core.up or not serving.incomplete:
             continue
         serving.incomplete = False
-        if serving.listening is None or not serving.listening.lost or pool.can_reload():
+        nobody = all(state.pid is None for state in serving.core.processes)
+        if serving.listening is None or not serving.listening.lost or (pool.can_reload() and not nobody):
             daemon.journal.info("replacing the processes that could not be taken over whole", name=pool.name)
             pool.restart()
         else:
@@ -165,12 +170,17 @@ class _PoolAdoption:
 
     def adopt(self) -> None:
         pool, record = self._pool, self._record
-        alive = {number for (name, number, _) in self._living if name == pool.name}
+        alive = self._alive()
         coming = [number for number in self._generations if number == record.serving or number in alive]
         for number in coming:
             is_back = number in alive or self._saved.handover is not None
             for listener in self._generations[number].listeners if is_back else ():
                 self._listeners[listener.inode] = self._take_back(number, listener)
+        if self._incomplete and self._saved.handover is None:  # because who had the socket has died this moment?
+            alive = self._alive()
+            self._incomplete &= alive
+            if record.serving not in alive:
+                self._let_go_of_sockets(record.serving)
         groups = self._groups()
         leaving = frozenset(number for number in coming if number != record.serving)
         pool.seed = record.seed
@@ -189,26 +199,44 @@ class _PoolAdoption:
         for number in self._incomplete:
             generations[number].incomplete = True
 
+    def _alive(self) -> set[int]:
+        """The numbers of the generations of which somebody lives now."""
+        ours = {key: pidfd for key, pidfd in self._living.items() if key[0] == self._pool.name}
+        for key, pidfd in ours.items():
+            if pidfd is not None and pidfd.has_ended():
+                pidfd.close()
+                del self._living[key]
+        return {number for (_, number, _) in ours.keys() & self._living.keys()}
+
     # Sockets
 
     def _take_back(self, number: int, record: ListenerRecord) -> Listener:
         """The listener of the manager before, or what can be had of it."""
-        if self._saved.handover is not None and record.fd >= 0:
-            return take_back(record.fd, name=record.name, path=record.path)
         refusal = ""
-        for pid in self._who_may_have(number):
-            for fd, inode in (procfs.sockets(pid) or {}).items():
-                if inode != record.inode:
-                    continue
-                try:
-                    with PidFd(pid) as pidfd:
-                        return take_back(pidfd.get_fd(fd), name=record.name, path=record.path)
-                except LinuxError as error:
-                    refusal = str(error)
+        for fd in self._copies(number, record):
+            try:
+                return take_back(fd(), name=record.name, path=record.path, inode=record.inode)
+            except LinuxError as error:  # a worker may have shut it down: that is its pool's trouble, and no other's
+                refusal = str(error)
         refusal = refusal or "none of its processes shows that it has it"
         self._daemon.journal.warning(f"{record.name} cannot be taken back: {refusal}", name=self._pool.name)
         self._incomplete.add(number)
         return LostListener(record.name, record.inode, record.path)
+
+    def _let_go_of_sockets(self, number: int) -> None:
+        """Nobody is left for whom they would be kept open; they are opened anew, all of them."""
+        for record in self._generations[number].listeners:
+            self._listeners.pop(record.inode).close()
+
+    def _copies(self, number: int, record: ListenerRecord) -> Iterator[Callable[[], int]]:
+        """Where a descriptor of it may be had: each answers with one of ours. LinuxError: not there."""
+        if self._saved.handover is not None and record.fd >= 0:
+            yield lambda: record.fd
+            return
+        for pid in self._who_may_have(number):
+            for fd, inode in (procfs.sockets(pid) or {}).items():
+                if inode == record.inode:
+                    yield partial(fd_of, pid, fd)
 
     def _living_of(self, number: int) -> list[int]:
         pids = {key: self._saved.processes[key].state.pid for key in self._living}
@@ -243,7 +271,8 @@ class _PoolAdoption:
         """One from amid the others is gone, and nobody can tell in which order the kernel has what is left."""
         for member in members:
             if member is not serving:
-                member.sock.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # ENOTCONN: a worker has done so
+                    member.sock.shutdown(socket.SHUT_RDWR)
                 member.close()
                 self._listeners[member.inode] = LostListener(member.name, member.inode)
         return [serving]
@@ -267,13 +296,14 @@ class _PoolAdoption:
         processes = self._saved.processes_of(self._pool.name, generation.number)
         if (
             not (some_live or self._estate.handed_over)
+            and generation.number == self._record.serving
             and record.core.open
             and isinstance(generation.settings, PoolSettings)
         ):
             self._start_anew(generation, record, processes)
             return
         count = max([record.core.wanted, *(index + 1 for index in processes)])
-        states: list[State] = [processes[i].state if i in processes else Stopped() for i in range(count)]
+        states = [self._awaited(generation, processes[i].state) if i in processes else Stopped() for i in range(count)]
         before = msgspec.structs.replace(record.core, processes=tuple(states))
         try:
             generation.restore(before, self._listening(record, groups) if record.listeners else None)
@@ -294,6 +324,13 @@ class _PoolAdoption:
             self._daemon.died(generation, index, pid, Exit(), adopted=True)
         if dead:
             self._daemon.loop.call_soon(self._daemon.leftovers.look)
+
+    def _awaited(self, generation: Generation, state: State) -> State:
+        """With its whole time to become ready once more: while there was no manager nobody pinged, nobody listened."""
+        settings = generation.settings
+        if not isinstance(state, Starting) or settings.ready == "startsecs" or self._estate.handed_over:
+            return state
+        return msgspec.structs.replace(state, due=self._daemon.loop.time() + settings.ready_timeout)
 
     def _start_anew(
         self, generation: Generation, record: GenerationRecord, processes: dict[int, ProcessRecord]
@@ -325,6 +362,9 @@ class _PoolAdoption:
             return
         slot.requests, slot.status_text = more.requests, more.status_text
         slot.lingering = [generation.take_pipe(index, "stdout", fd) for fd in more.lingering]
+        if more.board >= 0:
+            os.set_inheritable(more.board, False)
+            slot.board = Board(more.board)
         pumps: list[Pump | None] = []
         for stream, pipe in (("stdout", more.stdout), ("stderr", more.stderr)):
             if pipe is None:
@@ -340,11 +380,14 @@ class _PoolAdoption:
         slot.born = record.born
         if not self._estate.handed_over:
             self._find_pipes(generation, index, record, pid)
+            self._find_board(generation, index, record, pid)
         pidfd = self._living.pop((self._pool.name, generation.number, index))
         if pidfd is None:
             self._daemon.children[pid] = (generation, index)
             return
         self._daemon.adopted.watch(pidfd, generation, index)
+        if generation.settings.ready == "notify" and isinstance(record.state, Starting):
+            self._daemon.loop.call_later(generation.settings.startsecs, self._take_for_ready, generation, index, pid)
         # The manager may have died while it held it (linux/holding.py).
         for one in (pid, *descendants(pid)):
             if procfs.state(one) == "T":
@@ -352,6 +395,14 @@ class _PoolAdoption:
                     let_go(one)
                 except LinuxError as error:
                     self._daemon.journal.warning(str(error), name=generation.process_name(index))
+
+    def _take_for_ready(self, generation: Generation, index: int, pid: int) -> None:
+        """READY=1 is said once, and may have been said when nobody listened: then it would never be ready."""
+        state = generation.core.processes[index] if index < len(generation.core.processes) else None
+        if isinstance(state, Starting) and state.pid == pid:
+            name = generation.process_name(index)
+            self._daemon.journal.info("taken for ready: it may have said so while there was no manager", name=name)
+            generation.feed(core.Happened(index, Ready()))
 
     def _find_pipes(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
         """Read on what it writes, through its own table of descriptors."""
@@ -368,6 +419,21 @@ class _PoolAdoption:
                 pumps[number] = None if fd is None else generation.take_pipe(index, stream, fd)
         generation.slots[index].hear(*pumps)
 
+    def _find_board(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
+        """Go on reading what it shows of its requests; else that is unknown from now on."""
+        try:
+            generation.slots[index].board = Board.of(pid, generation.settings, record.board)
+        except OSError as error:
+            self._daemon.journal.warning(
+                f"its scoreboard cannot be read on: {error.strerror}", name=generation.process_name(index)
+            )
+
+
+def fd_of(pid: int, fd: int) -> int:
+    """A descriptor of ours of what a process has as `fd`. LinuxError as of `PidFd.get_fd`."""
+    with PidFd(pid) as pidfd:
+        return pidfd.get_fd(fd)
+
 
 def pipe_of(pid: int, fd: int, inode: int) -> int | None:
     """A descriptor to read from the pipe of this inode that a process has as `fd`; None: it has another thing there.
@@ -375,11 +441,15 @@ def pipe_of(pid: int, fd: int, inode: int) -> int | None:
     OSError: it may not be looked at.
     """
     try:
-        # Not blocking, and a description of its own: the process's end stays as it is.
-        ours = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except FileNotFoundError:
+        # What it has there may be anything, a device that acts on being opened too. So this does not open it yet.
+        found = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
         return None
-    if os.fstat(ours).st_ino == inode:
-        return ours
-    os.close(ours)
-    return None
+    try:
+        about = os.fstat(found)
+        if not stat.S_ISFIFO(about.st_mode) or about.st_ino != inode:
+            return None
+        # Not blocking, and a description of its own: the process's end stays as it is.
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -52,7 +52,6 @@ class Daemon:
         logs: Logs,
         soft_nofile: int | None,
         sockets: dict[str, list[int]],
-        given_fds: Collection[int] = (),
         made_dir: bool = False,
     ) -> None:
         self.config = config
@@ -60,8 +59,7 @@ class Daemon:
         self.journal = journal
         self.logs = logs
         self.soft_nofile = soft_nofile
-        self.sockets = sockets  # passed by systemd, by name
-        self.given_fds = given_fds  # passed by whoever started us
+        self.sockets = sockets  # passed by systemd, by name, or by another who started us, as fd:N
         self.service_environment: dict[str, str] = {}  # what systemd told the manager about itself
         self.started = loop.time()
         self.updating = False

@@ -50,6 +50,10 @@ class Departure:
         self.since, self.why = None, ""
         self._changed("DRAINING", self._daemon.state, None)
 
+    def go_on(self, since: float | None, why: str) -> None:
+        """Be where the code before this one was, in this process."""
+        self.since, self.why = since, why
+
     def shutdown(self, why: str) -> None:
         """Shut down when `drain_delay` is over: at once if there is none, or nobody was sent here yet."""
         delay = self.delay if self._daemon.state == "RUNNING" else 0.0

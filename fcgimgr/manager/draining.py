@@ -153,7 +153,7 @@ def is_idle(connections: list[Connection] | None) -> bool:
 
 def descendants(pid: int) -> list[int]:
     """The processes below this one: php-cgi's and fcgiwrap's accept in its place."""
-    found: list[int] = []
-    for child in children(pid) or ():
-        found += (child, *descendants(child))
+    found = list(children(pid) or ())
+    for one in found:  # which grows meanwhile
+        found += children(one) or ()
     return found

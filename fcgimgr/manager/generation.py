@@ -34,6 +34,7 @@ from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pipes import log_pipe
 from fcgimgr.linux.spawn import Recipe, spawn
+from fcgimgr.manager.board import Board, board_fd
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import Recipes
@@ -201,6 +202,7 @@ class Generation:
         """
         self.core = before
         self.listening = listening
+        self.slots.clear()  # those for numprocs: it may have been scaled down since
         self._grow()
         if before.open:
             self.recipes = self._make_recipes(self.settings, self.config)
@@ -294,6 +296,7 @@ class Generation:
         slot = self.slots[index]
         slot.set_pumps_aside()
         pipes: list[int] = []
+        board: Board | None = None
         try:
             if self.recipes is None:  # taken over from a manager before us, and then they could not be made
                 self.recipes = self._make_recipes(self.settings, self.config)
@@ -305,29 +308,34 @@ class Generation:
             if not self.settings.redirect_stderr:
                 err_read, err_write = log_pipe()
                 pipes += (err_read, err_write)
-            pid = self._start(recipe, out_write, err_write)
+            if isinstance(self.settings, PoolSettings) and board_fd(self.settings) is not None:
+                board = Board.new(self.settings)
+            pid = self._start(recipe, out_write, err_write, board)
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
             for fd in pipes:
                 os.close(fd)
+            if board is not None:
+                board.close()
             return SpawnFailed(str(error))
         for fd in {out_write, err_write}:
             os.close(fd)
         stdout = self._pump(out_read, plan, "stdout", plan.stdout_logfile)
         stderr = self._pump(err_read, plan, "stderr", plan.stderr_logfile) if err_read >= 0 else None
-        slot.begin(self.daemon.loop.time(), stdout, stderr)
+        slot.begin(self.daemon.loop.time(), stdout, stderr, board)
         self.daemon.children[pid] = (self, index)
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
         return Spawned(pid)
 
-    def _start(self, recipe: Recipe, stdout: int, stderr: int) -> int:
+    def _start(self, recipe: Recipe, stdout: int, stderr: int, board: Board | None) -> int:
         settings = self.settings
         if not isinstance(settings, PoolSettings):
             return spawn(recipe, stdin=self.daemon.devnull, stdout=stdout, stderr=stderr)
         assert self.listening is not None  # core opens a generation before it spawns
         fds = self.listening.fds
+        others = () if board is None else (board.fd,)
         if settings.socket_pass == "stdin":
-            return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr)
+            return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr, others=others)
         names = [socket_name(address, self.name) for address in settings.sockets]
         return spawn(
             recipe,
@@ -337,6 +345,7 @@ class Generation:
             listeners=fds,
             listen_names=names,
             listen_pid=settings.socket_pass == "systemd",
+            others=others,
         )
 
     def _pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
@@ -361,16 +370,18 @@ class Generation:
         """The process is dead and reaped."""
         slot = self.slots[index]
         slot.exit = exit
+        in_hand = slot.in_hand(self.daemon.loop.time())
+        slot.let_go_of_board()
         slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
-            self._log_death(index, pid, exit)
+            self._log_death(index, pid, exit, in_hand)
         self.feed(core.Happened(index, Died(exit)))
 
-    def _log_death(self, index: int, pid: int, exit: Exit) -> None:
+    def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
         if self.core.processes[index].name == "STOPPING":
             return  # by the signal that it was sent: nothing that an operator need look at
         age = self.daemon.loop.time() - self.slots[index].started
-        self.daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.process_name(index), pid=pid)
+        self.daemon.journal.warning(f"{exit} after {age:.1f} s{in_hand}", name=self.process_name(index), pid=pid)
 
     # Telling others
 

@@ -50,7 +50,9 @@ async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
         daemon.state = "RUNNING"
         adopt(daemon, estate)
         daemon.reap_children()  # those that died during the exec
+        daemon.manager_changed()
         daemon.go_on()
+        replace_incomplete(daemon)
         return
     daemon.taking_over = True
     kept = bool(estate.living)

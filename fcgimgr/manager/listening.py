@@ -8,8 +8,9 @@ What was passed to the manager ready-made (systemd, fd) can have nothing beside 
 from __future__ import annotations
 
 import socket
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fcgimgr.config.address import Address, InheritedAddress, SystemdAddress, TcpAddress, UnixAddress
@@ -17,11 +18,12 @@ from fcgimgr.config.settings import PoolSettings
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, LostListener, open_tcp, open_unix, take_inherited
-from fcgimgr.linux.sockdiag import queue_length, tcp_queue, unix_queue
+from fcgimgr.linux.sockdiag import listening_at, queue_length, tcp_queue, unix_queue
 from fcgimgr.linux.steering import Group, refuse_new
 
 Inherited = Mapping[str, Sequence[int]]
 ConnectTo = tuple[Any, ...] | str | bytes
+Undo = Callable[[], None]
 
 
 class Place:
@@ -74,13 +76,27 @@ class Place:
             return name
         return ("::1" if name[0] == "::" else "127.0.0.1", *name[1:])
 
-    def take_traffic(self) -> None:
-        """All new connections come here from now on."""
+    def take_traffic(self) -> Undo:
+        """All new connections come here from now on. The answer takes that back, until `settle`."""
         if self.group is not None:
-            self.group.steer_to(self.listener)
-        elif self.over is not None:
-            self.listener.take_over(self.over)
+            return _steered(self.group, self.listener)
+        over = self.over
+        if over is None or not self.listener.trade_places(over):
             self.over = None
+            return _nothing
+
+        def undo() -> None:
+            self.listener.trade_places(over)
+
+        return undo
+
+    def settle(self) -> None:
+        """The traffic that was taken is to stay."""
+        over, self.over = self.over, None
+        if over is not None:
+            # A file that cannot be removed now is nobody's address: whoever is opened beside this one clears it away.
+            with suppress(LinuxError):
+                self.listener.keep_place(over)
 
     def refuse_new(self) -> None:
         """No new connection from now on; those that wait are still accepted. LinuxError where that cannot be had."""
@@ -121,7 +137,11 @@ class LostPlace(Place):
 
     @property
     def steerable(self) -> bool:
-        return isinstance(self.address, TcpAddress) or self.listener.path is not None
+        if not isinstance(self._bound, tuple):
+            return self.listener.path is not None
+        # A worker may have shut it down, and then nobody listens there whom another could stand beside.
+        there = listening_at(self._bound)
+        return isinstance(self.address, TcpAddress) and (there is None or self.listener.inode in there)
 
     def beside(self, backlog: int) -> Place:
         if not isinstance(self._bound, tuple):
@@ -130,9 +150,8 @@ class LostPlace(Place):
         self._joined = Group.joined(self._lost, self._bound, backlog=backlog, dual_stack=dual_stack)
         return Place(self.address, self._joined.listeners[1], self._joined)
 
-    def take_traffic(self) -> None:
-        if self._joined is not None:
-            self._joined.steer_to(self.listener)
+    def take_traffic(self) -> Undo:
+        return _steered(self._joined, self.listener) if self._joined is not None else _nothing
 
     def refuse_new(self) -> None:
         if not self.listener.unlink():
@@ -180,9 +199,20 @@ class Listening:
         return all(place.group is not None for place in self.places)
 
     def take_traffic(self) -> None:
-        """Lead all new connections to this generation, address after address, each in one step."""
+        """Lead all new connections to this generation, address after address, each in one step.
+
+        LinuxError: one address cannot be had, and so they go where they went before, at all of them.
+        """
+        taken: list[Undo] = []
+        try:
+            for place in self.places:
+                taken.append(place.take_traffic())
+        except LinuxError:
+            for undo in reversed(taken):
+                undo()
+            raise
         for place in self.places:
-            place.take_traffic()
+            place.settle()
 
     def share(self, percent: float) -> None:
         """Lead `percent` of the new connections here."""
@@ -235,10 +265,21 @@ class Listening:
             raise refusal
 
 
+def _steered(group: Group, listener: Listener) -> Undo:
+    before = group.current
+    group.steer_to(listener)
+    return partial(group.steer_to, before)
+
+
+def _nothing() -> None:
+    """There is nothing to take back."""
+
+
 def open_listening(settings: PoolSettings, inherited: Inherited, beside: Listening | None = None) -> Listening:
     """Bind every socket of a pool, next to those of the generation `beside` where it has the same addresses.
 
-    `inherited`: fds passed by systemd, by name. LinuxError says which could not be bound, and why; none is left open.
+    `inherited`: fds passed by systemd, by name, and by others, as fd:N. LinuxError says which could not be bound, and
+    why; none is left open.
     """
     owner = resolve_owner(settings.socket_owner) if settings.socket_owner else None
     neighbours = {str(place.address): place for place in beside.places} if beside is not None else {}
@@ -271,6 +312,11 @@ def _open(address: Address, settings: PoolSettings, owner: tuple[int, int] | Non
         case UnixAddress(path):
             return Place(address, open_unix(path, backlog=backlog, owner=owner, mode=settings.socket_mode))
         case InheritedAddress(fd):
+            if str(address) not in inherited:
+                raise LinuxError(
+                    f"{address}: nothing was passed to the manager under this number; let whoever opens the socket "
+                    "start the manager"
+                )
             return Place(address, take_inherited(fd, backlog=backlog))
         case SystemdAddress(name):
             fds = inherited.get(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import ExitStack
 from typing import Self
 
 from fcgimgr.config.settings import ManagerSettings
@@ -27,14 +28,17 @@ class Places:
         # Others may pass through (0711), to reach the notify socket that is theirs; they cannot list it.
         self.made_state_dir = ensure_directory(settings.state_dir, 0o711, "state_dir")
         self._state_dir = settings.state_dir
-        self.locks = [self._lock(settings)]
+        self.locks: list[LockFile] = []
+        self._opened = ExitStack()
         try:
+            self.locks.append(self._lock(settings))
             if settings.pidfile is not None:
                 self.locks.append(LockFile(settings.pidfile))
             owner = resolve_owner(settings.control_owner) if settings.control_owner else None
             self.control: Listener = open_unix(
                 settings.control, backlog=64, owner=owner, mode=settings.control_mode, name=settings.control
             )
+            self._opened.callback(self.control.close)
         except LinuxError:
             self.release()
             raise
@@ -47,6 +51,8 @@ class Places:
         places._state_dir = settings.state_dir
         places.locks = [LockFile.kept(path, fd) for path, fd in locks.items()]
         places.control = take_back(control, name=settings.control, path=settings.control)
+        places._opened = ExitStack()
+        places._opened.callback(places.control.close)
         return places
 
     def _lock(self, settings: ManagerSettings) -> LockFile:
@@ -58,6 +64,8 @@ class Places:
             raise LinuxError(f"is a manager running already on {settings.control}? {error}") from error
 
     def release(self) -> None:
+        """Leave nothing behind but what others have put there, and the state that a next manager is to find."""
+        self._opened.close()
         for lock in self.locks:
             lock.remove()
         if self.made_state_dir:

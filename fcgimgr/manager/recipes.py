@@ -11,10 +11,12 @@ from typing import Final
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
+from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.accounts import Account, resolve_user
 from fcgimgr.linux.executables import find_executable
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import FIRST_LISTENER
+from fcgimgr.manager.board import board_fd
 
 # Tells a WSGI worker, which may run in a virtualenv without it, where flup is (fcgimgr/worker/__init__.py).
 FLUP_VARIABLE: Final = "FCGIMGR_FLUP"
@@ -112,6 +114,8 @@ def _pool_environment(settings: PoolSettings) -> dict[str, str]:
     if settings.socket_pass == "env":
         fds = range(FIRST_LISTENER, FIRST_LISTENER + len(settings.sockets))
         environment[settings.socket_env] = ",".join(map(str, fds))
+    if (place := board_fd(settings)) is not None:
+        environment[scoreboard.VARIABLE] = str(place)
     if settings.wsgi is not None and (home := flup_home()) is not None:
         environment[FLUP_VARIABLE] = home
     return environment

@@ -35,15 +35,23 @@ class Signals:
     def _wake(self) -> None:
         # Emptied first: what comes from here on writes again, and wakes the loop again.
         os.read(self._read_end, 65536)
-        while self._came:
+        for number in tuple(self._came):
             # Each in a turn of its own: a fault in one must not swallow the others.
-            self._loop.call_soon(self._handlers[self._came.pop()])
+            self._loop.call_soon(self._heed, number)
+
+    def _heed(self, number: int) -> None:
+        if number in self._came:
+            self._came.remove(number)
+            self._handlers[number]()
 
     def hold(self) -> None:
-        """Work off what has come, and let what comes now wait, beyond an exec too, until the mask is lifted."""
+        """Let signals wait, beyond an exec too, until the mask is lifted: what comes now, and what was not heeded yet.
+
+        What a handler has begun goes on: give the loop a turn before you look at it.
+        """
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while self._came:
-            self._handlers[self._came.pop()]()
+            os.kill(os.getpid(), self._came.pop())
 
     def let_come(self) -> None:
         """Take back `hold`."""

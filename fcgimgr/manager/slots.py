@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from fcgimgr.core.process import Exit
+from fcgimgr.fastcgi.scoreboard import Reading
+from fcgimgr.manager.board import Board
 from fcgimgr.manager.pump import Pump
 
 MOST_LINGERING: Final = 4  # pipes of dead processes that are read on
@@ -23,8 +25,8 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "born", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests",
-        "spawned", "started", "status_text", "stderr", "stdout", "timer",
+        "armed", "board", "born", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "pipes",
+        "requests", "spawned", "started", "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -32,6 +34,7 @@ class Slot:
         self.started = 0.0  # monotonic seconds
         self.born: int | None = None  # when, in the kernel's ticks: with the pid, which process it is (procfs)
         self.pipes: tuple[int, ...] = ()  # inodes of the pipes it writes to
+        self.board: Board | None = None  # what its process shows of its requests
         self.spawned = 0
         self.exit: Exit | None = None
         self.requests: int | None = None
@@ -45,12 +48,14 @@ class Slot:
         self.lingering: list[Pump] = []  # of dead processes whose descendants still hold the pipe
         self.followers: list[Follower] = []
 
-    def begin(self, now: float, stdout: Pump, stderr: Pump | None) -> None:
-        """A new process writes to these pipes."""
+    def begin(self, now: float, stdout: Pump, stderr: Pump | None, board: Board | None = None) -> None:
+        """A new process writes to these pipes, and to this board."""
         self.started = now
         self.spawned += 1
         self.born = None
         self.requests = self.status_text = None
+        self.let_go_of_board()
+        self.board = board
         self.hear(stdout, stderr)
 
     def hear(self, stdout: Pump | None, stderr: Pump | None) -> None:
@@ -76,8 +81,28 @@ class Slot:
         while len(self.lingering) > MOST_LINGERING:
             self.lingering.pop(0).close()
 
+    def reading(self, now: float) -> Reading | None:
+        """What its process shows of its requests, at `now` (monotonic); None: nothing is known."""
+        return self.board.read(now) if self.board is not None else None
+
+    def in_hand(self, now: float) -> str:
+        """The requests that it has in hand, to be put behind what is said of it."""
+        reading = self.reading(now)
+        if reading is None or not reading.in_hand:
+            return ""
+        oldest = reading.in_hand[0]
+        more = f" and {len(reading.in_hand) - 1} more" if len(reading.in_hand) > 1 else ""
+        return f", with {oldest.method} {oldest.uri} in hand for {now - oldest.since:.1f} s{more}"
+
+    def let_go_of_board(self) -> None:
+        """Its process is dead."""
+        if self.board is not None:
+            self.board.close()
+            self.board = None
+
     def close(self) -> None:
-        """Let go of all pipes, and of the timer."""
+        """Let go of all pipes, of the board, and of the timer."""
+        self.let_go_of_board()
         for pump in (*self.lingering, self.stdout, self.stderr):
             if pump is not None:
                 pump.close()

@@ -22,6 +22,7 @@ from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, ManagerSettings
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
+from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.memfd import read_memfd
@@ -68,8 +69,8 @@ def main(words: list[str]) -> int:
             print(f"{config.path}: warning: {warning}", file=sys.stderr)
     try:
         notifier = Notifier.from_environment()
-        sockets = inherited_sockets()
-        close_inherited(keep=given_fds(config, sockets))
+        sockets = given_sockets(config)
+        close_inherited(keep={fd for fds in sockets.values() for fd in fds})
     except LinuxError as error:
         print(error, file=sys.stderr)
         return FAILED
@@ -84,7 +85,12 @@ def main(words: list[str]) -> int:
 def check_state(fd: int) -> int:
     """Whether this code could take over a manager's state (upgrading.py). Nothing is touched."""
     try:
-        running_config(decode(read_memfd(fd)))
+        saved = decode(read_memfd(fd))
+        if saved.trouble:
+            raise StateError(saved.trouble)
+        settings = running_config(saved).manager
+        if settings.control_owner:
+            resolve_owner(settings.control_owner)
     except (StateError, LinuxError) as error:
         print(f"the manager's state cannot be read: {error}", file=sys.stderr)
         return FAILED
@@ -100,7 +106,7 @@ def go_on(fd: int) -> int:
         if saved.handover is None:
             raise StateError("it says nothing of descriptors")
         sockets = {name: list(fds) for name, fds in saved.handover.sockets.items()}
-        close_inherited(keep={*saved.fds(), *given_fds(running_config(saved), sockets)})
+        close_inherited(keep=set(saved.fds()))
         estate = Estate(saved)  # which opens descriptors, so only now
         return run(running_config(saved), Starter(), sockets, Notifier.from_environment(), estate)
     except (StateError, LinuxError) as error:
@@ -122,7 +128,7 @@ def run(
     set_name("fcgimgr")
     set_subreaper()
     os.umask(settings.umask)
-    if settings.directory is not None:
+    if settings.directory is not None and handover is None:  # else we are there already
         change_directory(settings.directory)
     soft_nofile: int | None = raise_nofile(settings.minfds)
     with ExitStack() as held:
@@ -133,7 +139,7 @@ def run(
         held.callback(places.release)
         loop = asyncio.new_event_loop()
         held.callback(loop.close)
-        journal, logs = open_logs(settings, loop, held)
+        journal, logs = open_logs(settings, loop, held, must_be_writable=handover is None)
         loop.set_exception_handler(partial(confess, journal))
         for warning in config.warnings:
             journal.warning(warning)
@@ -151,7 +157,6 @@ def run(
             logs=logs,
             soft_nofile=soft_nofile,
             sockets=sockets,
-            given_fds=given_fds(config, sockets),
             made_dir=places.made_state_dir,
         )
         daemon.service_environment = notifier.environment
@@ -166,6 +171,7 @@ def run(
         server = ControlServer(daemon, places.control)
         if handover is not None and estate is not None:
             daemon.started, daemon.upgrades = estate.saved.manager.started, handover.upgrades
+            daemon.departure.go_on(handover.draining, handover.draining_why)
         daemon.go_over = upgrading.GoOver(daemon, places, server, signals, logs.streams)
         return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
@@ -271,7 +277,9 @@ async def reload_by_signal(daemon: Daemon) -> None:
     updating.log_verdicts(daemon, "USR2", verdict.processes)
 
 
-def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack) -> tuple[Journal, Logs]:
+def open_logs(
+    settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: ExitStack, *, must_be_writable: bool
+) -> tuple[Journal, Logs]:
     """The manager's own log, and the registry of all others; what they hold back is written when `held` ends."""
 
     def report(message: str) -> None:
@@ -287,7 +295,8 @@ def open_logs(settings: ManagerSettings, loop: asyncio.AbstractEventLoop, held: 
     aside = journal = Journal(settings.loglevel, settings.log_format, errors)
     own: Target = errors
     if settings.logfile != "-":
-        refuse_unless_writable(settings.logfile)
+        if must_be_writable:
+            refuse_unless_writable(settings.logfile)
         own = LogFile(
             settings.logfile, maxbytes=settings.logfile_maxbytes, backups=settings.logfile_backups, report=report_aside
         )
@@ -307,16 +316,17 @@ def refuse_unless_writable(logfile: str) -> None:
         raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}") from error
 
 
-def given_fds(config: Config, sockets: dict[str, list[int]]) -> set[int]:
-    """The fds that were passed to us on purpose."""
-    by_systemd = {fd for fds in sockets.values() for fd in fds}
-    by_number = {
-        address.fd
-        for pool in config.pools.values()
-        for address in pool.sockets
-        if isinstance(address, InheritedAddress)
-    }
-    return by_systemd | by_number
+def given_sockets(config: Config) -> dict[str, list[int]]:
+    """The fds that were passed to us on purpose: systemd's by their names, the others as `fd:N`.
+
+    To be called before anything is opened: later the number is one of our own. LinuxError as of `inherited_sockets`.
+    """
+    sockets = inherited_sockets()
+    for pool in config.pools.values():
+        for address in pool.sockets:
+            if isinstance(address, InheritedAddress) and os.path.exists(f"/proc/self/fd/{address.fd}"):
+                sockets[str(address)] = [address.fd]
+    return sockets
 
 
 def change_directory(path: str) -> None:

@@ -95,7 +95,10 @@ class PipeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
-    """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes."""
+    """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes.
+
+    `board`: the inode of its scoreboard; 0: it has none.
+    """
 
     pool: str
     generation: int
@@ -106,10 +109,12 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     spawned: int = 0
     exit: Exit | None = None
     pipes: tuple[int, ...] = ()
+    board: int = 0
 
 
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
-    """What else is handed over of a process. `lingering`: pipes of those before it that somebody still writes to."""
+    """What else is handed over of a process. `lingering`: pipes of those before it that somebody still writes to;
+    `board`: the descriptor of its scoreboard."""
 
     pool: str
     generation: int
@@ -117,6 +122,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
     stdout: PipeRecord | None = None
     stderr: PipeRecord | None = None
     lingering: tuple[int, ...] = ()
+    board: int = -1
     requests: int | None = None
     status_text: str | None = None
 
@@ -124,7 +130,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
 class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     """What a manager hands over to the code that it executes in its own place: descriptors, by what they are of.
 
-    `sockets`: passed by systemd, by name; `soft_nofile`: the limit of open files that children are to get.
+    `sockets`: passed by systemd, by name, or by another, as fd:N; `soft_nofile`: the limit of open files that children
+    are to get; `draining`: since when the manager drains.
     """
 
     control: int = -1
@@ -133,6 +140,8 @@ class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     sockets: dict[str, tuple[int, ...]] = {}
     soft_nofile: int | None = None
     upgrades: int = 0
+    draining: float | None = None
+    draining_why: str = ""
 
 
 Record = ManagerRecord | PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord
@@ -176,7 +185,7 @@ class Saved:
         found += [listener.fd for record in self.generations.values() for listener in record.listeners]
         for slot in self.slots.values():
             found += [pipe.fd for pipe in (slot.stdout, slot.stderr) if pipe is not None]
-            found += slot.lingering
+            found += (*slot.lingering, slot.board)
         return [fd for fd in found if fd >= 0]
 
 
@@ -196,6 +205,10 @@ _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord)
 
 
+# What msgspec says of what it cannot read: also of bytes that are not UTF-8, and of brackets without end.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 def encode(record: Record) -> bytes:
     """The record's line."""
     return _encoder.encode(record) + b"\n"
@@ -209,7 +222,7 @@ def decode(content: bytes) -> Saved:
         if head.version > VERSION:
             raise StateError(f"it was written by a later release ({head.release}, state version {head.version})")
         saved = Saved(msgspec.json.decode(first, type=ManagerRecord))
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise StateError(f"its first line cannot be read: {error}") from error
     for number, line in enumerate(lines[:-1], 2):  # behind the last newline is nothing, or a line that was cut off
         try:
@@ -217,7 +230,7 @@ def decode(content: bytes) -> Saved:
             if isinstance(record, GenerationRecord) and not (record.as_pool or record.as_program):
                 raise msgspec.ValidationError("a generation without settings")
             saved.add(record)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             saved.trouble = f"line {number} cannot be read: {error}"
             break
     return saved
@@ -237,7 +250,10 @@ def read(path: str, boot: str) -> Saved | None:
             raise StateError("it is not a regular file")
         if about.st_uid != os.geteuid() or about.st_mode & 0o022:
             raise StateError(f"it belongs to uid {about.st_uid}, or others may write to it (mode {about.st_mode:o})")
-        content = file.read()
+        try:
+            content = file.read()
+        except OSError as error:
+            raise StateError(f"it cannot be read: {error.strerror}") from error
     saved = decode(content)
     if saved.manager.boot != boot:
         raise StateError("it is of another boot of this machine: none of its processes is left")

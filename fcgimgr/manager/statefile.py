@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -127,7 +128,10 @@ class StateFile:
         records = list(records_of(self._daemon, self._boot))
         self._close_fd()
         beside = f"{self.path}.new"
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND, 0o600)
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
+        # Made by us and nobody else: what is found there may be a pipe, or another user's in a directory like /tmp.
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND, 0o600)
         try:
             left = memoryview(b"".join(map(state.encode, records)))
             while left:
@@ -229,4 +233,5 @@ def process_record(generation: Generation, index: int) -> ProcessRecord:
         spawned=slot.spawned,
         exit=slot.exit,
         pipes=slot.pipes if current.pid is not None else (),
+        board=slot.board.inode if slot.board is not None else 0,
     )

@@ -16,6 +16,7 @@ from fcgimgr.config.signals import signal_name
 from fcgimgr.control import messages
 from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Backoff, Exited, Fatal, State
+from fcgimgr.fastcgi.scoreboard import Request
 from fcgimgr.linux.procfs import rss, socket_inodes
 from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.names import Chosen, indexes_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
 
 SLICE: Final = 50  # processes looked at between two turns of the loop
+SHOWN: Final = 8  # requests in hand that are told of one process
 
 
 async def status(daemon: Daemon, chosen: Chosen, *, detail: bool) -> messages.Status:
@@ -105,9 +107,10 @@ def _process(
     state, slot = generation.core.processes[index], generation.slots[index]
     now = daemon.loop.time()
     pid = state.pid
-    memory = busy = None
+    memory = busy = board = None
     if detail and pid is not None:
         memory = rss(pid)
+        board = slot.reading(now)
         if accepted is not None and (own := socket_inodes(pid)) is not None:
             busy = not accepted.isdisjoint(own)
     return messages.ProcessStatus(
@@ -119,11 +122,19 @@ def _process(
         restarts=max(0, slot.spawned - 1),
         exit=None if slot.exit is None else _exit(slot.exit.code, slot.exit.signal),
         busy=busy,
-        requests=slot.requests,
+        requests=slot.requests if board is None else board.requests,
         rss=memory,
         reason=_reason(state) or slot.status_text,
         retry_in=round(max(0.0, state.due - now), 3) if isinstance(state, Backoff) else None,
+        in_hand=None if board is None else len(board.in_hand),
+        last_duration=None if board is None or board.last is None else round(board.last, 6),
+        current=() if board is None else tuple(_request(request, now) for request in board.in_hand[:SHOWN]),
     )
+
+
+def _request(request: Request, now: float) -> messages.RequestStatus:
+    seconds = round(max(0.0, now - request.since), 3)
+    return messages.RequestStatus(method=request.method, uri=request.uri, seconds=seconds)
 
 
 def _exit(code: int | None, signal: int | None) -> messages.Exit:

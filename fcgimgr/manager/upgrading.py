@@ -46,6 +46,8 @@ async def upgrade(daemon: Daemon) -> Verdict:
     daemon.updating = True  # no update, and no second upgrade, while this goes on
     try:
         said = await _try_new_code(daemon)
+    except UnicodeError as error:
+        raise ControlError(f"the state cannot be written down: {error} (an environment?)", code=REFUSED) from error
     finally:
         daemon.updating = False
     if said is not None:
@@ -74,7 +76,9 @@ def refuse_unless_quiet(daemon: Daemon) -> None:
 def _unquiet(daemon: Daemon) -> Iterator[str]:
     if daemon.state != "RUNNING" or daemon.taking_over:
         yield f"the manager is {daemon.state}"
-    if daemon.updating:
+    if daemon.ending:
+        yield "the manager is about to stop"
+    if daemon.updating or daemon.reloads:
         yield "an update or another upgrade is under way"
     for pool in daemon.pools.values():
         if pool.core.coming is not None or pool.core.leaving or pool.core.waiting is not None:
@@ -163,15 +167,19 @@ class GoOver:
     async def __call__(self) -> None:
         """Does not return, unless something came between: then all is as before."""
         daemon = self._daemon
+        daemon.history.record("manager", daemon.config.manager.identifier, daemon.state, "UPGRADING")
         control = await self._server.pause()
         self._signals.hold()
         try:
+            await asyncio.sleep(0)  # an order that a signal has given may be about to begin
             refuse_unless_quiet(daemon)
             self._execute(control)
-        except (ControlError, LinuxError, OSError, ValueError) as error:  # ValueError: an environment not in UTF-8
+        except (ControlError, LinuxError, OSError, UnicodeError) as error:  # UnicodeError: an environment not in UTF-8
             daemon.journal.error(f"upgrade: {error}; the old code goes on")
-        self._signals.let_come()
-        await self._server.open()
+            daemon.history.record("manager", daemon.config.manager.identifier, "UPGRADING", daemon.state, str(error))
+        finally:
+            self._signals.let_come()
+            await self._server.open()
 
     def _execute(self, control: int) -> None:
         daemon = self._daemon
@@ -183,6 +191,8 @@ class GoOver:
             sockets={name: tuple(fds) for name, fds in daemon.sockets.items()},
             soft_nofile=daemon.soft_nofile,
             upgrades=daemon.upgrades + 1,
+            draining=daemon.departure.since,
+            draining_why=daemon.departure.why,
         )
         saved = state.decode(content := _content(daemon, handover))
         daemon.journal.info("executing the installed code", pid=os.getpid())
@@ -195,7 +205,7 @@ class GoOver:
                 sys.executable,
                 [*_words(daemon), "--state", str(fd)],
                 {**os.environ, **daemon.service_environment},
-                [fd, *saved.fds(), *daemon.given_fds],
+                [fd, *saved.fds()],
             )
         finally:
             os.close(fd)
@@ -220,6 +230,7 @@ def _slot_record(pool: str, generation: int, index: int, slot: Slot) -> SlotReco
         stdout=_pipe_record(slot.stdout),
         stderr=_pipe_record(slot.stderr),
         lingering=tuple(pump.hand_over()[0] for pump in slot.lingering if not pump.closed),
+        board=slot.board.fd if slot.board is not None else -1,
         requests=slot.requests,
         status_text=slot.status_text,
     )

@@ -8,7 +8,10 @@ main         the command line: where modules are found, which application, which
 loading      `module:callable` → the application, or a message for its author
 listening    the sockets that were handed over, and which peers may use them
 accepting    the loop in front of every engine: accept when a thread is free, drain on TERM
+asking       how a log names a request
 observing    what an engine tells of its requests, and to whom
+watching     who is told: keeps the scoreboard
+board        the scoreboard, as the worker writes it
 flup_engine  flup's FastCGI server, mended
 notify       READY=1 to the manager
 """

@@ -57,10 +57,12 @@ class Connection(Protocol):
     """What an engine makes of an accepted socket.
 
     Between two calls of `serve`, `until` is the monotonic time at which its waiting ends, and `idle` says that it
-    waits for a new request, so that closing it cuts nothing in two.
+    waits for a new request, so that closing it cuts nothing in two. A loop that hears of the peer's end with the next
+    request sets `hung_up`.
     """
 
     until: float
+    hung_up: bool
 
     @property
     def idle(self) -> bool: ...

@@ -5,11 +5,12 @@ flup's own: the WSGI side (`handler`: environ, start_response, write), requests 
 - Records are read in large pieces and written together, where flup makes two or three system calls a record.
 - PARAMS are joined before they are read (flup misreads a pair that lies across two records) and bounded.
 - A broken or malformed connection ends that connection, with one line on stderr; flup swallows the error.
-- An exception of the application goes to the process's stderr, and so to the pool's log. (In FCGI_STDERR it would be
-  seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once a part of the response is
-  sent the connection is broken off: with an orderly end a truncated page would look like a whole one.
+- An exception of the application goes to the process's stderr, and so to the pool's log, with the request that raised
+  it. (In FCGI_STDERR it would be seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once
+  a part of the response is sent the connection is broken off: with an orderly end a truncated page would look whole.
 - GET_VALUES is answered (flup compares str with bytes and finds nothing).
-- The closing side waits for the peer's end at most LINGER seconds, not for ever.
+- A connection is closed at once when all of its request has been read; else the peer's end is waited for, at most
+  LINGER seconds. (flup always waits, and for ever: a peer that keeps its side open costs a thread.)
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ from fcgimgr.fastcgi.records import (
     encode_record,
 )
 from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
+from fcgimgr.worker.asking import asked
 from fcgimgr.worker.observing import Observer
 
-#: Seconds between two reads while a request is still being announced; its body may take as long as it takes.
+#: Seconds that a request may take to be announced, from its BEGIN_REQUEST to the last of its parameters. Its body may
+#: take as long as it takes: how fast a body must come is for the web server to say, which as a rule has it whole.
 HEAD_PATIENCE: Final = 30.0
-#: Seconds to wait for the peer to close: closing with its bytes unread would reset the connection under our answer.
+#: Seconds to wait for the peer to close while it may still be sending: closing with bytes unread resets the connection
+#: under our answer (tcp(7), unix(7)).
 LINGER: Final = 2.0
 _READ: Final = 65536
 _SEND_AT: Final = 65536
@@ -110,7 +114,9 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]
         except BaseException:  # noqa: BLE001  # an application may raise anything; it ends the request, not the worker
             if self._conn.gone:
                 raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
-            sys.stderr.write(f"fcgimgr worker: the application failed:\n{traceback.format_exc()}")
+            sys.stderr.write(
+                f"fcgimgr worker: the application failed at {asked(self.params)}\n{traceback.format_exc()}"
+            )
             sys.stderr.flush()
             if self.stdout.dataWritten:
                 raise EOFError from None
@@ -140,6 +146,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     idle = True  # whenever serve() has answered True
     until = 0.0
+    hung_up = False
 
     def __init__(self, accepted: socket.socket, server: _Server) -> None:
         super().__init__(accepted, None, server, None)
@@ -147,6 +154,8 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self.gone = False
         self._keepGoing = True
         self._running = False
+        self._all_read = True  # of the last request, to the end of its STDIN, after which a peer sends nothing
+        self._announced_until = 0.0  # monotonic seconds; of the request that is being announced
         self._reader = RecordReader()
         self._arrived: deque[Record] = deque()
         self._unsent: list[bytes] = []
@@ -177,6 +186,8 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     def close(self) -> None:
         with contextlib.suppress(OSError), self.socket:
+            if self._all_read or any(_ends_stdin(record) for record in self._arrived):
+                return
             self.socket.shutdown(socket.SHUT_WR)
             until = time.monotonic() + LINGER
             while self._readable(until - time.monotonic()) and self.socket.recv(_READ):
@@ -192,7 +203,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             self._take(self._arrived.popleft())
 
     def _receive(self) -> None:
-        if self._requests and not self._running and not self._readable(HEAD_PATIENCE):
+        if self._requests and not self._running and not self._readable(self._announced_until - time.monotonic()):
             raise ProtocolError(f"a request was begun and not finished in {HEAD_PATIENCE:g} s")
         try:
             incoming = self.socket.recv(_READ)
@@ -218,6 +229,8 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             RecordType.DATA: self._do_data,
             RecordType.GET_VALUES: self._do_get_values,
         }
+        if _ends_stdin(record):
+            self._all_read = True
         handler = handlers.get(record.type)  # type: ignore[call-overload]
         if handler is None:
             if record.request_id:
@@ -232,6 +245,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     def _do_begin_request(self, record: Any) -> None:
         decode_begin_request(record.contentData)  # flup would fail on a wrong length with a struct.error
+        if not self._requests:  # a second one at the same time is refused, and prolongs nothing
+            self._announced_until = time.monotonic() + HEAD_PATIENCE
+            self._all_read = False
         super()._do_begin_request(record)
 
     def _do_params(self, record: Any) -> None:
@@ -283,3 +299,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     def _cleanupSocket(self) -> None:  # noqa: N802  # flup's name
         """flup closes from within a request; here AcceptLoop closes, once serve() has answered False."""
+
+
+def _ends_stdin(record: Record) -> bool:
+    return record.type == RecordType.STDIN and not record.content

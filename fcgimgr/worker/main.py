@@ -1,4 +1,4 @@
-"""A WSGI worker's command line: `PYTHON …/fcgimgr/worker/main.py --server flup [--threads N] module:callable`.
+"""A WSGI worker's command line: `PYTHON …/fcgimgr/worker/main.py [--server native] [--threads N] module:callable`.
 
 Run by path, in the application's interpreter. What the application can import must not depend on how fcgimgr is
 installed, so exactly two of our packages are lent to it, each under its own name and neither through sys.path:
@@ -15,12 +15,13 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Final, NoReturn
 
-#: Threads of one process when nothing is said: as many requests at once as one interpreter lock can usefully juggle.
-DEFAULT_THREADS: Final = 16
+#: Threads of one process when nothing is said. flup: as many requests at once as one interpreter lock can usefully
+#: juggle. native: PHP-FPM's model, where a process is what can be counted, limited and killed.
+DEFAULT_THREADS: Final = {"flup": 16, "native": 1}
 
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE: Final = os.path.dirname(_HERE)
@@ -29,15 +30,14 @@ _PACKAGE: Final = os.path.dirname(_HERE)
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop. `arguments` without the program's name."""
     options = _parse(arguments)
+    from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
     from fcgimgr.worker.notify import notify
+    from fcgimgr.worker.watching import Watch
 
     _lend_flup()
-    try:
-        from fcgimgr.worker import flup_engine
-    except ImportError as error:
-        _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
+    serve = _engine(options.server)
     # Behind a pipe print() would keep its lines until 8 KB are full, and lose them in a crash.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
@@ -46,20 +46,37 @@ def main(arguments: Sequence[str]) -> int:
     try:
         listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
+        watch = Watch(inherited_board(os.environ))
         application = load_application(options.application)
-        flup_engine.serve(application, listeners, options.threads, allowed, ready=lambda: notify("READY=1"))
+        threads = options.threads or DEFAULT_THREADS[options.server]
+        serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
+
+
+def _engine(server: str) -> Callable[..., None]:
+    """What serves an application: an engine's `serve`."""
+    if server == "native":
+        from fcgimgr.worker import native_engine
+
+        return native_engine.serve
+    try:
+        from fcgimgr.worker import flup_engine
+    except ImportError as error:
+        _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
+    return flup_engine.serve
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fcgimgr-worker", description="Serve a WSGI application on the FastCGI socket that is file descriptor 0."
     )
-    parser.add_argument("--server", choices=["flup"], default="flup", help="the engine (default: flup)")
+    parser.add_argument("--server", choices=sorted(DEFAULT_THREADS), default="flup", help="the engine (default: flup)")
     parser.add_argument(
-        "--threads", type=_threads, default=DEFAULT_THREADS, help="requests at once (default: %(default)s)"
+        "--threads",
+        type=_threads,
+        help="requests at once (default: " + ", ".join(f"{n} with {s}" for s, n in DEFAULT_THREADS.items()) + ")",
     )
     parser.add_argument("application", metavar="module:callable", help="the WSGI application")
     return parser.parse_args(arguments)

@@ -25,8 +25,8 @@ from typing import Any, Final
 
 from fcgimgr.fastcgi.arriving import Arrival, read_whole
 from fcgimgr.fastcgi.records import KEEP_CONNECTION, ProtocolError, end_request
-from fcgimgr.worker.asking import asked
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
+from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
 from fcgimgr.worker.exchange import Exchange, FileWrapper
 from fcgimgr.worker.keeping import Keeping
@@ -52,7 +52,7 @@ _NOW: Final = socket.MSG_DONTWAIT
 _ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
 
-class ClientGone(ConnectionError):
+class ClientGoneError(ConnectionError):
     """The web server has closed the connection, aborted the request, or stopped sending or taking bytes."""
 
 
@@ -287,7 +287,9 @@ class _Connection:
                 begun = monotonic()
                 patience = BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited
                 if not _comes(self.socket, select.POLLIN, patience):
-                    raise self._lost(f"{arrival.body_length} bytes of the body came in {self._waited + patience:.0f} s")
+                    raise self._timed_out(
+                        f"{arrival.body_length} bytes of a body came in {self._waited + patience:.0f} s"
+                    ) from None
                 self._waited += monotonic() - begun
             except OSError:
                 self.gone = True
@@ -356,7 +358,7 @@ class _Connection:
     # --- what an Exchange calls
 
     def check(self) -> None:
-        """Raises ClientGone when the client is known to have gone, or to want no answer any more."""
+        """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
         events = poll.poll(0)
@@ -408,7 +410,7 @@ class _Connection:
     def _send_rest(self, unsent: memoryview, flags: int) -> None:
         while unsent:
             if not _comes(self.socket, select.POLLOUT, SEND_PATIENCE):
-                raise self._lost(f"the web server took nothing of an answer for {SEND_PATIENCE:g} s")
+                raise self._timed_out(f"nothing of an answer was taken for {SEND_PATIENCE:g} s")
             try:
                 unsent = unsent[self.socket.send(unsent, flags) :]
             except BlockingIOError:
@@ -434,9 +436,13 @@ class _Connection:
         self.until = monotonic() + LINGER
         return True
 
-    def _lost(self, why: str) -> ClientGone:
+    def _timed_out(self, why: str) -> ClientGoneError:
+        print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+        return self._lost(why)
+
+    def _lost(self, why: str) -> ClientGoneError:
         self.gone = True
-        return ClientGone(why)
+        return ClientGoneError(why)
 
 
 def _enough(arrival: Arrival) -> bool:

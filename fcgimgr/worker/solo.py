@@ -58,8 +58,8 @@ class SoloLoop(AcceptLoop):
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)
-        # Under load the next one is there already. Only where no kept connection has to wait meanwhile, and not for long:
-        # a signal waits too.
+        # Under load the next one is there already. Only where no kept connection has to wait meanwhile, and not for
+        # long: a signal waits too.
         for _ in range(_EVENTS):
             if self._waiting or not super()._accept(listener):
                 break

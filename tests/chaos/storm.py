@@ -1,43 +1,42 @@
 """A storm: pools of several kinds under steady load through nginx, and one act after another at random, from a seed.
 
-After every act the house must be in order again: exactly the wanted processes, all running and all in the status; no
-zombie, no stray, no descriptor more than before. And at the end every request that failed must be explained: only what
-was in the hands of a process that an act killed may be lost. Who had it in hand is known by the pool and the time: the
-kill fell between the request and its failure, and no process has more in hand than there are clients.
+What can be done is in acts.py, to the pools and to the manager itself: it is upgraded in place, and killed at any
+moment and followed by the next one, which takes the same processes back. What is lost is told in outcome.py.
 
-The acts are in ACTS, with their weights. Acts on the manager itself, its upgrade and its death by SIGKILL, take their
-places there as soon as the manager survives them.
+After every act the house must be in order again: exactly the wanted processes, all running and all in the status; no
+zombie, no stray, no descriptor more than before. What an act does not concern must be as it was: the same processes
+with the same restarts and exits, whoever the manager is.
 """
 
 import os
 import random
 import signal
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
 from fcgimgr.control.client import Client
 from fcgimgr.control.messages import (
-    NamesParams,
+    ControlError,
+    Params,
+    Pong,
     PoolStatus,
-    ReloadParams,
-    RestartParams,
-    ScaleParams,
-    Updated,
-    UpdateParams,
+    ProcessStatus,
+    Status,
+    StatusParams,
     Verdict,
 )
+from tests.chaos.outcome import Act, Outcome
 from tests.integration.backends import BACKENDS, front, pool
 from tests.integration.commands import Manager, configuration
-from tests.integration.load import Failed, Load
+from tests.integration.load import Load
 from tests.integration.ports import free_address
 from tests.integration.running import strays
-from tests.integration.scenes import Child
+from tests.integration.scenes import Child, are_gone
 from tests.waiting import eventually
 
 KINDS: Final = ("go", "php", "wsgi")
@@ -46,8 +45,9 @@ CLIENTS: Final = 2
 """For each kind of program; each client asks the pool on TCP and the one on the Unix socket in turn."""
 
 SETTLED_WITHIN: Final = 30.0
-SLACK: Final = 0.1
-"""Seconds by which a kill may lie outside of a request that it broke: clocks are read before and after."""
+
+Was = dict[str, dict[str, ProcessStatus]]
+"""How each process of each pool was."""
 
 
 @dataclass
@@ -63,38 +63,23 @@ class House:
     umask: int = 0o22
     backlog: int = 256
 
-
-@dataclass
-class Outcome:
-    """What came of a storm."""
-
-    seed: int
-    acts: Counter[str] = field(default_factory=Counter)
-    requests: int = 0
-    kills: list[tuple[float, str]] = field(default_factory=list)
-    lost: list[tuple[str, Failed]] = field(default_factory=list)
-    unexplained: list[tuple[str, Failed]] = field(default_factory=list)
-    seconds: float = 0.0
-
     def __str__(self) -> str:
-        acts = ", ".join(f"{count} {name}" for name, count in sorted(self.acts.items()))
-        lines = [
-            f"seed {self.seed}: {self.requests} requests in {self.seconds:.0f} s",
-            f"{sum(self.acts.values())} acts: {acts}",
-            f"{len(self.kills)} processes killed, {len(self.lost)} requests lost in their hands",
-            f"{len(self.unexplained)} requests lost otherwise",
-        ]
-        lines += [f"  {name} at {failed.begun:.3f}: {failed.why}" for name, failed in self.unexplained]
-        return "\n".join(lines)
+        return self.name
+
+
+Deed = Callable[["Storm", House], None]
 
 
 class Storm:
-    """One run in an empty directory."""
+    """One run in an empty directory. `acts`: what can be done, and how often one is done beside the others."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    def __init__(self, directory: Path, seed: int, acts: dict[str, tuple[Deed, int]]) -> None:
         self.outcome = Outcome(seed)
         self.chance = random.Random(seed)
         self.directory = directory
+        self._acts = acts
+        # Each of them once to begin with, so that a short storm leaves none out.
+        self._first = self.chance.sample(list(acts), len(acts))
         self.houses = []
         for kind in KINDS:
             (directory / kind).mkdir()
@@ -102,43 +87,58 @@ class Storm:
                 address = free_address(transport, directory / kind)
                 self.houses.append(House(f"{kind}_{transport}", kind, address, f"/{number}"))
         self.loads: dict[str, Load] = {}
+        self.left: set[int] = set()  # the processes of managers that were killed
+        self._managers = count(1)
 
     @contextmanager
     def brewing(self) -> Iterator[None]:
         """The manager, three nginx and their clients at work."""
         with ExitStack() as stack:
-            self.manager = stack.enter_context(Manager(self.write(), self.directory / "fcgimgr.sock"))
+            self.manager = self._next_manager(Manager(self.write(), self.directory / "fcgimgr.sock"))
+            self.manager.__enter__()
+            # Of them all, the last.
+            stack.push(lambda *error: self.manager.__exit__(*error))
             for kind in KINDS:
                 BACKENDS[kind].prepare(self.directory / kind)
                 addresses = [house.address for house in self.houses if house.kind == kind]
                 nginx = stack.enter_context(front(self.directory / kind, kind, *addresses))
                 paths = [house.path for house in self.houses if house.kind == kind]
                 self.loads[kind] = stack.enter_context(Load(nginx.port, paths=paths, clients=CLIENTS, pause=2))
-            self.spare_fds = self.descriptors() - self.pipes()
+            _, fds = self.look()
+            self.nulls = list(fds.values()).count(os.devnull)
+            self.others = len(fds) - self.nulls - self.pipes()
             yield
 
     def rage(self, seconds: float) -> Outcome:
-        """Act for so long; what came of it. AssertionError: after an act the house was not in order again."""
-        begun = monotonic()
-        with self.brewing():
-            while monotonic() - begun < seconds:
-                name, act = self.choose()
-                house = self.chance.choice(self.houses)
-                try:
-                    act(self, house)
-                    eventually(self.in_order, within=SETTLED_WITHIN)
-                except Exception as error:
-                    raise AssertionError(f"seed {self.outcome.seed}: after {name} of {house}: {error}") from error
-                self.outcome.acts[name] += 1
-            for load in self.loads.values():
-                load.goes_on(10)
-        self.outcome.seconds = monotonic() - begun
-        self.judge()
+        """Act for so long; what came of it. It ends at once when after an act the house is not in order again."""
+        self.outcome.begun = monotonic()
+        try:
+            with self.brewing():
+                while monotonic() - self.outcome.begun < seconds:
+                    self._act()
+                for load in self.loads.values():
+                    load.goes_on(10)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, what was lost until then is told with it
+            acts = self.outcome.acts
+            self.outcome.trouble = f"after {acts[-1] if acts else 'the start'}: {error!r}"
+        self.outcome.seconds = monotonic() - self.outcome.begun
+        for house in self.houses:
+            if (load := self.loads.get(house.kind)) is not None:
+                answered = sum(answer.path == house.path for answer in load.answers)
+                failures = [failed for failed in load.failures if failed.path == house.path]
+                self.outcome.reckon(house.name, answered, failures, CLIENTS)
         return self.outcome
 
-    def choose(self) -> tuple[str, Callable[["Storm", House], None]]:
-        ((name, (act, _)),) = self.chance.choices(list(ACTS.items()), [weight for _, weight in ACTS.values()])
-        return name, act
+    def _act(self) -> None:
+        weights = [weight for _, weight in self._acts.values()]
+        name = self._first.pop() if self._first else self.chance.choices(list(self._acts), weights)[0]
+        house = self.chance.choice(self.houses)
+        begun = monotonic()
+        try:
+            self._acts[name][0](self, house)
+            eventually(self.in_order, within=SETTLED_WITHIN)
+        finally:
+            self.outcome.acts.append(Act(name, house.name, begun, monotonic()))
 
     # What should be
 
@@ -158,34 +158,51 @@ class Storm:
 
     def in_order(self) -> bool:
         """Whether everything is as it should be, and the status says what is."""
-        shown = {each.name: each for each in self.manager.status().pools}
+        status, fds = self.look()
+        assert (status.manager.pid, status.manager.state) == (self.manager.pid, "RUNNING"), status.manager
+        shown = {each.name: each for each in status.pools}
         assert list(shown) == [house.name for house in self.houses]
+        children = set(Child(self.manager.pid).children)
         for house in self.houses:
             each = shown[house.name]
             assert (each.state, each.numprocs, each.canary) == ("RUNNING", house.wanted, None), each
             assert len(each.processes) == house.wanted, each
             assert all(process.state == "RUNNING" for process in each.processes), each
-            self.is_true(each)
-        pids = sorted(process.pid or 0 for each in shown.values() for process in each.processes)
-        assert sorted(Child(self.manager.pid).children) == pids
+            self.is_true(each, children)
+        pids = {process.pid or 0 for each in shown.values() for process in each.processes}
+        assert children <= pids, f"children of no pool: {children - pids}"
         found = {int(stray.split()[0]) for stray in strays(self.manager.mark)}
-        assert found == {*pids, self.manager.pid}, found
-        assert self.descriptors() == self.spare_fds + self.pipes(), Child(self.manager.pid).fds
+        assert found == {*pids, self.manager.pid}, f"{found ^ {*pids, self.manager.pid}}: strays, or missing"
+        self.leaks_none(fds, held=len(pids - children))
         return True
 
-    def is_true(self, shown: PoolStatus) -> None:
+    def is_true(self, shown: PoolStatus, children: Collection[int]) -> None:
         """What the status says of each process is what the kernel says."""
         for process in shown.processes:
             assert process.pid is not None
             child = Child(process.pid)
             assert child.stat[0] not in "ZXTt", (process, child.stat[0])
-            assert child.parent == self.manager.pid
+            assert process.pid in children or process.pid in self.left, (process, child.parent)
             assert child.environ["FCGIMGR_POOL"] == shown.name
             assert child.environ["FCGIMGR_PROCESS"] == process.name
             assert child.environ["FCGIMGR_GENERATION"] == str(process.generation) == str(shown.generation)
 
-    def descriptors(self) -> int:
-        return len(Child(self.manager.pid).fds)
+    def leaks_none(self, fds: dict[int, str], *, held: int) -> None:
+        """Whether the manager has the descriptors that the first one had when it was up, and what its processes need.
+
+        `held`: by a pidfd each. Spawning keeps some numbers taken (linux/spawn.py), from the first spawn on.
+        """
+        nulls = list(fds.values()).count(os.devnull)
+        assert nulls <= self.nulls, fds
+        wanted = self.others + self.pipes() + held
+        assert len(fds) - nulls == wanted, f"{len(fds) - nulls} descriptors, not {wanted}: {fds}"
+
+    def look(self) -> tuple[Status, dict[int, str]]:
+        """The status, and the manager's descriptors."""
+        with Client(str(self.manager.control)) as client:
+            status = client.call("status", StatusParams(detail=False), answer=Status)
+            # Here, where there is one client exactly: those that came before have been taken leave of.
+            return status, Child(self.manager.pid).fds
 
     def pipes(self) -> int:
         """How many of the manager's descriptors are its processes' stdout and stderr."""
@@ -193,127 +210,86 @@ class Storm:
 
     # What an act needs
 
-    def tell(self, method: str, params: NamesParams | ReloadParams | RestartParams | ScaleParams) -> Verdict:
+    def tell(self, method: str, params: Params) -> Verdict:
         verdict = self.manager.command(method, params)
         assert verdict.ok, verdict
         return verdict
 
-    def kill_one(self, house: House) -> None:
-        """SIGKILL to one process of the pool, of whichever generation."""
-        processes = [process for process in self.manager.pool(house.name).processes if process.pid is not None]
-        if not processes:
+    def pong(self) -> Pong:
+        with Client(str(self.manager.control)) as client:
+            return client.call("ping", None, answer=Pong)
+
+    def processes(self) -> Was:
+        """How each process is."""
+        return {
+            each.name: {process.name: process for process in each.processes} for each in self.manager.status().pools
+        }
+
+    def goes_on_as(self, was: Was, *, but: Collection[str] = ()) -> None:
+        """Each process that was is there with all that is known of it, but for these pools."""
+        now = self.processes()
+        for name in was.keys() - set(but):
+            before, after = ({key: known(one) for key, one in each[name].items()} for each in (was, now))
+            assert before == after, f"{name} was {before} and is {after}"
+
+    def victim(self, house: House) -> int | None:
+        """The pid of one process of the pool, of whichever generation; None: it has none just now."""
+        pids = [process.pid for process in self.manager.pool(house.name).processes if process.pid is not None]
+        return self.chance.choice(pids) if pids else None
+
+    def kill(self, pid: int | None, house: House) -> None:
+        """SIGKILL to a process of this pool, if it is still there."""
+        if pid is None:
             return
-        pid = self.chance.choice(processes).pid
-        assert pid is not None
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             return  # it has gone by itself since
         self.outcome.kills.append((monotonic(), house.name))
+        are_gone(pid)  # it may take its time to die, and until then everything looks well
 
-    # The reckoning
+    # Managers
 
-    def judge(self) -> None:
-        """Tell the requests that a kill explains from those that nothing does."""
-        names = {(house.kind, house.path): house.name for house in self.houses}
-        for kind, load in self.loads.items():
-            self.outcome.requests += len(load.answers) + len(load.failures)
-            for failed in load.failures:
-                name = names[kind, failed.path]
-                explained = any(
-                    killed == name and failed.begun - SLACK <= moment <= failed.ended + SLACK
-                    for moment, killed in self.outcome.kills
-                )
-                (self.outcome.lost if explained else self.outcome.unexplained).append((name, failed))
-        kills, lost = Counter(name for _, name in self.outcome.kills), Counter(name for name, _ in self.outcome.lost)
-        for name, count in lost.items():
-            assert count <= kills[name] * CLIENTS, f"{name}: {count} requests lost by {kills[name]} kills"
+    def _next_manager(self, manager: Manager) -> Manager:
+        manager.log = self.directory / f"manager-{next(self._managers)}.log"
+        return manager
 
+    def kill_manager(self) -> None:
+        """SIGKILL. Until `follow` the pools are alone."""
+        self._killed = monotonic()
+        self.manager.kill()
+        self.left = {int(stray.split()[0]) for stray in strays(self.manager.mark)}
 
-# -- acts -------------------------------------------------------------------------------------------------------------
+    def serves_alone(self, houses: Sequence[House]) -> None:
+        """Wait until each of these pools has answered a request that was begun after the manager's death."""
+        for house in houses:
+            load = self.loads[house.kind]
+            eventually(lambda at=house.path, load=load: any(a.path == at for a in load.since(self._killed)), within=30)
 
+    def follow(self, *, starters: int = 1) -> None:
+        """Start the next manager; it answers, and all that it does by itself follows. Of several, one comes up."""
+        before = self.manager
+        begun = [self._next_manager(Manager(before.config, before.control, mark=before.mark)) for _ in range(starters)]
+        for manager in begun:
+            manager.begin()
+        while len(begun) > 1:
+            refused = eventually(lambda: next((one for one in begun if one.ended), None), within=SETTLED_WITHIN)
+            assert refused.wait() == 1, refused.output()
+            assert "already held by " in refused.output(), refused.output()
+            begun.remove(refused)
+        (self.manager,) = begun
+        eventually(self._is_up, within=SETTLED_WITHIN)
+        self.outcome.alone.append(monotonic() - self._killed)
 
-def reload(storm: Storm, house: House) -> None:
-    storm.tell("reload", ReloadParams(names=(house.name,)))
-
-
-def canary(storm: Storm, house: House) -> None:
-    """On TCP: a canary that is promoted or aborted. Elsewhere it is a reload."""
-    if house.address.startswith("unix:"):
-        reload(storm, house)
-        return
-    storm.tell("reload", ReloadParams(names=(house.name,), canary=storm.chance.choice([5.0, 50.0])))
-    time.sleep(storm.chance.random() / 10)
-    action = storm.chance.choice(["promote", "abort"])
-    storm.tell("reload", ReloadParams(names=(house.name,), action=action))
-
-
-def scale(storm: Storm, house: House) -> None:
-    house.wanted = storm.chance.randint(1, 4)
-    storm.tell("scale", ScaleParams(name=house.name, numprocs=str(house.wanted)))
-
-
-def restart_one(storm: Storm, house: House) -> None:
-    index = storm.chance.randrange(house.wanted)
-    storm.tell("restart", RestartParams(names=(f"{house.name}:{house.name}_{index:02d}",)))
+    def _is_up(self) -> bool:
+        if self.manager.ended:  # not an AssertionError: there is nothing left to wait for
+            raise RuntimeError(f"the manager ended with {self.manager.wait()}: {self.manager.output()}")
+        try:
+            return self.manager.status().manager.state == "RUNNING"
+        except ControlError:
+            return False
 
 
-def retire_one(storm: Storm, house: House) -> None:
-    """One process is stopped, and started again a moment later; a pool's last one is not: that would be a stop."""
-    if house.wanted == 1:
-        scale(storm, house)
-        return
-    name = f"{house.name}:{house.name}_{storm.chance.randrange(house.wanted):02d}"
-    storm.tell("stop", NamesParams(names=(name,)))
-    storm.tell("start", NamesParams(names=(name,)))
-
-
-def change(storm: Storm, house: House) -> None:
-    """Another number of processes, another backlog, another umask, or several of these, in the file."""
-    what = storm.chance.choice(["numprocs", "backlog", "umask", "all"])
-    if what in ("numprocs", "all"):
-        before, house.written = house.written, storm.chance.randint(1, 4)
-        if house.written != before:
-            house.wanted = house.written
-    if what in ("backlog", "all"):
-        house.backlog = storm.chance.randint(100, 300)
-    if what in ("umask", "all"):
-        house.umask = storm.chance.choice([0o22, 0o27, 0o77])
-    storm.write()
-
-
-def update(storm: Storm, house: House) -> None:
-    change(storm, house)
-    with Client(str(storm.manager.control)) as client:
-        updated = client.call("update", UpdateParams(), answer=Updated, patient=True)
-    assert updated.ok, updated
-
-
-def kill(storm: Storm, house: House) -> None:
-    storm.kill_one(house)
-
-
-def kill_during_reload(storm: Storm, house: House) -> None:
-    """A process of the old or the new generation, at any moment of the reload."""
-    storm.tell("reload", ReloadParams(names=(house.name,), wait=False))
-    time.sleep(storm.chance.random() / 4)
-    storm.kill_one(house)
-
-
-def kill_during_scale(storm: Storm, house: House) -> None:
-    house.wanted = storm.chance.randint(1, 4)
-    storm.tell("scale", ScaleParams(name=house.name, numprocs=str(house.wanted), wait=False))
-    storm.kill_one(house)
-
-
-ACTS: Final[dict[str, tuple[Callable[[Storm, House], None], int]]] = {
-    "reload": (reload, 5),
-    "canary": (canary, 2),
-    "scale": (scale, 3),
-    "restart of one": (restart_one, 3),
-    "retirement": (retire_one, 3),
-    "update": (update, 3),
-    "kill": (kill, 2),
-    "kill during a reload": (kill_during_reload, 2),
-    "kill during a scale": (kill_during_scale, 1),
-}
+def known(process: ProcessStatus) -> tuple[object, ...]:
+    """What a manager must not forget of a process."""
+    return process.pid, process.state, process.generation, process.restarts, process.exit

@@ -1,6 +1,7 @@
 """Real workers on a real listener, asked over the wire: what the tests of every FastCGI engine stand on."""
 
 import contextlib
+import functools
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ import flup  # type: ignore[import-untyped,unused-ignore]
 
 from fcgimgr.fastcgi.client import Request, Response, fetch
 from fcgimgr.worker import FLUP_VARIABLE, MAIN
+from tests.waiting import eventually
 
 FLUP_HOME = str(Path(flup.__file__).parents[1])
 
@@ -35,7 +37,16 @@ class Bench:
     def start(
         self, application: str = "worker_app:application", *options: str, ready: bool = True, **popen: object
     ) -> subprocess.Popen[bytes]:
-        """Start a worker; with `ready`, come back when it says that it accepts."""
+        """Start a worker; with `ready`, come back when it says that it accepts. `before`: words before its own."""
+        before: tuple[str, ...] = popen.pop("before", ())  # type: ignore[assignment]
+        python: str = popen.pop("python", sys.executable)  # type: ignore[assignment]
+        worker = self.launch([*before, python, MAIN, *options, application], **popen)
+        if ready:
+            assert self._notified.recv(100) == b"READY=1"
+        return worker
+
+    def launch(self, words: list[str], **popen: object) -> subprocess.Popen[bytes]:
+        """Start any program on the listener."""
         environment = {
             "PATH": os.environ["PATH"],
             "NOTIFY_SOCKET": str(self.directory / "notify"),
@@ -43,14 +54,12 @@ class Bench:
             **popen.pop("env", {}),  # type: ignore[dict-item]
         }
         worker: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-            [popen.pop("python", sys.executable), MAIN, *options, application],
+            words,
             cwd=popen.pop("cwd", self.directory),
             env=environment,
             **{"stdin": self.listener, "stderr": self._stderr, **popen},
         )
         self.workers.append(worker)
-        if ready:
-            assert self._notified.recv(100) == b"READY=1"
         return worker
 
     def stderr(self) -> str:
@@ -70,9 +79,17 @@ class Bench:
         return list(self.directory.glob("held-*"))
 
     def release(self, *fifos: Path) -> None:
-        """Let requests go. Opening waits until the other side has opened too, so that none misses it."""
+        """Let requests go; one that has gone already is as well."""
+
+        def is_open(fifo: Path) -> bool:
+            try:
+                os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # ENXIO while the other side has it not open
+            except FileNotFoundError:
+                pass
+            return True
+
         for fifo in fifos:
-            os.close(os.open(fifo, os.O_WRONLY))
+            eventually(functools.partial(is_open, fifo))
 
     def close(self) -> None:
         for worker in self.workers:

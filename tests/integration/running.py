@@ -68,6 +68,17 @@ class RunningManager:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        self.begin()
+        try:
+            eventually(self._is_up, within=self._within)
+        except BaseException:
+            self._end_by_force()
+            self._show_log()
+            raise
+        return self
+
+    def begin(self) -> None:
+        """Start it, and no more: whether it comes up is not waited for."""
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*self._prefix, sys.executable, "-m", "fcgimgr", "-c", str(self.config)],
@@ -77,13 +88,6 @@ class RunningManager:
                 env=self._environment,
                 pass_fds=self._inherit,
             )
-        try:
-            eventually(self._is_up, within=self._within)
-        except BaseException:
-            self._end_by_force()
-            self._show_log()
-            raise
-        return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         try:
@@ -159,6 +163,12 @@ class RunningManager:
         """Wait until it has ended by itself; its exit code."""
         assert self._process is not None
         return self._process.wait(within)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the manager has ended, by itself or by force."""
+        assert self._process is not None
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         """SIGKILL, to the manager alone; its processes live on. Not to be used within a `with`."""

@@ -18,6 +18,7 @@ from tests.integration.running import MARK, RunningManager
 from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, ordinary_user, scene
 from tests.integration.succession import PYTHON, SERVE, Load, killed, next_one, pool, reload, served_by, write
 from tests.integration.test_supervision import replaced
+from tests.integration.test_upgrade import upgrade
 from tests.waiting import eventually
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "unix"])
@@ -168,6 +169,50 @@ def test_its_leftovers_end_with_it(tmp_path: Path) -> None:
 
 
 # -- what has changed meanwhile ---------------------------------------------------------------------------------------
+
+
+def test_who_became_ready_while_nobody_listened_is_taken_for_ready(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "say")
+    (tmp_path / "unheard.py").write_text(
+        "import os, socket, time\n"
+        "open('say').read()\n"
+        "try:\n"
+        "    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\n"
+        "except ConnectionRefusedError:\n"
+        "    open('unheard', 'w').close()\n"
+        "time.sleep(1000)\n"
+    )
+    keys = ['ready = "notify"', "ready_timeout = 600", "startsecs = 0.1", 'directory = "%(here)s"']
+    tables = "\n".join(["[program.app]", f'command = "{PYTHON} unheard.py"', *keys, ""])
+    with killed(scene(tmp_path, tables), ready=False) as first:
+        eventually(lambda: first.pool("app").processes[0].pid)
+        pid = first.pool("app").processes[0].pid
+        first.kill()
+        (tmp_path / "say").write_text("now")
+        eventually((tmp_path / "unheard").exists)
+        with next_one(first) as second:
+            assert second.pids("app") == [pid]
+
+
+def test_the_time_without_a_manager_does_not_count_as_time_to_become_ready(tmp_path: Path) -> None:
+    keys = ['ready = "ping"', "ready_timeout = 600", 'directory = "%(here)s"']
+    (tmp_path / "deaf.py").write_text("import time\nopen('up', 'w').close()\ntime.sleep(1000)\n")
+    socket = free_address("unix", tmp_path)
+    tables = "\n".join(["[pool.app]", f'socket = "{socket}"', f'command = "{PYTHON} deaf.py"', *keys, ""])
+    config = scene(tmp_path, tables)
+    with killed(config, ready=False) as first:
+        eventually((tmp_path / "up").exists)
+        pid = first.pool("app").processes[0].pid
+        first.kill()
+
+        def long_ago(record: dict[str, object]) -> None:
+            if isinstance(state := record.get("state"), dict):
+                state["due"] = time.monotonic() - 100
+
+        edit_state(config, long_ago)
+        with next_one(first, ready=False) as second:
+            process = second.pool("app").processes[0]
+            assert (process.pid, process.state) == (pid, "STARTING")
 
 
 @TRANSPORTS
@@ -443,6 +488,21 @@ def test_what_was_stopped_stays_so_and_a_back_off_goes_on(tmp_path: Path) -> Non
             retry = second.pool("bad").processes[0].retry_in
             assert retry is not None
             assert retry < 600
+
+
+def test_what_was_scaled_down_can_be_scaled_on(tmp_path: Path) -> None:
+    with killed(write(tmp_path, pool(free_address("tcp", tmp_path), "numprocs = 4"))) as first:
+        assert first.scale("app", "3").ok
+        first.kill()
+        with next_one(first) as second:
+            fds = len(Child(second.pid).fds)
+            assert second.scale("app", "2").ok
+            # Of the one that went: two log pipes and a pidfd.
+            eventually(lambda: len(Child(second.pid).fds) <= fds - 3)
+            upgrade(second).succeeds()
+            assert second.scale("app", "1").ok
+            assert second.scale("app", "5").ok
+            assert len(second.pids("app")) == 5
 
 
 def test_several_managers_in_a_row(tmp_path: Path) -> None:

@@ -274,6 +274,21 @@ def test_update_and_reload_all_are_reloads_and_a_reload_of_one_is_not(supervisor
         assert not before & set(manager.pids("app") + manager.pids("sleeper"))
 
 
+def test_after_an_upgrade_it_is_the_same_service(supervisor: Supervisor, tmp_path: Path) -> None:
+    """The same main process, and reloads are told as before: systemctl waits for RELOADING and READY."""
+    with serving(supervisor, tmp_path, SLEEPERS) as manager:
+        supervisor.come("READY")
+        pid = supervisor.messages[-1].pid
+        manager("upgrade").succeeds()
+        supervisor.come("READY", "READY")
+        os.kill(pid, signal.SIGHUP)
+        supervisor.come("READY", "READY", "RELOADING", "READY")
+        assert {message.pid for message in supervisor.messages} == {pid}
+        assert supervisor.heard("MAINPID") == []
+        assert supervisor.status == "1 program, 2 of 2 processes running"
+    supervisor.come("READY", "READY", "RELOADING", "READY", "STOPPING")
+
+
 def test_two_reloads_at_once_are_over_when_both_are(supervisor: Supervisor, tmp_path: Path) -> None:
     text = pool("app") + '[program.slow]\ncommand = "sleep 1000"\nstartsecs = 0.5\n'
     with serving(supervisor, tmp_path, text) as manager:

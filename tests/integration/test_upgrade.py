@@ -181,12 +181,16 @@ def test_code_that_cannot_start_is_found_before_and_the_old_goes_on(tmp_path: Pa
         state = installed / "fcgimgr" / "manager" / "state.py"
         good = state.read_text()
         with Load(address) as load:
-            for broken in ("def broken(:\n", good.replace("VERSION: Final = 1", "VERSION: Final = 0")):
+            older = good.replace("VERSION: Final = 1", "VERSION: Final = 0")
+            # The version is the same, but what is in it is not.
+            other = good.replace("    born: int | None = None", "    born: str | None = None")
+            for broken in ("def broken(:\n", older, other):
                 state.write_text(broken)
                 done = upgrade(manager)
                 assert done.code == 1
                 assert "the installed code cannot take over" in done.out
                 assert ("SyntaxError" in done.out) == broken.startswith("def")
+                assert ("cannot be read: Expected `str | null`" in done.out) == (broken == other)
                 assert pong(manager).upgrades == 0
                 assert manager.pids("app") == pids
             state.write_text(good)

@@ -35,6 +35,7 @@ from fcgimgr.fastcgi.records import (
 )
 from fcgimgr.worker import FLUP_VARIABLE, MAIN
 from tests.integration.benches import FLUP_HOME, Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.pythons import other_pythons
 from tests.waiting import eventually
 
 
@@ -502,3 +503,32 @@ def test_only_the_named_peers_are_served(
 def test_what_an_applications_interpreter_loads_is_written_in_python_3_9(room: str) -> None:
     for file in [*(Path(MAIN).parents[1] / room).glob("*.py"), Path(MAIN).parents[1] / "__init__.py"]:
         ast.parse(file.read_text(), str(file), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("python", other_pythons())
+def test_it_serves_in_every_python_there_is_without_a_warning_of_deprecation(bench: Bench, python: str) -> None:
+    worker = bench.start(python=python, env={"PYTHONWARNINGS": "error::DeprecationWarning,error::ImportWarning"})
+    body = os.urandom(300_000)
+    assert bench.fetch("/echo", body).body == body
+    assert bench.fetch("/fail").status == 500
+    assert "at GET /fail\nTraceback (most recent call last):" in bench.stderr()
+    assert "LookupError: the cupboard is bare\n" in bench.stderr()
+    with bench.connect() as kept:
+        assert [ask(kept).body for _ in range(3)] == [str(worker.pid).encode()] * 3
+        with in_background(bench, *["/hold"] * 8) as answers:
+            eventually(lambda: len(bench.held()) == 8)
+            worker.terminate()
+            bench.release(*bench.held())
+            assert {answer.status for answer in answers()} == {200}
+        assert kept.recv(1) == b""
+    assert worker.wait(20) == 0
+    assert "Warning" not in bench.stderr()
+
+
+@pytest.mark.parametrize("python", other_pythons())
+def test_every_python_there_is_says_why_an_application_cannot_be_loaded(bench: Bench, python: str) -> None:
+    (bench.directory / "needy.py").write_text("import absent_library\n")
+    assert bench.start("needy:app", ready=False, python=python).wait(20) == 1
+    assert "cannot load 'needy:app': ModuleNotFoundError: No module named 'absent_library'\n" in bench.stderr()
+    assert 'needy.py", line 1, in <module>\n' in bench.stderr()
+    assert "loading.py" not in bench.stderr()

@@ -1,5 +1,6 @@
 """A Unix socket's successor: bound beside the old one, renamed over it, and each removes only its own file."""
 
+import errno
 import os
 import socket
 import stat
@@ -136,6 +137,38 @@ def test_a_successor_that_lost_its_file_takes_nothing_over(path: str, stack: Exi
     with pytest.raises(LinuxError, match=r"s\.new is not ours any more"):
         new.take_over(old)
     assert answered_by(path, old)
+
+
+def test_places_that_were_traded_are_traded_back(path: str, stack: ExitStack) -> None:
+    old = stack.enter_context(open_unix(path, backlog=8))
+    new = stack.enter_context(old.beside(backlog=8))
+    for first, second in ((new, old), (old, new)):
+        assert new.trade_places(old)
+        assert answered_by(path, first)
+        assert answered_by(f"{path}.new", second)
+        assert (first.path, first.name) == (path, f"unix:{path}")
+        assert (second.path, second.name) == (f"{path}.new", f"unix:{path}.new")
+    assert new.trade_places(old)
+    new.keep_place(old)
+    assert (old.path, old.name) == (None, f"unix:{path}")
+    assert os.listdir(os.path.dirname(path)) == ["s"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])
+def test_where_nothing_can_be_exchanged_it_is_renamed(
+    code: int, path: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(one: str, other: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcgimgr.linux.socketfile.exchange", refuse)
+    old = stack.enter_context(open_unix(path, backlog=8))
+    new = stack.enter_context(old.beside(backlog=8))
+    assert not new.trade_places(old)
+    assert answered_by(path, new)
+    assert os.listdir(os.path.dirname(path)) == ["s"]
+    old.close()
+    assert answered_by(path, new)
 
 
 def test_where_there_is_no_file_there_is_no_beside(tmp_path: Path, stack: ExitStack) -> None:

@@ -1,10 +1,13 @@
 """The state file's form: what one release has written the next one reads, and damage costs no more than what it hit."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fcgimgr.config.address import TcpAddress, UnixAddress
 from fcgimgr.core.process import STATES, CountAsFailed, Exit, Exited, Rest, Running, StartAgain, State
@@ -69,7 +72,12 @@ def test_a_later_version_is_refused_by_name() -> None:
         decode(later)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"garbage\n", b"{}\n", b"[]\n", b'{"version":1}\n', b"\0" * 4096])
+DEEP = b'{"version":1,"news":' + b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"garbage\n", b"{}\n", b"[]\n", b'{"version":1}\n', b"\0" * 4096, b"\xff\n", DEEP]
+)
 def test_what_is_no_state_is_refused(content: bytes) -> None:
     with pytest.raises(StateError, match="first line"):
         decode(content)
@@ -91,6 +99,17 @@ def test_damage_ends_it_and_is_told_with_its_line() -> None:
     saved = decode(b"".join(lines))
     assert saved.trouble.startswith("line 4 cannot be read")
     assert set(saved.pools) == {"app"}
+
+
+def test_damage_may_be_deep_or_wide() -> None:
+    for damage in (DEEP, b'"' + b"x" * 1_000_000, b"\xff" * 100, b'{"type":"process","index":' + b"9" * 10_000 + b"}"):
+        assert decode(V1 + damage + b"\n").trouble.startswith(f"line {len(V1.splitlines()) + 1} cannot be read")
+
+
+@given(at=st.integers(0, len(V1) - 1), by=st.binary(min_size=1, max_size=20))
+def test_damage_anywhere_is_told_or_makes_no_difference_to_what_can_be_read(at: int, by: bytes) -> None:
+    with contextlib.suppress(StateError):
+        running_config(decode(V1[:at] + by + V1[at + len(by) :]))
 
 
 def test_of_two_lines_on_one_thing_the_later_counts() -> None:

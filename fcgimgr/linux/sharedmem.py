@@ -1,0 +1,50 @@
+"""Memory that a child shares with us: a file without a name, of a size that nobody can change any more.
+
+It is read and written here by pread(2) and pwrite(2) and never mapped: whatever the child does to it, a read is a read.
+"""
+
+import fcntl
+import os
+from typing import Final
+
+from fcgimgr.linux.errors import refuse
+
+_SEALED: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+def shared_memory(name: str, size: int) -> int:
+    """A close-on-exec descriptor of `size` bytes of zeros; `name` shows in /proc/PID/fd. LinuxError."""
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        refuse(f"memfd {name}", error)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALED)
+    except OSError as error:
+        os.close(fd)
+        refuse(f"memfd {name}: cannot have {size} bytes", error)
+    return fd
+
+
+def open_shared(pid: int, fd: int, inode: int) -> int | None:
+    """A descriptor of the memory with this inode that a process has as its `fd`; None: it has another thing there.
+
+    OSError: it may not be looked at.
+    """
+    try:
+        ours = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        return None
+    if os.fstat(ours).st_ino == inode and fcntl_seals(ours):
+        return ours
+    os.close(ours)
+    return None
+
+
+def fcntl_seals(fd: int) -> bool:
+    """Whether this is memory as `shared_memory` makes it."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALED == _SEALED
+    except OSError:  # EINVAL: no memfd
+        return False

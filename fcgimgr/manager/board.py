@@ -1,0 +1,73 @@
+"""The manager's side of the scoreboard (fcgimgr/fastcgi/scoreboard.py): it makes a board for each worker, and reads it.
+
+A board belongs to one process and ends with it. It outlives the manager, because the worker holds it too: newer code
+inherits the descriptor, and a manager that follows a killed one finds it again in the worker's table of descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from fcgimgr.config.settings import PoolSettings, ProcessSettings
+from fcgimgr.fastcgi import scoreboard
+from fcgimgr.fastcgi.scoreboard import Reading
+from fcgimgr.linux.sharedmem import open_shared, shared_memory
+from fcgimgr.linux.spawn import FIRST_LISTENER
+
+# A writer needs a microsecond for a lane, and milliseconds between two.
+_TRIES: Final = 5
+
+
+class Board:
+    """One worker's board, read by descriptor `fd`, which is its own from now on."""
+
+    __slots__ = ("_size", "fd", "inode")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        about = os.fstat(fd)
+        self.inode = about.st_ino
+        self._size = about.st_size
+
+    @classmethod
+    def new(cls, settings: PoolSettings) -> Board:
+        """An empty one for a worker of this pool. LinuxError."""
+        lanes = max(settings.threads or 0, scoreboard.LANES)
+        return cls(shared_memory("fcgimgr-scoreboard", scoreboard.size(lanes)))
+
+    @classmethod
+    def of(cls, pid: int, settings: ProcessSettings, inode: int) -> Board | None:
+        """The board that a worker was given by a manager before us; None: it has none. OSError: it cannot be had."""
+        place = board_fd(settings)
+        fd = open_shared(pid, place, inode) if place is not None and inode else None
+        return None if fd is None else cls(fd)
+
+    def read(self, now: float) -> Reading | None:
+        """What the worker says at `now`, monotonic seconds; None: it cannot be told."""
+        for _ in range(_TRIES):
+            try:
+                reading = scoreboard.parse(os.pread(self.fd, self._size, 0), now)
+            except ValueError:
+                return None
+            if reading is not None:
+                return reading
+        return None
+
+    def ask_to_reopen(self) -> None:
+        """Let the worker open its log files anew before it writes the next line."""
+        field = scoreboard.REOPEN
+        (number,) = field.unpack(os.pread(self.fd, field.size, scoreboard.REOPEN_AT))
+        os.pwrite(self.fd, field.pack((number + 1) & 0xFFFFFFFF), scoreboard.REOPEN_AT)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def board_fd(settings: ProcessSettings) -> int | None:
+    """The descriptor as which a process with these settings gets its board; None: it gets none."""
+    if not isinstance(settings, PoolSettings) or settings.wsgi is None:
+        return None
+    return FIRST_LISTENER + (0 if settings.socket_pass == "stdin" else len(settings.sockets))

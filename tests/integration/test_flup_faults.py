@@ -1,0 +1,340 @@
+"""What flup 1.0.3 gets wrong, each fault twice: plain flup has it, our engine on flup has it not.
+
+Every check runs over both. That it fails over plain flup is asserted too (a strict xfail): a check that plain flup
+passes would not find the fault. Plain flup is started as its own documentation says, as a script on fd 0.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fcgimgr.fastcgi.client import Request
+from fcgimgr.fastcgi.records import (
+    FastCGIError,
+    PairStream,
+    RecordReader,
+    RecordType,
+    begin_request,
+    encode_pairs,
+    encode_record,
+)
+from tests.integration.benches import Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.servers import need
+from tests.waiting import eventually
+
+PLAIN = """\
+import sys
+from flup.server.fcgi import WSGIServer
+from worker_app import application
+threads = int(sys.argv[1])
+WSGIServer(application, maxSpare=min(threads, 5), maxThreads=threads).run()
+"""
+
+OURS = "ours"
+FLUP = "plain flup"
+#: A broken program is not waited for as long as a slow one.
+PATIENCE = {OURS: 20.0, FLUP: 4.0}
+
+plain_fails = pytest.mark.parametrize(
+    "engine",
+    [
+        OURS,
+        pytest.param(
+            FLUP,
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=(AssertionError, FastCGIError, OSError, subprocess.TimeoutExpired),
+                reason="a fault of flup",
+            ),
+        ),
+    ],
+)
+
+
+class Trial:
+    """One engine on one listener."""
+
+    def __init__(self, engine: str, bench: Bench) -> None:
+        self.bench = bench
+        self.patience = PATIENCE[engine]
+        self._engine = engine
+        (bench.directory / "plain.py").write_text(PLAIN)
+
+    def start(self, threads: int = 16, *, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[bytes]:
+        """A process that serves, with so many threads at most. `before`: words of a program that executes the rest."""
+        if self._engine == OURS:
+            return self.bench.start("worker_app:application", "--threads", str(threads), before=before, env=environment)
+        worker = self.bench.launch([*before, sys.executable, "plain.py", str(threads)], env=environment)
+        # It says nothing, but once it sleeps in select it has its signal handlers.
+        eventually(lambda: system_call(worker) == "select" or worker.poll() is not None, within=20)
+        return worker
+
+    @contextlib.contextmanager
+    def asking(self, path: str = "/pid") -> Iterator[socket.socket]:
+        """A connection with a request on it, which may wait."""
+        with self.bench.connect() as connection:
+            connection.settimeout(self.patience)
+            connection.sendall(Request(parameters(path)).to_send())
+            yield connection
+
+    def has_accepted(self, worker: subprocess.Popen[bytes], number: int) -> bool:
+        """Whether so many connections are in the worker's hands. One of its sockets is the listener."""
+        links = [os.readlink(fd) for fd in Path(f"/proc/{worker.pid}/fd").iterdir()]
+        listener = f"socket:[{os.stat(self.bench.listener.fileno()).st_ino}]"
+        return sum(link.startswith("socket:") and link != listener for link in links) >= number
+
+
+def system_call(worker: subprocess.Popen[bytes]) -> str:
+    """In which call the main thread waits, of those that matter here (the numbers of x86-64 and arm64)."""
+    words = Path(f"/proc/{worker.pid}/syscall").read_text().split()
+    return {"23": "select", "270": "select", "72": "select", "202": "futex", "98": "futex"}.get(words[0], words[0])
+
+
+def is_stopped(worker: subprocess.Popen[bytes]) -> bool:
+    return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
+
+
+@pytest.fixture
+def trial(engine: str, tmp_path: Path) -> Iterator[Trial]:
+    with contextlib.closing(unix_bench(tmp_path)) as bench:
+        yield Trial(engine, bench)
+
+
+def answers_at_once(connection: socket.socket) -> bool:
+    """Whether there is an answer already: of a process that has ended no more will come."""
+    return bool(select.select([connection], [], [], 0)[0]) and ask_rest(connection).status == 200
+
+
+def assert_broken_off(connection: socket.socket) -> None:
+    """pytest.raises would fail with what is no AssertionError, and a strict xfail must name what it expects."""
+    try:
+        response = ask_rest(connection)
+    except FastCGIError:
+        return
+    raise AssertionError(f"it ended as if it were whole: {response.body!r}")
+
+
+# --- accepting
+
+
+@plain_fails
+def test_no_connection_is_accepted_without_a_free_thread(trial: Trial) -> None:
+    """flup accepts it and closes it: nginx answers 502."""
+    trial.start(threads=2)
+    with in_background(trial.bench, "/hold", "/hold") as answers:
+        eventually(lambda: len(trial.bench.held()) == 2)
+        try:
+            with trial.asking() as third:
+                assert not select.select([third], [], [], 0.2)[0], "it was answered, or closed, without a thread"
+                trial.bench.release(*trial.bench.held())
+                assert ask_rest(third).status == 200
+        finally:
+            trial.bench.release(*trial.bench.held())
+            answers()
+
+
+@plain_fails
+def test_requests_within_the_number_of_threads_do_not_wait_for_each_other(trial: Trial) -> None:
+    """flup does not count a thread as busy before it runs: in a burst, requests queue behind each other."""
+    worker = trial.start(threads=20)
+    worker.send_signal(signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(trial.asking("/hold"))
+        worker.send_signal(signal.SIGCONT)
+        eventually(lambda: trial.has_accepted(worker, 20), within=20)
+        eventually(lambda: len(trial.bench.held()) == 20, within=trial.patience)
+        trial.bench.release(*trial.bench.held())
+
+
+@plain_fails
+def test_a_lost_race_for_a_connection_leaves_no_worker_deaf(trial: Trial) -> None:
+    """Several processes wake for one connection. flup's losers hang in accept(), where no signal reaches them.
+
+    The test is the faster one of two here: a slow return from select is what strace makes, and SIGSTOP holds the worker
+    there while the test looks whether the connection is still to be had.
+    """
+    need("strace")
+    trace = trial.bench.directory / "trace"
+    waits = "?select,?epoll_wait,pselect6,epoll_pwait"
+    worker = trial.start(
+        threads=1, before=("strace", "-D", "-o", str(trace), "-e", f"inject={waits}:delay_exit=500000", "-e", waits)
+    )
+
+    def returns() -> int:
+        return trace.read_text().count(" = 1 ")
+
+    won = False
+    while not won:
+        before = returns()
+        with trial.bench.connect():
+            eventually(lambda seen=before: returns() > seen, within=20)
+            worker.send_signal(signal.SIGSTOP)
+            eventually(lambda: is_stopped(worker), within=20)
+            if select.select([trial.bench.listener], [], [], 0)[0]:
+                trial.bench.listener.accept()[0].close()
+                won = True
+            worker.send_signal(signal.SIGCONT)
+    worker.terminate()
+    assert worker.wait(trial.patience) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "peer"), [(socket.AF_UNIX, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["unix", "v6"]
+)
+@plain_fails
+def test_a_peer_by_unix_or_ipv6_is_let_in(engine: str, tmp_path: Path, family: socket.AddressFamily, peer: str) -> None:
+    """Where FCGI_WEB_SERVER_ADDRS is set flup wants two words of an address: of Unix and IPv6 it lets nobody in."""
+    made = unix_bench(tmp_path) if family == socket.AF_UNIX else tcp_bench(tmp_path, family)
+    with contextlib.closing(made) as bench:
+        trial = Trial(engine, bench)
+        trial.start(FCGI_WEB_SERVER_ADDRS=peer)
+        with trial.asking() as connection:
+            assert ask_rest(connection).status == 200
+
+
+# --- stopping
+
+
+@plain_fails
+def test_term_serves_all_that_waits_in_the_queue(trial: Trial) -> None:
+    worker = trial.start(threads=2)
+    worker.send_signal(signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(trial.asking()) for _ in range(4)]
+        worker.terminate()
+        worker.send_signal(signal.SIGCONT)
+        assert worker.wait(trial.patience) == 0
+        assert [answers_at_once(connection) for connection in waiting] == [True] * 4
+
+
+@plain_fails
+def test_term_finishes_all_that_was_accepted(trial: Trial) -> None:
+    """flup drops what it has accepted and not begun."""
+    worker = trial.start(threads=20)
+    worker.send_signal(signal.SIGSTOP)
+    with in_background(trial.bench, *["/hold"] * 20) as answers:
+        worker.send_signal(signal.SIGCONT)
+        eventually(lambda: trial.has_accepted(worker, 20) and len(trial.bench.held()) >= 5, within=20)
+        worker.terminate()
+        eventually(lambda: system_call(worker) == "futex", within=20)  # it waits for its threads
+
+        def release_until_it_ends() -> bool:
+            trial.bench.release(*trial.bench.held())
+            return worker.poll() is not None
+
+        eventually(release_until_it_ends, within=20)
+        assert [answer.status for answer in answers()] == [200] * 20
+
+
+@plain_fails
+def test_term_lets_go_of_an_idle_kept_connection(trial: Trial) -> None:
+    worker = trial.start()
+    with trial.bench.connect() as kept:
+        kept.settimeout(trial.patience)
+        assert ask(kept).status == 200
+        worker.terminate()
+        assert kept.recv(1) == b""
+        assert worker.wait(20) == 0
+
+
+# --- connections
+
+
+@plain_fails
+def test_an_idle_kept_connection_holds_no_thread(trial: Trial) -> None:
+    trial.start(threads=1)
+    with trial.bench.connect() as kept:
+        assert ask(kept).status == 200
+        with trial.asking() as next_one:
+            assert ask_rest(next_one).status == 200
+
+
+@plain_fails
+def test_a_client_that_does_not_close_its_side_holds_no_thread(trial: Trial) -> None:
+    trial.start(threads=1)
+    with trial.asking() as answered:
+        assert ask_rest(answered).status == 200
+        with trial.asking() as next_one:
+            assert ask_rest(next_one).status == 200
+
+
+@plain_fails
+def test_parameters_may_lie_across_two_records(trial: Trial) -> None:
+    trial.start()
+    pairs = encode_pairs((name.encode(), value.encode()) for name, value in parameters("/report", X="y" * 300).items())
+    with trial.bench.connect() as connection:
+        connection.settimeout(trial.patience)
+        pieces = b"".join(encode_record(RecordType.PARAMS, 1, pairs[at : at + 7]) for at in range(0, len(pairs), 7))
+        connection.sendall(begin_request(1) + pieces + Request({}).closing())
+        assert f'"X": "{"y" * 300}"'.encode() in ask_rest(connection).body
+
+
+@plain_fails
+def test_the_server_tells_its_limits(trial: Trial) -> None:
+    """flup looks for bytes among names that are text, and answers with nothing."""
+    trial.start(threads=3)
+    asked = encode_pairs([(b"FCGI_MAX_CONNS", b""), (b"FCGI_MPXS_CONNS", b"")])
+    with trial.bench.connect() as connection:
+        connection.sendall(encode_record(RecordType.GET_VALUES, 0, asked))
+        (record,) = RecordReader().feed(connection.recv(65536))
+        assert record.type == RecordType.GET_VALUES_RESULT
+        answer = PairStream()
+        answer.add(record.content)
+        assert answer.pairs() == [(b"FCGI_MAX_CONNS", b"3"), (b"FCGI_MPXS_CONNS", b"0")]
+
+
+# --- faults of the application and of the peer
+
+
+@plain_fails
+def test_an_exception_is_logged_with_the_request_that_raised_it(trial: Trial) -> None:
+    """flup sends it to the web server, which logs it without saying so of the pool, and mixes it with the answer."""
+    trial.start()
+    assert trial.bench.fetch("/fail", REQUEST_METHOD="POST", QUERY_STRING="a=%20").status == 500
+    assert "at POST /fail?a=%20\nTraceback (most" in trial.bench.stderr()
+    assert "LookupError: the cupboard is bare" in trial.bench.stderr()
+
+
+@plain_fails
+def test_a_response_that_fails_halfway_does_not_look_whole(trial: Trial) -> None:
+    trial.start()
+    with trial.asking("/halfway") as connection:
+        assert_broken_off(connection)
+
+
+@plain_fails
+def test_what_is_not_fastcgi_is_said_in_the_log(trial: Trial) -> None:
+    """flup reads any version as 1: it takes an HTTP request for a record of 20 kB, and waits for the rest of it."""
+    trial.start()
+    with trial.bench.connect() as connection:
+        connection.settimeout(trial.patience)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1) == b""
+    assert "connection closed: not FastCGI" in trial.bench.stderr()
+
+
+# --- Python
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="what flup uses was not deprecated before")
+@plain_fails
+def test_no_warning_of_deprecation_is_given(trial: Trial) -> None:
+    worker = trial.start(PYTHONWARNINGS="error::DeprecationWarning,error::PendingDeprecationWarning")
+    assert worker.poll() is None, trial.bench.stderr()
+    for path in ("/report", "/pid", "/empty"):
+        assert trial.bench.fetch(path).status in (200, 204)
+    with ThreadPoolExecutor(8) as pool:
+        assert {answer.status for answer in pool.map(lambda _: trial.bench.fetch(), range(16))} == {200}
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert "DeprecationWarning" not in trial.bench.stderr()

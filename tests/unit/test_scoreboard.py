@@ -1,0 +1,247 @@
+"""The scoreboard: what a worker writes is what the manager reads, and nothing that it writes can mislead it further."""
+
+import math
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcgimgr.fastcgi.scoreboard import (
+    HEAD_SIZE,
+    IDLE,
+    LANE,
+    LANE_SIZE,
+    MAGIC,
+    URI_LONGEST,
+    VARIABLE,
+    WORKING,
+    Reading,
+    parse,
+    size,
+)
+from fcgimgr.linux.sharedmem import open_shared, shared_memory
+from fcgimgr.worker.board import Board, inherited_board
+from fcgimgr.worker.watching import Watch
+
+
+@pytest.fixture
+def fd():
+    memory = shared_memory("test", size(3))
+    yield memory
+    os.close(memory)
+
+
+def read(fd: int) -> Reading | None:
+    return parse(os.pread(fd, 100_000, 0), time.monotonic())
+
+
+def test_a_lane_is_as_long_as_it_says():
+    assert LANE.size == LANE_SIZE
+
+
+def test_a_request_is_seen_while_it_is_in_hand_and_counted_when_it_is_over(fd: int):
+    watch = Watch(Board(fd))
+    assert read(fd) == Reading(0, None, ())
+    began = time.monotonic()
+    watch.begin({"REQUEST_METHOD": "POST", "REQUEST_URI": "/a%20b?x=1"})
+    (request,) = read(fd).in_hand
+    assert (request.method, request.uri, request.thread) == ("POST", "/a%20b?x=1", threading.get_ident())
+    assert began <= request.since <= time.monotonic()
+    assert watch.end(200, 5)
+    after = read(fd)
+    assert (after.requests, after.in_hand) == (1, ())
+    assert 0 <= after.last <= time.monotonic() - began
+
+
+def test_without_a_request_uri_it_is_put_together(fd: int):
+    watch = Watch(Board(fd))
+    watch.begin({"REQUEST_METHOD": "GET", "SCRIPT_NAME": "/app", "PATH_INFO": "/x", "QUERY_STRING": "q"})
+    assert read(fd).in_hand[0].uri == "/app/x?q"
+
+
+def test_a_long_uri_is_cut_and_a_long_method_too(fd: int):
+    watch = Watch(Board(fd))
+    watch.begin({"REQUEST_METHOD": "M" * 1000, "REQUEST_URI": "/" + "u" * 100_000})
+    (request,) = read(fd).in_hand
+    assert request.uri == "/" + "u" * (URI_LONGEST - 1)
+    assert request.method == "M" * 16
+
+
+def test_each_thread_has_a_lane_and_one_too_many_is_served_unseen(fd: int):
+    watch = Watch(Board(fd))
+    inside, leave = threading.Barrier(6), threading.Event()
+
+    def serve(number: int) -> None:
+        watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": f"/{number}"})
+        inside.wait(10)
+        leave.wait(10)
+        watch.end(200, 0)
+
+    threads = [threading.Thread(target=serve, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    inside.wait(10)
+    assert len(read(fd).in_hand) == 3
+    assert [request.since for request in read(fd).in_hand] == sorted(request.since for request in read(fd).in_hand)
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert (read(fd).requests, read(fd).in_hand) == (3, ())
+
+
+def test_a_worker_without_a_board_serves_all_the_same():
+    watch = Watch(None)
+    watch.begin({"REQUEST_METHOD": "GET"})
+    assert watch.end(200, 0)
+
+
+def lane(**changed: object) -> bytes:
+    fields = {
+        "count": 1, "state": WORKING, "requests": 5, "since": 1.0, "last": 0.5, "thread": 7, "method": b"GET",
+        "length": 2, "uri": b"/x", "again": 1,
+    } | changed  # fmt: skip
+    return MAGIC + bytes(HEAD_SIZE - len(MAGIC)) + LANE.pack(*fields.values()).ljust(LANE_SIZE, b"\0")
+
+
+def test_a_lane_that_was_torn_is_to_be_read_again():
+    assert parse(lane(again=2), 10.0) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"state": 7}, {"since": math.nan}, {"since": math.inf}, {"since": -1.0}, {"since": 12.0}],
+)
+def test_a_lane_that_cannot_be_is_left_out(changed: dict[str, object]):
+    assert parse(lane(**changed), 10.0) == Reading(0, None, ())
+
+
+@pytest.mark.parametrize("last", [math.nan, math.inf, -math.inf, -0.5])
+def test_a_duration_that_cannot_be_is_unknown(last: float):
+    assert parse(lane(state=IDLE, last=last), 10.0) == Reading(5, None, ())
+
+
+def test_another_version_is_no_board():
+    with pytest.raises(ValueError, match="version"):
+        parse(b"fcgibrd9" + lane()[8:], 10.0)
+
+
+@given(board=st.binary(max_size=HEAD_SIZE + 3 * LANE_SIZE), now=st.floats(0, 1e9))
+def test_any_bytes_are_read_or_refused(board: bytes, now: float):
+    for head in (board, MAGIC + board, MAGIC + bytes(HEAD_SIZE - 8) + board):
+        try:
+            reading = parse(head, now)
+        except ValueError:
+            continue
+        if reading is not None:
+            assert 0 <= reading.requests <= 2**53
+            assert reading.last is None or reading.last >= 0
+            assert all(0 <= request.since <= now for request in reading.in_hand)
+            assert all(len(request.uri) <= URI_LONGEST for request in reading.in_hand)
+
+
+@given(st.data())
+def test_a_lane_with_any_fields_is_read_or_refused(data: st.DataObject):
+    number = st.floats(allow_nan=True, allow_infinity=True)
+    fields = {
+        "state": data.draw(st.integers(0, 3)), "requests": data.draw(st.integers(0, 2**64 - 1)),
+        "since": data.draw(number), "last": data.draw(number), "length": data.draw(st.integers(0, 2**32 - 1)),
+        "method": data.draw(st.binary(max_size=16)), "uri": data.draw(st.binary(max_size=URI_LONGEST)),
+    }  # fmt: skip
+    reading = parse(lane(**fields), 100.0)
+    assert reading is not None
+    assert 0 <= reading.requests <= 2**53
+
+
+def test_a_reader_never_sees_half_a_lane():
+    """A writer in another process, as fast as it can, with lanes that are whole only if their parts agree."""
+    fd = shared_memory("test", size(1))
+    script = """
+import sys
+from fcgimgr.worker.board import Board
+lane = Board(int(sys.argv[1])).lane()
+print(flush=True)
+number = 0
+while True:
+    number = (number + 1) % 1000
+    lane.write(2, number, 1.0, 0.0, number, b"%d" % number, b"%d" % number * 100)
+"""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, str(fd)],
+        pass_fds=[fd],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        whole = 0
+        for _ in range(20_000):
+            reading = read(fd)
+            if reading is None or not reading.in_hand:
+                continue
+            whole += 1
+            (request,) = reading.in_hand
+            assert request.uri.startswith(request.method * 2)
+            assert (str(reading.requests), request.thread) == (request.method, reading.requests)
+        assert whole > 100
+    finally:
+        writer.kill()
+        writer.wait()
+        assert writer.stdout is not None
+        writer.stdout.close()
+        os.close(fd)
+
+
+def test_the_board_is_taken_from_the_environment_and_no_program_of_the_application_gets_it(fd: int):
+    os.set_inheritable(fd, True)
+    environ = {VARIABLE: str(fd), "PATH": "/bin"}
+    board = inherited_board(environ)
+    assert board is not None
+    assert environ == {"PATH": "/bin"}
+    assert not os.get_inheritable(fd)
+
+
+@pytest.mark.parametrize("named", ["", "x", "9999", "-1"])
+def test_a_board_that_is_not_there_is_done_without(named: str):
+    assert inherited_board({VARIABLE: named} if named else {}) is None
+
+
+def test_nothing_but_a_board_is_ever_written_to(tmp_path: Path):
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(b"x" * 1000)
+        file.flush()
+        assert inherited_board({VARIABLE: str(file.fileno())}) is None
+        assert (tmp_path / "file").read_bytes() == b"x" * 1000
+
+
+def test_nobody_can_change_its_size(fd: int):
+    for length in (0, 10**6):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, length)
+
+
+def test_it_is_found_again_by_who_may_look_and_taken_for_nothing_else(fd: int, tmp_path: Path):
+    inode = os.fstat(fd).st_ino
+    again = open_shared(os.getpid(), fd, inode)
+    assert again is not None
+    Watch(Board(fd)).begin({"REQUEST_METHOD": "GET", "REQUEST_URI": "/here"})
+    assert read(again).in_hand[0].uri == "/here"
+    os.close(again)
+    assert open_shared(os.getpid(), fd, inode + 1) is None
+    assert open_shared(os.getpid(), 9999, inode) is None
+    with (tmp_path / "file").open("w+b") as file:
+        assert open_shared(os.getpid(), file.fileno(), os.fstat(file.fileno()).st_ino) is None
+
+
+def test_the_log_files_are_to_be_opened_anew_when_the_number_changes(fd: int):
+    board = Board(fd)
+    before = board.reopen
+    os.pwrite(fd, struct.pack("<I", before + 1), 8)
+    assert board.reopen == before + 1
