@@ -133,6 +133,10 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
     if pool.reason:
         facts.append(safe(pool.reason))
+    if pool.canary is not None:
+        facts.append(paint(f"canary {pool.canary:g} %", "yellow"))
+    if pool.discarded:
+        facts.append(paint(safe(pool.discarded), "red"))
     return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from fcgimgr.config.address import UnixAddress
+from fcgimgr.config.address import TcpAddress, UnixAddress
 from fcgimgr.config.expansions import expand
 from fcgimgr.config.findings import Findings, TableRead
 from fcgimgr.config.pools import NAME, somaxconn
@@ -82,6 +82,9 @@ def _sockets(read: TableRead, settings: PoolSettings, findings: Findings) -> Non
             if read.own(key):
                 where = str(settings.sockets[0])
                 findings.problem(read, key, f"is for Unix sockets, and the pool listens on {where}; leave it out")
+    if not settings.can_have_canary and read.own("reload_canary"):
+        other = next(address for address in settings.sockets if not isinstance(address, TcpAddress))
+        findings.problem(read, "reload_canary", f"is for TCP sockets, and the pool listens on {other}; leave it out")
     if len(settings.sockets) > 1 and settings.socket_pass == "stdin":
         findings.problem(
             read,

@@ -6,10 +6,23 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from fcgimgr.config.address import Address
+from fcgimgr.config.address import Address, TcpAddress
 from fcgimgr.config.compounds import Addresses, Codes, Command, Environment, Names, Paths, Wsgi
 from fcgimgr.config.limits import Limits
-from fcgimgr.config.scalars import Account, Choice, Flag, Octal, Path, Restart, Seconds, Signal, Size, Text, Whole
+from fcgimgr.config.scalars import (
+    Account,
+    Choice,
+    Flag,
+    Octal,
+    Path,
+    Percent,
+    Restart,
+    Seconds,
+    Signal,
+    Size,
+    Text,
+    Whole,
+)
 
 MB: Final = 1024 * 1024
 SOMAXCONN: Final = "/proc/sys/net/core/somaxconn"
@@ -135,7 +148,7 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     nice: Annotated[
         int | None,
         Whole(low=-20, high=19),
-        Meta(description="Nice value, -20 (first) to 19 (last); below the manager's own it needs root. Example: `5`."),
+        Meta(description="Nice value, -20 (first) to 19 (last); below the manager's own it needs root."),
     ] = None
     no_new_privs: Annotated[
         bool,
@@ -241,7 +254,7 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
             description=(
                 "When a process is ready: once it has lived `startsecs`; once it answers a FastCGI request of the "
                 'manager (`"ping"`, pools only); or once it says READY=1 on $NOTIFY_SOCKET, as systemd services do '
-                '(`"notify"`).'
+                '(`"notify"`, the default of a `wsgi` pool, which says it when the application is imported).'
             )
         ),
     ] = "startsecs"
@@ -420,17 +433,22 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         ),
     ] = None
     server: Annotated[
-        Literal["flup"],
-        Choice(words=("flup",), meant={"native": 'the native server is not in this version; write "flup"'}),
-        Meta(description="Which FastCGI server runs the `wsgi` application."),
+        Literal["flup", "native"],
+        Choice(words=("flup", "native")),
+        Meta(
+            description=(
+                'Which FastCGI server runs the `wsgi` application: `"flup"`, in threads, or `"native"`, fcgimgr\'s '
+                "own and several times as fast, one request a process unless `threads` says more. See docs/wsgi.md."
+            )
+        ),
     ] = "flup"
     threads: Annotated[
         int | None,
         Whole(low=1, high=1000),
         Meta(
             description=(
-                "Requests that one process of a `wsgi` application serves at a time. Without it, the server's own "
-                "default. Example: `4`."
+                "Requests that one process of a `wsgi` application serves at a time. Without it, 16 with "
+                '`server = "flup"`, 1 with `"native"`. Example: `4`.'
             )
         ),
     ] = None
@@ -462,6 +480,17 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             "failed, and the old ones serve on."
         ),
     ] = 60.0
+    reload_canary: Annotated[
+        float | None,
+        Percent(),
+        Meta(
+            description=(
+                "Let `fcgimgr reload` (and SIGUSR2) stop at a canary of this share of the connections, in percent, as "
+                "`--canary` does; `reload --promote` completes it, `--abort` discards it. For TCP sockets. `update` "
+                "and `restart` replace all at once. Without it, so does `reload`."
+            )
+        ),
+    ] = None
     on_fatal: Annotated[
         Literal["close", "keep"],
         Choice(words=("close", "keep")),
@@ -472,3 +501,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = "close"
+
+    @property
+    def can_have_canary(self) -> bool:
+        """Whether the kernel can share out the connections of all its sockets."""
+        return all(isinstance(address, TcpAddress) for address in self.sockets)

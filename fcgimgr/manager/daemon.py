@@ -22,6 +22,7 @@ from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.adopted import Adopted
+from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.generation import Generation
@@ -73,6 +74,7 @@ class Daemon:
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
+        self.canaries = Canaries(self)
         self.draining = Draining(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
@@ -85,6 +87,7 @@ class Daemon:
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
+        self.outlives_terminal = False
         self.upgrades = 0  # how often newer code was executed in this process
         self.go_over: Callable[[], Coroutine[Any, Any, None]] | None = None  # how that is done, once the manager is up
         self.taking_over = False  # nothing is to be started yet

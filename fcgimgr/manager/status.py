@@ -68,6 +68,7 @@ async def _pool(
         sockets=_sockets(serving, detail),
         processes=tuple(processes),
         reason=reason,
+        discarded=pool.discarded,
     )
 
 

@@ -33,7 +33,7 @@ TYPES = {
 KNOWN = {
     *("$schema", "$defs", "$ref", "title", "description", "default"),
     *("type", "enum", "const", "anyOf"),
-    *("minimum", "maximum", "exclusiveMinimum", "minLength", "pattern"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "pattern"),
     *("items", "minItems", "required", "properties", "additionalProperties"),
 }
 
@@ -72,7 +72,8 @@ def contents_fit(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> b
     if isinstance(value, bool):
         return True
     low, high = schema.get("minimum", value), schema.get("maximum", value)
-    return bool(low <= value <= high and value > schema.get("exclusiveMinimum", value - 1))
+    above, below = schema.get("exclusiveMinimum", value - 1), schema.get("exclusiveMaximum", value + 1)
+    return bool(low <= value <= high and above < value < below)
 
 
 def valid(text: str) -> bool:
