@@ -30,7 +30,8 @@ _PACKAGE: Final = os.path.dirname(_HERE)
 def main(arguments: Sequence[str], first: str | None) -> int:
     """Serve until told to stop. `arguments` without the program's name; `first`: what is to be first on sys.path."""
     options = _parse(arguments)
-    from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401  # now, with what it needs of the standard library (start.py)
+    # Now, with all that it needs of the standard library (start.py).
+    from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
     from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
@@ -40,6 +41,11 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     serve: Callable[..., None] | None = None
     if options.server == "native":
         from fcgimgr.worker.native_engine import serve
+    zygote = None
+    if options.zygote is not None:
+        from fcgimgr.worker.zygote import Zygote
+
+        zygote = Zygote(options.zygote)
     # From here on everything that is imported may be the application's own.
     if first is not None:
         sys.path.insert(0, first)
@@ -53,10 +59,14 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     # The options are ours: an application that reads sys.argv while it is imported must not trip over them.
     del sys.argv[1:]
     try:
-        listeners = inherited_listeners(os.environ)
+        listeners = [] if zygote is not None else inherited_listeners(os.environ)
+        application = load_application(options.application)
+        if zygote is not None:
+            zygote.fork_workers()
+            # This is a worker, and all that follows is as in any other.
+            listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
         watch = Watch(inherited_board(os.environ))
-        application = load_application(options.application)
         threads = options.threads or DEFAULT_THREADS[options.server]
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
@@ -81,6 +91,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--threads",
         type=_threads,
         help="requests at once (default: " + ", ".join(f"{n} with {s}" for s, n in DEFAULT_THREADS.items()) + ")",
+    )
+    parser.add_argument(
+        "--zygote", type=int, metavar="FD", help="import it, and fork workers when asked on this socket to the manager"
     )
     parser.add_argument("application", metavar="module:callable", help="the WSGI application")
     return parser.parse_args(arguments)
