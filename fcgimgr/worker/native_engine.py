@@ -329,7 +329,7 @@ class _Connection:
                     self._closing = True
                     engine.loop.retire()
         now = monotonic()
-        engine.keeping.served(now - begun)
+        engine.keeping.served(begun, now)
         self.until = now + KEPT_PATIENCE
         return whole
 
