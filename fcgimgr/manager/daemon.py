@@ -30,15 +30,18 @@ from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.history import History
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.leftovers import Leftovers
+from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
+from fcgimgr.manager.spawning import spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
 SPAWN_SLICE: Final = 0.010
+SPAWN_TOGETHER: Final = 16  # how many are spawned at the same time
 
 AT_REST: Final = (PoolState.STOPPED, PoolState.FATAL)
 
@@ -80,6 +83,7 @@ class Daemon:
         self.canaries = Canaries(self)
         self.gates = Gates()
         self.draining = Draining(self)
+        self.limits = Limits(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
         self.ended = loop.create_future()
@@ -200,7 +204,10 @@ class Daemon:
         until = self.loop.time() + SPAWN_SLICE
         while self._to_spawn and self.loop.time() < until:
             generation, index = self._to_spawn.popleft()
-            generation.spawn_if_due(index)
+            indexes = [index]
+            while self._to_spawn and self._to_spawn[0][0] is generation and len(indexes) < SPAWN_TOGETHER:
+                indexes.append(self._to_spawn.popleft()[1])
+            spawn_due(generation, indexes)
         if self._to_spawn:
             self.loop.call_soon(self._spawn_some)
         else:
@@ -209,6 +216,7 @@ class Daemon:
     def process_changed(self, generation: Generation, index: int) -> None:
         """A process went into another state."""
         self.readiness.process_changed(generation)
+        self.limits.process_changed(generation, index)
         for watcher in tuple(self.watchers):
             watcher.process_changed(generation, index)
 
@@ -246,7 +254,8 @@ class Daemon:
         """Send a signal to one of `children`, or to its group; False: it has ended. LinuxError: not permitted."""
         if pid in self.adopted:
             return self.adopted.signal(pid, number, group)
-        return (signal_group if group else signal_process)(pid, number)
+        # A child that was forked a moment ago may not lead its group yet.
+        return (group and signal_group(pid, number)) or signal_process(pid, number)
 
     # Deaths
 
@@ -326,6 +335,7 @@ class Daemon:
         """Let go of all that is held: sockets are unlinked, logs flushed."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self.limits.close()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()

@@ -22,6 +22,7 @@ from fcgimgr.core.generation import (
     Changed,
     Close,
     DrainDue,
+    Forget,
     Happened,
     Open,
     Opened,
@@ -34,7 +35,7 @@ from fcgimgr.core.generation import (
     pool_state,
     step,
 )
-from fcgimgr.core.process import Died, Due, Exit, Idle, Ready, Retiring, Spawned, SpawnFailed, Spawning
+from fcgimgr.core.process import Died, Due, Executed, Exit, Idle, Ready, Retiring, Spawned, SpawnFailed, Spawning
 
 
 def settings(**keys: Any) -> ProcessSettings:
@@ -46,9 +47,11 @@ class History:
         self.settings = settings(**keys)
         self.now = 0.0
         self.pool = new_generation(self.settings, self.now)
+        self._slots = len(self.pool.processes)
         self.listening = False
         self.port_in_use = port_in_use
         self.cannot_spawn: str | None = None
+        self.executes_at_once = True  # what is spawned; else when `executed` says so
         self.queued = 0  # connections that wait to be accepted
         self.busy: set[str] = set()  # names of processes that have a request in hand
         self.pids: dict[int, int] = {}  # index -> pid of what runs
@@ -76,6 +79,13 @@ class History:
     def restart(self, *names: str, hard: bool = False) -> History:
         return self.feed(core.Restart(self.indexes(names), hard))
 
+    def recycle(self, name: str, why: str = "it is old") -> History:
+        return self.feed(core.Recycle(self.index(name), why))
+
+    def overdue(self, name: str) -> History:
+        index = self.index(name)
+        return self.feed(core.Overdue(index, self.pids.get(index, 0)))
+
     def leave(self) -> History:
         return self.feed(core.Leave())
 
@@ -87,6 +97,12 @@ class History:
 
     def ready(self, name: str) -> History:
         return self.feed(Happened(self.index(name), Ready()))
+
+    def executed(self, name: str) -> History:
+        return self.feed(Happened(self.index(name), Executed()))
+
+    def cannot_execute(self, name: str, why: str) -> History:
+        return self.feed(Happened(self.index(name), SpawnFailed(why)))
 
     def exits(self, name: str, code: int | None = None, signal: int | None = None) -> History:
         index = self.index(name)
@@ -113,6 +129,7 @@ class History:
     def _feed(self, event: core.Event) -> None:
         self.pool, actions = step(self.settings, self.pool, event, self.now)
         self._actions += actions
+        self._slots = max(self._slots, len(self.pool.processes))  # the manager makes room first, then acts
         for action in actions:
             match action:
                 case Open():
@@ -124,13 +141,17 @@ class History:
                     self._to_spawn.append(index)
                 case SignalProcess():
                     self.signals.append(action)
+                case Forget(index):
+                    self._slots -= 1
+                    assert self._slots == index
+        assert self._slots == len(self.pool.processes)
 
     def _spawn(self, index: int) -> Spawned | SpawnFailed:
         if self.cannot_spawn is not None:
             return SpawnFailed(self.cannot_spawn)
         self.pids[index] = self._next_pid
         self._next_pid += 1
-        return Spawned(self.pids[index])
+        return Spawned(self.pids[index], executed=self.executes_at_once)
 
     # What came of it
 
