@@ -14,7 +14,7 @@ from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings
 LATER: Final = frozenset([
     "policy", "numprocs_max", "min_spare", "max_spare",
     "idle_timeout", "max_requests", "max_requests_jitter", "max_lifetime", "max_rss", "request_timeout", "access_log",
-    "access_format", "slowlog", "slow_after", "preload", "cgroup", "stdout_events_enabled", "stderr_events_enabled",
+    "access_format", "slowlog", "slow_after", "cgroup", "stdout_events_enabled", "stderr_events_enabled",
 ])  # fmt: skip
 
 _NUMPROCS: Final = "here it is numprocs"

@@ -447,6 +447,16 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = None
+    preload: Annotated[
+        bool,
+        Flag(),
+        Meta(
+            description=(
+                "Import the `wsgi` application once and fork the processes from that: they share its memory, and one "
+                "that dies is replaced in milliseconds. What is to be known of forks: docs/preload.md."
+            )
+        ),
+    ] = False
     python: Annotated[
         str | None,
         Path(bare=True),

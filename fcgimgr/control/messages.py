@@ -273,6 +273,7 @@ class SocketStatus(Struct, frozen=True, kw_only=True):
 class PoolStatus(Struct, frozen=True, kw_only=True):
     """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL.
 
+    `zygotes`: with `preload` what the processes are forked from, one a generation; none of them serves or counts.
     `discarded`: why the last reload came to nothing, until the next one begins.
     """
 
@@ -286,6 +287,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     sockets: tuple[SocketStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
     reason: str | None = None
+    zygotes: tuple[ProcessStatus, ...] = ()
     discarded: str | None = None
 
 

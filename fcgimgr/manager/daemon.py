@@ -20,6 +20,7 @@ from fcgimgr.core import generation as core
 from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
+from fcgimgr.linux.gate import Gates
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
@@ -34,6 +35,7 @@ from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.statefile import StateFile
+from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
 SPAWN_SLICE: Final = 0.010
@@ -71,10 +73,12 @@ class Daemon:
         self.history = History()
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
+        self.zygotes: dict[int, Zygote] = {}
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
         self.canaries = Canaries(self)
+        self.gates = Gates()
         self.draining = Draining(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
@@ -266,7 +270,7 @@ class Daemon:
 
     def reap_children(self) -> None:
         """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
-        for death in reap():
+        for death in reap(self.gates.stopped):
             try:
                 self._take_in(death)
             except Exception as error:  # noqa: BLE001 - a fault in one death must not leave the others unheard of
@@ -274,11 +278,17 @@ class Daemon:
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:
+        if self.gates.ended(death.pid):
+            return
+        exit = Exit(code=death.code, signal=death.signal)
+        if (zygote := self.zygotes.pop(death.pid, None)) is not None:
+            zygote.died(death.pid, exit)
+            return
         child = self.children.pop(death.pid, None)
         if child is None:
             self.journal.debug("reaped a stranger", pid=death.pid)
             return
-        self.died(*child, death.pid, Exit(code=death.code, signal=death.signal))
+        self.died(*child, death.pid, exit)
 
     # Going down
 
@@ -316,7 +326,7 @@ class Daemon:
             if not self._waves:
                 if self.leftovers:
                     self.leftovers.when_gone(self.go_on_stopping)
-                elif not self.children:
+                elif not self.children and not self.zygotes:
                     self.ended.set_result(None)
                 return
             for name in self._waves.popleft():

@@ -308,7 +308,7 @@ class Pool:
     @property
     def down(self) -> bool:
         """Whether nothing of it runs, and nothing is on its way to."""
-        return all(state.pid is None for generation in self.generations.values() for state in generation.core.processes)
+        return all(generation.down for generation in self.generations.values())
 
     def why_fatal(self) -> str:
         """In words, for one who cannot see the log."""

@@ -122,7 +122,8 @@ def test_a_configuration_with_every_default_said_aloud_reads_as_one_that_is_sile
     said = "".join(
         f"{key.name} = {json.dumps(key.default)}\n"
         for key in keys(PoolSettings).values()
-        if key.default is not None and key.name not in ("process_name", "environment", "server", "pythonpath")
+        if key.default is not None
+        and key.name not in ("process_name", "environment", "server", "preload", "pythonpath")
     )
     (tmp_path / "a.toml").write_text(silent)
     (tmp_path / "b.toml").write_text(silent + said)
