@@ -1,4 +1,4 @@
-"""The comparison of reloads says with its exit code that a server could not be measured, and keeps the others' figures."""
+"""A comparison of reloads ends with 1 when a server could not be measured, and keeps the figures of the others."""
 
 import subprocess
 import sys
