@@ -56,7 +56,7 @@ def exchange(one: str, other: str) -> None:
     EINVAL: the file system cannot do that.
     """
     # By the C library's name: unlike the two above, the system call has another number on each architecture.
-    call = getattr(_libc, "renameat2", None)
+    call = getattr(libc, "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     here = ctypes.c_int(_AT_FDCWD)

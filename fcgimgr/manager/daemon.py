@@ -30,6 +30,7 @@ from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.history import History
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.leftovers import Leftovers
+from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
@@ -80,6 +81,7 @@ class Daemon:
         self.canaries = Canaries(self)
         self.gates = Gates()
         self.draining = Draining(self)
+        self.limits = Limits(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
         self.ended = loop.create_future()
@@ -219,6 +221,7 @@ class Daemon:
     def process_changed(self, generation: Generation, index: int) -> None:
         """A process went into another state."""
         self.readiness.process_changed(generation)
+        self.limits.process_changed(generation, index)
         for watcher in tuple(self.watchers):
             watcher.process_changed(generation, index)
 
@@ -336,6 +339,7 @@ class Daemon:
         """Let go of all that is held: sockets are unlinked, logs flushed."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self.limits.close()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()
