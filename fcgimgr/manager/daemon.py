@@ -35,11 +35,13 @@ from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
+from fcgimgr.manager.spawning import spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
 SPAWN_SLICE: Final = 0.010
+SPAWN_TOGETHER: Final = 16  # how many are spawned at the same time
 
 AT_REST: Final = (PoolState.STOPPED, PoolState.FATAL)
 
@@ -212,7 +214,10 @@ class Daemon:
         until = self.loop.time() + SPAWN_SLICE
         while self._to_spawn and self.loop.time() < until:
             generation, index = self._to_spawn.popleft()
-            generation.spawn_if_due(index)
+            indexes = [index]
+            while self._to_spawn and self._to_spawn[0][0] is generation and len(indexes) < SPAWN_TOGETHER:
+                indexes.append(self._to_spawn.popleft()[1])
+            spawn_due(generation, indexes)
         if self._to_spawn:
             self.loop.call_soon(self._spawn_some)
         else:
@@ -259,7 +264,8 @@ class Daemon:
         """Send a signal to one of `children`, or to its group; False: it has ended. LinuxError: not permitted."""
         if pid in self.adopted:
             return self.adopted.signal(pid, number, group)
-        return (signal_group if group else signal_process)(pid, number)
+        # A child that was forked a moment ago may not lead its group yet.
+        return (group and signal_group(pid, number)) or signal_process(pid, number)
 
     # Deaths
 
