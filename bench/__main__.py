@@ -61,9 +61,11 @@ def main() -> int:
     changed = "" if revision() == code else f" (CHANGED during the run, to {revision()})"
     under = f"fcgimgr {code}{changed}. {machine()}. Load averages before: {before}; after: {load()}."
     print(f"{markdown(figures, [peer.name for peer in peers])}\n\n{under}")
+    for failure in setting.failures:
+        say(f"could not be measured: {failure}")
     if options.json:
         Path(options.json).write_text(as_json(figures, under) + "\n")
-    return 1 if failed else 0
+    return 1 if failed or setting.failures else 0
 
 
 def arguments() -> argparse.Namespace:

@@ -67,12 +67,12 @@ Ctrl-C ends it.
 def demo_(port: int) -> None:
     """Show it at once: a pool of the packaged application and an HTTP front for development."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the manager behind
-        signal.signal(number, _end)
+        signal.signal(number, end_by_signal)
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="fcgimgr-demo-") as directory:
         config, control = f"{directory}/pool.toml", f"{directory}/control.sock"
         with open(config, "w", encoding="utf-8") as file:
             file.write(_POOL.format(directory=directory))
-        with _front(f"unix:{directory}/demo.sock", port) as front, _manager(config, control) as manager:
+        with front_before(f"unix:{directory}/demo.sock", port) as front, manager_on(config, control) as manager:
             pid = _wait_until_ready(manager, control)
             welcome = _WELCOME.format(host=_HOST, port=front.server_port, program=_program(), control=control, pid=pid)
             _tell(welcome)
@@ -89,7 +89,7 @@ def _tell(text: str) -> None:
         os.close(nowhere)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def end_by_signal(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt  # Ends the front from wherever it is, as Ctrl-C does.
 
 
@@ -102,7 +102,7 @@ def _program() -> str:
     return shlex.quote(ours)
 
 
-def _front(address: str, port: int) -> "HTTPServer":
+def front_before(address: str, port: int, command: str = "demo") -> "HTTPServer":
     """The HTTP server, bound before anything is started, so that a port in use costs nothing."""
     from fcgimgr.demo.front import serve
 
@@ -111,12 +111,12 @@ def _front(address: str, port: int) -> "HTTPServer":
     except OSError as error:
         other = port % 65535 + 1
         raise Failure(
-            f"port {port} on {_HOST}: {error.strerror or error}; give another one: fcgimgr demo --port {other}"
+            f"port {port} on {_HOST}: {error.strerror or error}; give another one: fcgimgr {command} --port {other}"
         ) from error
 
 
 @contextmanager
-def _manager(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
+def manager_on(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
     """A manager of our own, stopped cleanly at the end.
 
     It gets a process group of its own: Ctrl-C is to reach only this process, which then asks it to shut down.
