@@ -151,6 +151,7 @@ logfile = "{directory}/manager.log"
 [pool.app]
 socket = "unix:{directory}/app.sock"
 wsgi = "who:app"
+server = "native"
 directory = "{directory}"
 numprocs = {workers}
 preload = {str(preload).lower()}
