@@ -241,7 +241,7 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
             description=(
                 "When a process is ready: once it has lived `startsecs`; once it answers a FastCGI request of the "
                 'manager (`"ping"`, pools only); or once it says READY=1 on $NOTIFY_SOCKET, as systemd services do '
-                '(`"notify"`).'
+                '(`"notify"`, the default of a `wsgi` pool, which says it when the application is imported).'
             )
         ),
     ] = "startsecs"

@@ -14,7 +14,7 @@ from fcgimgr.config.expansions import expand
 from fcgimgr.config.pools import PoolSettings, ProcessSettings
 from fcgimgr.config.settings import Config
 
-WORKER_MAIN: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "worker", "main.py")
+WORKER_MAIN: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "worker", "start.py")
 """The worker is run by its path, for the application's own Python has no fcgimgr installed."""
 
 

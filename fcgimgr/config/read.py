@@ -178,6 +178,9 @@ class _ProcessTable:
         if "wsgi" in values:
             # Our own worker takes its listeners in any way and sets them as it needs them.
             values.setdefault("socket_blocking", False)
+            # It says READY=1 once the application is imported: with startsecs, an application that takes longer to
+            # import than that would count as started, and a reload would take the broken code for good.
+            values.setdefault("ready", "notify")
             if len(values["sockets"]) > 1:
                 values.setdefault("socket_pass", "systemd")
         return PoolSettings(name=self._table.name, **values)

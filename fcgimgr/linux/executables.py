@@ -11,10 +11,13 @@ _MISSING: Final = "does not exist"
 _UNREADABLE: Final = "cannot be read"
 
 
-def find_executable(name: str, path: str, directory: str | None = None, *, chroot: str | None = None) -> str:
+def find_executable(
+    name: str, path: str, directory: str | None = None, *, chroot: str | None = None, key: str = "command"
+) -> str:
     """The absolute path of the program `name`; a relative one starts at `directory` (default: ours), as the child will.
 
-    path: the child's PATH. With `chroot` the answer is as seen inside. LinuxError: not found, or not executable.
+    path: the child's PATH. With `chroot` the answer is as seen inside. key: where the name was set, for the message.
+    LinuxError: not found, or not executable.
     """
     if chroot is not None and not os.path.isdir(chroot):
         raise LinuxError(f"chroot {chroot}: there is no such directory; create it, or name another")
@@ -23,7 +26,7 @@ def find_executable(name: str, path: str, directory: str | None = None, *, chroo
         found = os.path.join(start, name.removeprefix("./"))
         refusal = _why_not_executable(chroot, found)
         if refusal:
-            raise LinuxError(f"command {name}: {found} {refusal}")
+            raise LinuxError(f"{key} {name}: {found} {refusal}")
         return found
     hidden, unreadable = "", []
     for entry in (path or os.defpath).split(":"):
@@ -36,10 +39,10 @@ def find_executable(name: str, path: str, directory: str | None = None, *, chroo
         elif refusal != _MISSING:
             hidden = f"{found} {refusal}"
     if hidden:
-        raise LinuxError(f"command {name}: {hidden}")
+        raise LinuxError(f"{key} {name}: {hidden}")
     but = f", of which {', '.join(unreadable)} cannot be read" if unreadable else ""
     where = f"PATH ({path})" if chroot is None else f"PATH ({path}) inside {chroot}"
-    raise LinuxError(f"command not found: {name}; it is in no directory of {where}{but}; give its absolute path")
+    raise LinuxError(f"{key} not found: {name}; it is in no directory of {where}{but}; give its absolute path")
 
 
 def why_not_executed(path: str, code: int, who: str, chroot: str | None) -> str:

@@ -66,7 +66,11 @@ class Recipes:
         return Recipe(
             argv=plan.argv,
             executable=find_executable(
-                plan.argv[0], environment.get("PATH", os.defpath), plan.directory, chroot=settings.chroot
+                plan.argv[0],
+                environment.get("PATH", os.defpath),
+                plan.directory,
+                chroot=settings.chroot,
+                key="python" if isinstance(settings, PoolSettings) and settings.wsgi is not None else "command",
             ),
             environment=environment,
             directory=plan.directory,

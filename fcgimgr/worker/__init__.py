@@ -2,8 +2,9 @@
 
 The manager starts it by path (`MAIN`), with the application's interpreter, which need have neither fcgimgr nor flup:
 
-    PYTHON …/fcgimgr/worker/main.py --server flup [--threads N] module:callable
+    PYTHON …/fcgimgr/worker/start.py --server flup [--threads N] module:callable
 
+start        the script that an interpreter is given; any version can read it
 main         the command line: where modules are found, which application, which engine
 loading      `module:callable` → the application, or a message for its author
 listening    the sockets that were handed over, and which peers may use them
@@ -20,6 +21,6 @@ import os
 from typing import Final
 
 #: What to give to a Python interpreter to run a worker.
-MAIN: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "main.py")
+MAIN: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
 #: The environment variable that names the directory which holds fcgimgr's own `flup` package.
 FLUP_VARIABLE: Final = "FCGIMGR_FLUP"

@@ -1,8 +1,9 @@
-"""A WSGI worker's command line: `PYTHON …/fcgimgr/worker/main.py --server flup [--threads N] module:callable`.
+"""A WSGI worker's command line: `PYTHON …/fcgimgr/worker/start.py --server flup [--threads N] module:callable`.
 
-Run by path, in the application's interpreter. What the application can import must not depend on how fcgimgr is
-installed, so exactly two of our packages are lent to it, each under its own name and neither through sys.path:
-`fcgimgr`, from beside this file, and `flup`, only where the application has none (an application's own comes first).
+Run by the path of start.py, in the application's interpreter. What the application can import must not depend on how
+fcgimgr is installed, so exactly two of our packages are lent to it, each under its own name and neither through
+sys.path: `fcgimgr`, from beside this file (start.py), and `flup`, only where the application has none (an application's
+own comes first).
 
 Exit status: 0 after a graceful stop; 1 when the application or the sockets are not fit to serve, with the reason on
 stderr; 2 for a wrong command line. Importing this module does nothing.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.machinery
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -26,15 +26,19 @@ _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE: Final = os.path.dirname(_HERE)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serve until told to stop. `arguments` without the program's name."""
+def main(arguments: Sequence[str], first: str | None) -> int:
+    """Serve until told to stop. `arguments` without the program's name; `first`: what is to be first on sys.path."""
     options = _parse(arguments)
+    from fcgimgr.worker import accepting  # noqa: F401  # now, with what it needs of the standard library (start.py)
     from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
     from fcgimgr.worker.notify import notify
     from fcgimgr.worker.watching import Watch
 
+    # From here on everything that is imported may be the application's own.
+    if first is not None:
+        sys.path.insert(0, first)
     _lend_flup()
     try:
         from fcgimgr.worker import flup_engine
@@ -99,28 +103,3 @@ def _lend_flup() -> None:
     named = os.environ.pop(FLUP_VARIABLE, None)
     directory = named if named is not None else os.path.dirname(_PACKAGE)
     sys.meta_path.append(_FlupFinder(directory))
-
-
-def _lend_fcgimgr() -> None:
-    """Make `import fcgimgr` mean the package around this file, whatever the interpreter has installed."""
-    spec = importlib.util.spec_from_file_location(
-        "fcgimgr", os.path.join(_PACKAGE, "__init__.py"), submodule_search_locations=[_PACKAGE]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fcgimgr"] = module
-    spec.loader.exec_module(module)
-
-
-def _put_application_first() -> None:
-    """Python puts a script's own directory first on sys.path: there our `main` or `notify` would hide the
-    application's. The working directory belongs there, as for `python -m`. (Under -P or -I nothing was put there.)"""
-    if sys.path and os.path.realpath(sys.path[0]) == os.path.realpath(_HERE):
-        sys.path[0] = os.getcwd()
-
-
-if __name__ == "__main__":
-    _put_application_first()
-    _lend_fcgimgr()
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,195 @@
+"""An application runs in an interpreter of its own, which knows nothing of fcgimgr; what is wrong with it is said."""
+
+import ast
+import contextlib
+import os
+import shutil
+import venv
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import flup  # type: ignore[import-untyped,unused-ignore]
+import msgspec
+import pytest
+
+from fcgimgr.control.messages import Status
+from fcgimgr.worker import MAIN
+from tests.integration.benches import Bench, unix_bench
+from tests.integration.pythons import old_pythons
+from tests.integration.scenes import managing, scene
+from tests.waiting import eventually
+
+APP = """\
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(answer()).encode()]
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with contextlib.closing(unix_bench(tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    """The interpreter of a new virtualenv without anything in it."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    return str(tmp_path / "venv" / "bin" / "python")
+
+
+def packages(python: str) -> Path:
+    (found,) = Path(python).parents[1].glob("lib/python3.*/site-packages")
+    return found
+
+
+def started_by(directory: Path, *options: str) -> str:
+    """An interpreter with options, as a wrapper script gives it them."""
+    wrapper = directory / "python-with-options"
+    wrapper.write_text(f'#!/bin/sh\nexec {directory}/venv/bin/python {" ".join(options)} "$@"\n')
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+# --- what the application finds is its own
+
+
+def test_packages_of_the_virtualenv_are_what_the_application_imports(bench: Bench, python: str) -> None:
+    """Even where they have the names of what the manager depends on, in versions that the manager could not use."""
+    for name in ("msgspec", "click", "tomli"):
+        (packages(python) / f"{name}.py").write_text("version = 'of the application'\n")
+    shutil.copytree(Path(flup.__file__).parent, packages(python) / "flup")
+    (bench.directory / "app.py").write_text(
+        "import click, flup, msgspec, tomli\n"
+        "def answer(): return [click.version, msgspec.version, tomli.version, flup.__file__]\n" + APP
+    )
+    bench.start("app:application", python=python)
+    answered = bench.fetch("/").body.decode()
+    assert answered == str(["of the application"] * 3 + [str(packages(python) / "flup" / "__init__.py")])
+
+
+@pytest.mark.parametrize("name", ["queue", "select", "argparse", "traceback", "worker", "core", "config", "linux"])
+def test_a_module_beside_the_application_does_not_become_ours(bench: Bench, python: str, name: str) -> None:
+    """A queue.py, say, that has its own meaning in the application's directory."""
+    (bench.directory / f"{name}.py").write_text("raise SystemExit('not meant for the worker')\n")
+    (bench.directory / "app.py").write_text("def answer(): return 'served'\n" + APP)
+    bench.start("app:application", python=python)
+    assert bench.fetch("/").body == b"served"
+
+
+def test_pythonpath_and_directory_come_in_that_order_after_the_working_directory(bench: Bench, python: str) -> None:
+    src, lib = bench.directory / "src", bench.directory / "lib"
+    for place in (src, lib):
+        place.mkdir()
+        (place / "shared.py").write_text(f"place = {place.name!r}\n")
+    (bench.directory / "app.py").write_text("import shared\ndef answer(): return shared.place\n" + APP)
+    bench.start("app:application", python=python, env={"PYTHONPATH": f"{src}:{lib}"})
+    assert bench.fetch("/").body == b"src"
+
+
+# --- -P and -I
+
+
+def test_with_safe_path_the_working_directory_is_not_searched_and_pythonpath_is(bench: Bench, python: str) -> None:
+    (bench.directory / "app.py").write_text("def answer(): return 'served'\n" + APP)
+    (bench.directory / "src").mkdir()
+    safe = {"PYTHONSAFEPATH": "1"}
+    assert bench.start("app:application", python=python, env=safe, ready=False).wait(20) == 1
+    assert "there is no module 'app'; set directory or pythonpath" in bench.stderr()
+    shutil.move(bench.directory / "app.py", bench.directory / "src" / "app.py")
+    bench.start("app:application", python=python, env=safe | {"PYTHONPATH": str(bench.directory / "src")})
+    assert bench.fetch("/").body == b"served"
+
+
+@pytest.mark.parametrize("options", [["-I"], ["-P"], ["-E", "-s"]], ids=" ".join)
+def test_an_installed_application_needs_no_path_at_all(bench: Bench, python: str, options: list[str]) -> None:
+    (packages(python) / "installed.py").write_text("def answer(): return 'served'\n" + APP)
+    bench.start("installed:application", python=started_by(bench.directory, *options))
+    assert bench.fetch("/").body == b"served"
+
+
+# --- what is wrong is said
+
+
+@pytest.mark.parametrize("python", old_pythons())
+def test_an_interpreter_that_is_too_old_says_so(bench: Bench, python: str) -> None:
+    assert bench.start(python=python, ready=False).wait(20) == 1
+    assert "a wsgi pool needs Python 3.9 or later: set python to one" in bench.stderr()
+    assert "Traceback" not in bench.stderr()
+
+
+def test_every_python_can_read_the_script_that_it_is_given() -> None:
+    """The check above runs only where old Pythons are; this one looks for what they cannot read."""
+    text = Path(MAIN).read_text(encoding="ascii")
+    for node in ast.walk(ast.parse(text)):
+        assert not isinstance(node, (ast.AnnAssign, ast.JoinedStr, ast.NamedExpr, ast.AsyncFunctionDef)), ast.dump(node)
+        if isinstance(node, ast.FunctionDef):
+            annotations = [argument.annotation for argument in node.args.args]
+            assert [*annotations, node.returns] == [None] * (len(annotations) + 1)
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "__future__"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('wsgi = "app:application"\npython = "%(here)s/absent/bin/python"', "python {here}/absent/bin/python: "),
+        ('wsgi = "app:application"\npython = "%(here)s/app.py"', "app.py is not executable"),
+        ('wsgi = "absent:application"', "there is no module 'absent'; set directory or pythonpath"),
+        ('wsgi = "app:absent"', "module app ({here}/app.py) has no 'absent' in app"),
+        ('wsgi = "needy:application"', 'needy.py", line 1, in <module>'),
+        ('wsgi = "needy:application"', "ModuleNotFoundError: No module named 'absent_library'"),
+    ],
+)
+def test_the_answer_of_start_and_the_log_say_why(tmp_path: Path, table: str, said: str) -> None:
+    (tmp_path / "app.py").write_text("def answer(): return 'served'\n" + APP)
+    (tmp_path / "needy.py").write_text("import absent_library\n")
+    tables = (
+        '[pool.app]\nsocket = "%(here)s/s"\ndirectory = "%(here)s"\nautostart = false\nstartretries = 0\n'
+        + table
+        + "\n"
+    )
+    with managing(scene(tmp_path, tables), ready=False) as manager:
+        verdict = manager.start("app")
+        assert not verdict.ok
+        expected = said.replace("{here}", str(tmp_path))
+        assert any(expected in line for line in texts(msgspec.to_builtins(verdict)))
+        eventually(lambda: expected in manager.output())
+
+
+def texts(told: object) -> Iterator[str]:
+    """Every text in an answer."""
+    if isinstance(told, str):
+        yield told
+    elif isinstance(told, (dict, list, tuple)):
+        for part in told.values() if isinstance(told, dict) else told:
+            yield from texts(part)
+
+
+def test_an_import_that_fails_late_fails_the_reload_and_the_old_code_serves_on(tmp_path: Path) -> None:
+    """Later than startsecs, by which a process without readiness of its own would have counted as started."""
+    app = tmp_path / "app.py"
+    app.write_text("def answer(): return 'the old code'\n" + APP)
+    config = scene(tmp_path, '[pool.app]\nsocket = "%(here)s/s"\ndirectory = "%(here)s"\nwsgi = "app:application"\n')
+    gate = tmp_path / "gate"
+    with managing(config) as manager:
+        before = manager.pids("app")
+        os.mkfifo(gate)
+        app.write_text(f"open({str(gate)!r}).read()\nimport absent_library\n")
+        with ThreadPoolExecutor(1) as thread:
+            reload = thread.submit(manager.restart, "app")
+            with gate.open("w"):  # it is importing
+                eventually(lambda: age_of_the_new(manager.status()) > 1.5)
+            verdict = reload.result(30)
+        assert not verdict.ok
+        assert any("No module named 'absent_library'" in line for line in texts(msgspec.to_builtins(verdict)))
+        assert manager.pids("app") == before
+
+
+def age_of_the_new(status: Status) -> float:
+    """Seconds since the process that is still starting was spawned."""
+    (age,) = (each.uptime for pool in status.pools for each in pool.processes if each.state == "STARTING")
+    assert age is not None
+    return age
