@@ -27,6 +27,7 @@ class Percent(click.ParamType[float]):
 @click.command("reload", cls=Command)
 @names_argument(required=True)
 @click.option("--canary", type=Percent(), metavar="PERCENT", help="Give the new processes a share of the connections.")
+@click.option("--no-canary", "whole", is_flag=True, help="No canary, though the pool has a reload_canary.")
 @click.option("--promote", "action", flag_value="promote", help="Give the canary everything.")
 @click.option("--abort", "action", flag_value="abort", help="Discard the canary, or what is starting.")
 @wait_option
@@ -36,6 +37,7 @@ def reload_(
     context: click.Context,
     names: tuple[str, ...],
     canary: float | None,
+    whole: bool,
     action: Literal["promote", "abort"] | None,
     wait: bool,
     verbose: bool,
@@ -43,11 +45,13 @@ def reload_(
     """Replace the processes by new ones, which serve only once all of them are ready."""
     if canary is not None and action is not None:
         raise click.UsageError(f"--canary begins a canary and --{action} ends one: give one of the two")
+    if whole and (canary is not None or action is not None):
+        raise click.UsageError("--no-canary goes neither with --canary nor with --promote or --abort")
     from fcgimgr.control.messages import ReloadParams, Verdict
 
     from .ask import ask_and_wait, show_verdict
 
-    params = ReloadParams(names=names, canary=canary, action=action or "reload", wait=wait)
+    params = ReloadParams(names=names, canary=canary, whole=whole, action=action or "reload", wait=wait)
     show_verdict(ask_and_wait(context, "reload", params, Verdict), verbose=verbose)
 
 

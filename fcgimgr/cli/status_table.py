@@ -61,8 +61,9 @@ def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[s
 
 def _fold(pool: PoolStatus, verbose: bool) -> tuple[Sequence[ProcessStatus], list[str]]:
     """The processes worth a line, and a line for each lot of the others."""
+    zygotes = _zygotes(pool, verbose)
     if verbose or len(pool.processes) <= FOLD_ABOVE:
-        return pool.processes, []
+        return [*zygotes, *pool.processes], []
     by_state: dict[str, list[ProcessStatus]] = defaultdict(list)
     plain = []
     for process in pool.processes:
@@ -73,7 +74,14 @@ def _fold(pool: PoolStatus, verbose: bool) -> tuple[Sequence[ProcessStatus], lis
     shown = [process for processes in by_state.values() for process in processes[:SHOWN_OF_A_STATE]]
     rest = {state: processes[SHOWN_OF_A_STATE:] for state, processes in by_state.items()}
     rest["RUNNING"] = plain + rest.get("RUNNING", [])
-    return shown, [_summary(state, processes, len(shown)) for state, processes in rest.items() if processes]
+    return [*zygotes, *shown], [
+        _summary(state, processes, len(shown)) for state, processes in rest.items() if processes
+    ]
+
+
+def _zygotes(pool: PoolStatus, verbose: bool) -> Sequence[ProcessStatus]:
+    """Those worth a line: who does not want to know of them hears of them when they fail."""
+    return [zygote for zygote in pool.zygotes if verbose or zygote.state in ("BACKOFF", "FATAL")]
 
 
 def _plain(process: ProcessStatus) -> bool:
@@ -133,6 +141,10 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
     if pool.reason:
         facts.append(safe(pool.reason))
+    if pool.canary is not None:
+        facts.append(paint(f"canary {pool.canary:g} %", "yellow"))
+    if pool.discarded:
+        facts.append(paint(safe(pool.discarded), "red"))
     return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
 
 

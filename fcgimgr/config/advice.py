@@ -12,9 +12,9 @@ from fcgimgr.config.keys import keys
 from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings
 
 LATER: Final = frozenset([
-    "signals", "reload_canary", "policy", "numprocs_max", "min_spare", "max_spare",
+    "policy", "numprocs_max", "min_spare", "max_spare",
     "idle_timeout", "max_requests", "max_requests_jitter", "max_lifetime", "max_rss", "request_timeout", "access_log",
-    "access_format", "slowlog", "slow_after", "preload", "cgroup", "stdout_events_enabled", "stderr_events_enabled",
+    "access_format", "slowlog", "slow_after", "cgroup", "stdout_events_enabled", "stderr_events_enabled",
 ])  # fmt: skip
 
 _NUMPROCS: Final = "here it is numprocs"

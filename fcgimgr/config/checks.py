@@ -3,14 +3,14 @@
 import re
 from typing import Final
 
-from fcgimgr.config.address import UnixAddress
+from fcgimgr.config.address import TcpAddress, UnixAddress
 from fcgimgr.config.expansions import expand
 from fcgimgr.config.findings import Findings, TableRead
 from fcgimgr.config.pools import NAME, somaxconn
 from fcgimgr.config.processes import process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 
-WSGI_KEYS: Final = ("server", "threads", "python", "pythonpath")
+WSGI_KEYS: Final = ("server", "threads", "preload", "python", "pythonpath")
 
 _SHELL_WORDS: Final = frozenset(["&&", "||", "|", ">", ">>", "<", "2>&1", ";", "&"])
 
@@ -82,6 +82,9 @@ def _sockets(read: TableRead, settings: PoolSettings, findings: Findings) -> Non
             if read.own(key):
                 where = str(settings.sockets[0])
                 findings.problem(read, key, f"is for Unix sockets, and the pool listens on {where}; leave it out")
+    if not settings.can_have_canary and read.own("reload_canary"):
+        other = next(address for address in settings.sockets if not isinstance(address, TcpAddress))
+        findings.problem(read, "reload_canary", f"is for TCP sockets, and the pool listens on {other}; leave it out")
     if len(settings.sockets) > 1 and settings.socket_pass == "stdin":
         findings.problem(
             read,
@@ -114,6 +117,19 @@ def _wsgi(read: TableRead, settings: PoolSettings, findings: Findings) -> None:
         findings.problem(read, "socket_env", "a wsgi pool knows FCGI_LISTEN_FD only; leave it out")
 
 
+def _preload(read: TableRead, settings: PoolSettings, config: Config, findings: Findings) -> None:
+    """It is imported once, so where from cannot differ."""
+    if settings.wsgi is None or not settings.preload:
+        return
+    first, second = (process_plan(settings, config, index) for index in (0, 1))
+    where = "cannot differ from process to process with preload = true, which imports the application once"
+    if first.directory != second.directory:
+        findings.problem(read, "directory", f"{where}; leave the process's number and name out")
+    if first.environment.get("PYTHONPATH") != second.environment.get("PYTHONPATH"):
+        key = "pythonpath" if "pythonpath" in read.given else "environment"
+        findings.problem(read, key, f"PYTHONPATH {where}; leave the process's number and name out")
+
+
 def _plans(read: TableRead, settings: PoolSettings | ProgramSettings, config: Config, findings: Findings) -> None:
     # Templates differ only in the number, so the first and the last process tell all that can go wrong.
     try:
@@ -121,6 +137,8 @@ def _plans(read: TableRead, settings: PoolSettings | ProgramSettings, config: Co
     except ValueError as error:
         findings.problem(read, "", str(error))
         return
+    if isinstance(settings, PoolSettings):
+        _preload(read, settings, config, findings)
     for plan in plans:
         if plan.name == "all" or not re.fullmatch(NAME, plan.name):
             findings.problem(

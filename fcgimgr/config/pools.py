@@ -6,10 +6,23 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from fcgimgr.config.address import Address
+from fcgimgr.config.address import Address, TcpAddress
 from fcgimgr.config.compounds import Addresses, Codes, Command, Environment, Names, Paths, Wsgi
 from fcgimgr.config.limits import Limits
-from fcgimgr.config.scalars import Account, Choice, Flag, Octal, Path, Restart, Seconds, Signal, Size, Text, Whole
+from fcgimgr.config.scalars import (
+    Account,
+    Choice,
+    Flag,
+    Octal,
+    Path,
+    Percent,
+    Restart,
+    Seconds,
+    Signal,
+    Size,
+    Text,
+    Whole,
+)
 
 MB: Final = 1024 * 1024
 SOMAXCONN: Final = "/proc/sys/net/core/somaxconn"
@@ -135,7 +148,7 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     nice: Annotated[
         int | None,
         Whole(low=-20, high=19),
-        Meta(description="Nice value, -20 (first) to 19 (last); below the manager's own it needs root. Example: `5`."),
+        Meta(description="Nice value, -20 (first) to 19 (last); below the manager's own it needs root."),
     ] = None
     no_new_privs: Annotated[
         bool,
@@ -434,6 +447,16 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = None
+    preload: Annotated[
+        bool,
+        Flag(),
+        Meta(
+            description=(
+                "Import the `wsgi` application once and fork the processes from that: they share its memory, and one "
+                "that dies is replaced in milliseconds. What is to be known of forks: docs/preload.md."
+            )
+        ),
+    ] = False
     python: Annotated[
         str | None,
         Path(bare=True),
@@ -462,6 +485,17 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             "failed, and the old ones serve on."
         ),
     ] = 60.0
+    reload_canary: Annotated[
+        float | None,
+        Percent(),
+        Meta(
+            description=(
+                "Let `fcgimgr reload` (and SIGUSR2) stop at a canary of this share of the connections, in percent, as "
+                "`--canary` does; `reload --promote` completes it, `--abort` discards it. For TCP sockets. `update` "
+                "and `restart` replace all at once. Without it, so does `reload`."
+            )
+        ),
+    ] = None
     on_fatal: Annotated[
         Literal["close", "keep"],
         Choice(words=("close", "keep")),
@@ -472,3 +506,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = "close"
+
+    @property
+    def can_have_canary(self) -> bool:
+        """Whether the kernel can share out the connections of all its sockets."""
+        return all(isinstance(address, TcpAddress) for address in self.sockets)

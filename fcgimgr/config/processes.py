@@ -21,8 +21,8 @@ WORKER_MAIN: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspat
 class ProcessPlan(msgspec.Struct, frozen=True):
     """One process, every expansion done.
 
-    name: "app_00"; environment: only what the configuration adds to the manager's own; directory: None for the
-    manager's; stdout_logfile, stderr_logfile: an absolute path, "-" or "none".
+    name: "app_00"; argv: with `preload` the zygote's; environment: only what the configuration adds to the manager's
+    own; directory: None for the manager's; stdout_logfile, stderr_logfile: an absolute path, "-" or "none".
     """
 
     name: str
@@ -62,4 +62,5 @@ def process_plan(settings: ProcessSettings, config: Config, index: int) -> Proce
 
 def _worker(settings: PoolSettings, wsgi: str) -> tuple[str, ...]:
     threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *threads, wsgi)
+    zygote = ("--zygote", "3") if settings.preload else ()
+    return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *threads, *zygote, wsgi)

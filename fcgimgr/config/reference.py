@@ -15,7 +15,20 @@ from fcgimgr.config.keys import Key, keys
 from fcgimgr.config.kinds import Kind
 from fcgimgr.config.limits import Limit
 from fcgimgr.config.pools import PoolSettings, ProcessSettings
-from fcgimgr.config.scalars import Account, Choice, Flag, Octal, Path, Restart, Seconds, Signal, Size, Text, Whole
+from fcgimgr.config.scalars import (
+    Account,
+    Choice,
+    Flag,
+    Octal,
+    Path,
+    Percent,
+    Restart,
+    Seconds,
+    Signal,
+    Size,
+    Text,
+    Whole,
+)
 from fcgimgr.config.settings import GroupSettings, ManagerSettings
 
 # Each topic goes from its first key to the next topic's.
@@ -154,6 +167,7 @@ def _toml(value: Any) -> str:
 _WORDS: Final[dict[type[Kind], str]] = {
     Flag: "`true`, `false`",
     Seconds: "seconds",
+    Percent: "percentage",
     Size: "size",
     Octal: "mode",
     Restart: '`true`, `false`, `"unexpected"`',

@@ -87,6 +87,26 @@ class Seconds(Kind, frozen=True, kw_only=True):
         return int(setting) if setting is not None and setting == int(setting) else setting
 
 
+class Percent(Kind, frozen=True):
+    """A share: a number above 0 and below 100, or as text with a percent sign after it."""
+
+    def read(self, value: object, place: Place) -> float:
+        wanted = 'a percentage above 0 and below 100, as in 5 or "5%"'
+        text = expanded(value, place) or (value if isinstance(value, str) else None)
+        if text is not None and re.fullmatch(r"\s*[0-9]{1,3}(\.[0-9]{1,15})?\s*%?\s*", text):
+            value = float(text.replace("%", ""))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:
+            raise refusal(wanted, value if text is None else text)
+        return float(value)
+
+    def schema(self) -> Schema:
+        number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100}
+        return {"anyOf": [number, {"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]+)?\s*%?$"}, EXPANSION]}
+
+    def plain(self, setting: float | None) -> float | None:
+        return int(setting) if setting is not None and setting == int(setting) else setting
+
+
 class Size(Kind, frozen=True):
     """A number of bytes: an integer, or text with KB, MB or GB (of 1024, as in Supervisor)."""
 

@@ -38,6 +38,12 @@ _LEVELS: Final = {
     "blather": 'write "debug"',
 }
 
+_PRESETS: Final = {
+    **dict.fromkeys(("supervisor", "nginx", "swoole", "daemonmcn"), "that preset is not in this version"),
+    "phpfpm": 'write "php-fpm"',
+    "fpm": 'write "php-fpm"',
+}
+
 
 class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`[manager]`: the manager itself."""
@@ -192,6 +198,16 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         ),
     ] = "keep"
+    signals: Annotated[
+        Literal["php-fpm"],
+        Choice(words=("php-fpm",), meant=_PRESETS),
+        Meta(
+            description=(
+                'What signals to the manager mean: `"php-fpm"` is TERM, INT and QUIT to stop, HUP to update, USR1 to '
+                "reopen the logs, USR2 to reload all."
+            )
+        ),
+    ] = "php-fpm"
     identifier: Annotated[
         str,
         Text(wanted="one word", pattern=r"[^\s\x00-\x1f]{1,64}"),

@@ -90,10 +90,14 @@ class RestartParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ReloadParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`canary`: percent of the connections that the new generation gets, until a `promote` or `abort`."""
+    """`canary`: percent of the connections that the new generation gets, until a `promote` or `abort`.
+
+    Without it that is each pool's `reload_canary`; `whole`: none at all.
+    """
 
     names: Names
     canary: Annotated[float, Meta(gt=0, lt=100)] | None = None
+    whole: bool = False
     action: Literal["reload", "promote", "abort"] = "reload"
     wait: bool = True
 
@@ -267,7 +271,11 @@ class SocketStatus(Struct, frozen=True, kw_only=True):
 
 
 class PoolStatus(Struct, frozen=True, kw_only=True):
-    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL."""
+    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL.
+
+    `zygotes`: with `preload` what the processes are forked from, one a generation; none of them serves or counts.
+    `discarded`: why the last reload came to nothing, until the next one begins.
+    """
 
     name: str
     kind: str
@@ -279,6 +287,8 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     sockets: tuple[SocketStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
     reason: str | None = None
+    zygotes: tuple[ProcessStatus, ...] = ()
+    discarded: str | None = None
 
 
 class ManagerStatus(Struct, frozen=True, kw_only=True):
@@ -336,7 +346,7 @@ class Reopened(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """`kind` is process_state, pool_state, listener, manager or log; `time` is since the epoch."""
+    """`kind` is process_state, pool_state, reload, listener, manager or log; `time` is since the epoch."""
 
     time: float
     kind: str

@@ -65,8 +65,8 @@ def share(percent: float, there: int, other: int) -> Program:
     )
 
 
-def one_client(host: str, port: int, there: int, other: int) -> Program:
-    """Connections from this very address and port to index `there`, all others to `other`.
+def one_client(host: str, port: int, there: int, others: Program) -> Program:
+    """Connections from this very address and port to index `there`, all others as the program `others` says.
 
     host: IPv4, IPv6, or IPv4 written as ::ffff:… as a dual-stack socket shows it (on the wire it is IPv4).
     """
@@ -92,7 +92,7 @@ def one_client(host: str, port: int, there: int, other: int) -> Program:
     for loads, wanted in checks:
         left -= len(loads) + 1
         program += [*loads, (_JEQ, 0, left + 1, wanted)]  # no: past what is left and the first RET
-    return (*program, (_RET, 0, 0, there), (_RET, 0, 0, other))
+    return (*program, (_RET, 0, 0, there), *others)
 
 
 def attach_to_group(sock: socket.socket, program: Program) -> None:

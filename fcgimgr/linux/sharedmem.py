@@ -45,6 +45,19 @@ def open_shared(pid: int, fd: int, inode: int) -> int | None:
     return None
 
 
+def find_shared(pid: int, inode: int) -> int | None:
+    """The same, of whatever number it is there. OSError: it may not be looked at."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{name}").startswith("/memfd:"):
+                found = open_shared(pid, int(name), inode)
+                if found is not None:
+                    return found
+        except FileNotFoundError:
+            continue  # closed since we listed it
+    return None
+
+
 def fcntl_seals(fd: int) -> bool:
     """Whether this is memory as `shared_memory` makes it."""
     try:

@@ -26,6 +26,8 @@ _ADVICE: Final = "a rolling restart on the one socket works everywhere"
 class Group:
     """The listeners of one address. `current` gets all traffic that nothing else is said about."""
 
+    _sharing: tuple[Listener, float] | None = None  # who gets what percentage of it
+
     def __init__(self, first: Listener) -> None:
         """A group of one, opened with `open_tcp(…, reuseport=True)`. LinuxError: this kernel or socket cannot."""
         self._order = [first]
@@ -128,18 +130,28 @@ class Group:
 
     def steer_to(self, listener: Listener) -> None:
         """From now on every new connection goes to this one. What waits in the queues of others stays there."""
+        self._sharing = None
         self._steer(listener, bpf.to_index(self._index(listener)))
+
+    def gets_all(self, listener: Listener) -> bool:
+        """Whether every new connection goes to this one."""
+        return self.current is listener and self._sharing is None
 
     def share(self, listener: Listener, percent: float) -> None:
         """Of new connections `percent` (0 to 100) by chance to this one, the others to `current`."""
         if not 0 <= percent <= 100:
             raise ValueError(f"{percent} is not a percentage")
         self._steer(self.current, bpf.share(percent, self._index(listener), self._index(self.current)))
+        self._sharing = listener, percent
 
     def only_from(self, listener: Listener, client: tuple[str, int]) -> None:
-        """Connections from this address and port (a ping's own, `getsockname()`) to this one, others to `current`."""
+        """Connections from this address and port (a ping's own, `getsockname()`) to this one, others as before."""
         host, port = client
-        self._steer(self.current, bpf.one_client(host, port, self._index(listener), self._index(self.current)))
+        others = bpf.to_index(self._index(self.current))
+        if self._sharing is not None:
+            sharer, percent = self._sharing
+            others = bpf.share(percent, self._index(sharer), self._index(self.current))
+        self._steer(self.current, bpf.one_client(host, port, self._index(listener), others))
 
     def refuse_new(self) -> None:
         """No new connection from now on: SYNs are dropped. What waits in queues is still accepted, and handshakes end.

@@ -185,6 +185,7 @@ class _PoolAdoption:
         groups = self._groups()
         leaving = frozenset(number for number in coming if number != record.serving)
         pool.seed = record.seed
+        pool.discarded = record.discarded
         pool.core = rollout.Pool(serving=record.serving, last=record.last, leaving=leaving)
         generations = {}
         for number in sorted(coming, key=lambda number: number != record.serving):

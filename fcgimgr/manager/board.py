@@ -12,7 +12,7 @@ from typing import Final
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.fastcgi.scoreboard import Reading
-from fcgimgr.linux.sharedmem import open_shared, shared_memory
+from fcgimgr.linux.sharedmem import find_shared, open_shared, shared_memory
 from fcgimgr.linux.spawn import FIRST_LISTENER
 
 # A writer needs a microsecond for a lane, and milliseconds between two.
@@ -40,7 +40,11 @@ class Board:
     def of(cls, pid: int, settings: ProcessSettings, inode: int) -> Board | None:
         """The board that a worker was given by a manager before us; None: it has none. OSError: it cannot be had."""
         place = board_fd(settings)
-        fd = open_shared(pid, place, inode) if place is not None and inode else None
+        if place is None or not inode:
+            return None
+        # A worker that was forked from a zygote has it wherever there was room.
+        preloaded = isinstance(settings, PoolSettings) and settings.preload
+        fd = find_shared(pid, inode) if preloaded else open_shared(pid, place, inode)
         return None if fd is None else cls(fd)
 
     def read(self, now: float) -> Reading | None:

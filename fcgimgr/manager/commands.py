@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fcgimgr import __version__
 from fcgimgr.config.read import ConfigError, read
+from fcgimgr.config.settings import PoolSettings
 from fcgimgr.config.signals import signal_number
 from fcgimgr.control import messages
 from fcgimgr.control.messages import (
@@ -104,12 +105,11 @@ async def reload(daemon: Daemon, params: messages.ReloadParams, caller: Caller) 
                 f"{generation.name} is reloaded as a whole; for one process there is: fcgimgr restart {name}",
                 code=INVALID_PARAMS,
             )
-        if params.canary is not None:
-            refuse_canary(generation)
     if params.action == "reload":
         everything = len(chosen) == len(daemon.pools) and params.canary is None
+        shares = {} if params.whole else canary_shares(chosen, params.canary)
         with daemon.reloading() if everything else nullcontext():
-            return await replace(daemon, chosen, caller, canary=params.canary, wait=params.wait)
+            return await replace(daemon, chosen, caller, shares=shares, wait=params.wait)
     event = rollout.Promote() if params.action == "promote" else rollout.Abort("an operator has aborted it")
     verdicts = [await decided(generation.pool, event, wait=params.wait) for generation in chosen]
     return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=tuple(verdicts))
@@ -120,17 +120,21 @@ async def replace(
     chosen: Chosen,
     caller: Caller,
     *,
-    canary: float | None = None,
+    shares: Mapping[str, float] | None = None,
     hard: bool = False,
     wait: bool = True,
 ) -> Verdict:
-    """New processes for old: by generations where that can be, else one after the other on the same listener."""
+    """New processes for old: by generations where that can be, else one after the other on the same listener.
+
+    `shares`: the pools, by name, whose new processes get so many percent of the connections, and no more.
+    """
     reloads = []
+    shares = shares or {}
     rolling: Chosen = {}
     for generation, indexes in chosen.items():
         pool = generation.pool
         if indexes is None and not hard and generation.core.up and pool.can_reload():
-            reloads.append((pool, pool.reload(pool.settings, pool.config, canary)))
+            reloads.append((pool, pool.reload(pool.settings, pool.config, shares.get(pool.name))))
         else:
             rolling[generation] = indexes
     targets = waiting.targets(rolling, waiting.restarted(daemon))
@@ -146,10 +150,12 @@ async def replace(
 
 
 def reload_verdict(pool: Pool, verdict: Reloaded) -> ProcessVerdict:
-    result = "failed"
-    if verdict.ok:
-        result = "canary" if isinstance(pool.core.coming, rollout.Canary) else "reloaded"
-    detail = f"generation {pool.core.serving} serves" if verdict.ok and result == "reloaded" else verdict.why or None
+    result, detail = "failed", verdict.why or None
+    if verdict.ok and isinstance(canary := pool.core.coming, rollout.Canary):
+        result = "canary"
+        detail = f"generation {canary.number} gets {canary.percent:g} % of the connections; --promote or --abort it"
+    elif verdict.ok:
+        result, detail = "reloaded", f"generation {pool.core.serving} serves"
     return ProcessVerdict(name=pool.name, ok=verdict.ok, result=result, detail=detail, lines=verdict.lines)
 
 
@@ -166,12 +172,29 @@ async def decided(pool: Pool, event: rollout.Event, *, wait: bool) -> ProcessVer
     return reload_verdict(pool, answer)
 
 
+def canary_shares(chosen: Chosen, asked: float | None) -> dict[str, float]:
+    """What share of the connections the canary of each pool gets: what was asked for, else its `reload_canary`.
+
+    Pools that are reloaded whole are left out. ControlError: a canary is wanted where none can be had.
+    """
+    shares: dict[str, float] = {}
+    for generation in chosen:
+        settings = generation.settings
+        share = asked
+        if asked is None and generation.core.up and isinstance(settings, PoolSettings) and settings.can_have_canary:
+            share = settings.reload_canary
+        if share is not None:
+            refuse_canary(generation)
+            shares[generation.name] = share
+    return shares
+
+
 def refuse_canary(generation: Generation) -> None:
     listening = generation.listening
     if listening is None or not listening.can_share:
         raise ControlError(
             f"{generation.name}: a canary needs a TCP socket of the manager's own, where the kernel can share out "
-            f"connections; reload it as a whole",
+            f"connections; reload it as a whole (reload --no-canary)",
             code=INVALID_PARAMS,
         )
 

@@ -22,6 +22,7 @@ from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.adopted import Adopted
+from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.generation import Generation
@@ -33,6 +34,7 @@ from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.statefile import StateFile
+from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
 SPAWN_SLICE: Final = 0.010
@@ -70,9 +72,11 @@ class Daemon:
         self.history = History()
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
+        self.zygotes: dict[int, Zygote] = {}
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
+        self.canaries = Canaries(self)
         self.draining = Draining(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
@@ -85,6 +89,7 @@ class Daemon:
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
+        self.outlives_terminal = False
         self.upgrades = 0  # how often newer code was executed in this process
         self.go_over: Callable[[], Coroutine[Any, Any, None]] | None = None  # how that is done, once the manager is up
         self.taking_over = False  # nothing is to be started yet
@@ -261,11 +266,15 @@ class Daemon:
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:
+        exit = Exit(code=death.code, signal=death.signal)
+        if (zygote := self.zygotes.pop(death.pid, None)) is not None:
+            zygote.died(death.pid, exit)
+            return
         child = self.children.pop(death.pid, None)
         if child is None:
             self.journal.debug("reaped a stranger", pid=death.pid)
             return
-        self.died(*child, death.pid, Exit(code=death.code, signal=death.signal))
+        self.died(*child, death.pid, exit)
 
     # Going down
 
@@ -303,7 +312,7 @@ class Daemon:
             if not self._waves:
                 if self.leftovers:
                     self.leftovers.when_gone(self.go_on_stopping)
-                elif not self.children:
+                elif not self.children and not self.zygotes:
                     self.ended.set_result(None)
                 return
             for name in self._waves.popleft():

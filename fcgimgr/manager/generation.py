@@ -6,7 +6,6 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
-import os
 from asyncio import TimerHandle
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -31,14 +30,16 @@ from fcgimgr.core.process import (
     State,
 )
 from fcgimgr.core.process import Backoff as BackoffState
+from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.pipes import log_pipe
 from fcgimgr.linux.spawn import Recipe, spawn
-from fcgimgr.manager.board import Board, board_fd
+from fcgimgr.manager.board import Board
 from fcgimgr.manager.listening import Listening, open_listening
+from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
-from fcgimgr.manager.recipes import Recipes
+from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
 from fcgimgr.manager.slots import Slot
+from fcgimgr.manager.zygote import Zygote
 
 if TYPE_CHECKING:
     from fcgimgr.manager.pools import Pool
@@ -73,6 +74,7 @@ class Generation:
         self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
+        self.zygote = Zygote(self) if isinstance(settings, PoolSettings) and settings.preload else None
         self._grow()
 
     @property
@@ -83,7 +85,13 @@ class Generation:
     @property
     def gone(self) -> bool:
         """Whether it has left, and nothing of it is left."""
-        return self.core.left and not self.core.open and all(state.pid is None for state in self.core.processes)
+        return self.core.left and not self.core.open and self.down
+
+    @property
+    def down(self) -> bool:
+        """Whether none of its processes lives."""
+        zygote = self.zygote is not None and self.zygote.state.pid is not None
+        return not zygote and all(state.pid is None for state in self.core.processes)
 
     def process_name(self, index: int) -> str:
         """`app:app_00`"""
@@ -93,6 +101,8 @@ class Generation:
 
     def feed(self, event: core.Event) -> None:
         """Let core decide on `event` and carry out what it says."""
+        if self.zygote is not None and isinstance(event, core.Restart):
+            self.zygote.renew()
         self._inbox.append(event)
         if self._feeding:
             return
@@ -106,6 +116,8 @@ class Generation:
         # Only now may others react: what they order must not come between an action and its answer.
         for change in changed:
             self._announce(change)
+        if self.zygote is not None:
+            self.zygote.look()
         self.daemon.look_at_soon(self.pool)
 
     def _take(self, event: core.Event, changed: list[core.Changed]) -> None:
@@ -217,6 +229,8 @@ class Generation:
                 case Retiring():
                     self.daemon.draining.watch(self)
         self._arm_drain_timer()
+        if self.zygote is not None and self.core.up:
+            self.zygote.start()
         if self.core.refusing:
             self._refuse()
         self.daemon.readiness.process_changed(self)
@@ -302,43 +316,88 @@ class Generation:
     def spawn_if_due(self, index: int) -> None:
         """Spawn the process if core still wants that: a stop may have overtaken the order."""
         if index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning):
-            self.feed(core.Happened(index, self._spawn(index)))
+            if self.zygote is not None:
+                self.zygote.want(index)
+            else:
+                self.feed(core.Happened(index, self._spawn(index)))
             self.daemon.state_file.write()
 
     def _spawn(self, index: int) -> Spawned | SpawnFailed:
         slot = self.slots[index]
         slot.set_pumps_aside()
-        pipes: list[int] = []
+        pipes: Pipes | None = None
         board: Board | None = None
         try:
-            if self.recipes is None:  # taken over from a manager before us, and then they could not be made
-                self.recipes = self._make_recipes(self.settings, self.config)
-            plan = self.recipes.plan(index)
-            recipe = self.recipes.recipe(plan)
-            out_read, out_write = log_pipe()
-            pipes += (out_read, out_write)
-            err_read, err_write = -1, out_write
-            if not self.settings.redirect_stderr:
-                err_read, err_write = log_pipe()
-                pipes += (err_read, err_write)
-            if isinstance(self.settings, PoolSettings) and board_fd(self.settings) is not None:
-                board = Board.new(self.settings)
-            pid = self._start(recipe, out_write, err_write, board)
+            recipe, plan = self.prepare(index)
+            pipes = Pipes(self.settings)
+            board = self.new_board()
+            pid = self._start(recipe, pipes.stdout, pipes.stderr, board)
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
-            for fd in pipes:
-                os.close(fd)
+            if pipes is not None:
+                pipes.close()
             if board is not None:
                 board.close()
             return SpawnFailed(str(error))
-        for fd in {out_write, err_write}:
-            os.close(fd)
-        stdout = self._pump(out_read, plan, "stdout", plan.stdout_logfile)
-        stderr = self._pump(err_read, plan, "stderr", plan.stderr_logfile) if err_read >= 0 else None
-        slot.begin(self.daemon.loop.time(), stdout, stderr, board)
+        self._begin(index, pid, plan, pipes, board)
+        return Spawned(pid)
+
+    def _begin(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
+        self.listen_to(self.slots[index], plan, pipes, board)
         self.daemon.children[pid] = (self, index)
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
-        return Spawned(pid)
+
+    def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes, board: Board | None = None) -> None:
+        """A process of this plan writes to these pipes, and this board, from now on."""
+        pipes.close_theirs()
+        stdout = self._pump(pipes.from_stdout, plan, "stdout", plan.stdout_logfile)
+        stderr = None
+        if pipes.from_stderr is not None:
+            stderr = self._pump(pipes.from_stderr, plan, "stderr", plan.stderr_logfile)
+        slot.begin(self.daemon.loop.time(), stdout, stderr, board)
+
+    def new_board(self) -> Board | None:
+        """For the next process, if it is of a kind to have one. LinuxError."""
+        settings = self.settings
+        return Board.new(settings) if isinstance(settings, PoolSettings) and settings.wsgi is not None else None
+
+    def prepare(self, index: int) -> tuple[Recipe, ProcessPlan]:
+        """How to spawn this process now. LinuxError: it cannot be."""
+        recipes = self._recipes()
+        plan = recipes.plan(index)
+        return recipes.recipe(plan), plan
+
+    def _recipes(self) -> Recipes:
+        if self.recipes is None:  # taken over from a manager before us, and then they could not be made
+            self.recipes = self._make_recipes(self.settings, self.config)
+        return self.recipes
+
+    # Children, by the zygote
+
+    def prepare_zygote(self) -> tuple[Recipe, ProcessPlan]:
+        """How to spawn the zygote now. LinuxError: it cannot be."""
+        return self._recipes().zygote()
+
+    def descriptors(self, board: Board | None) -> dict[str, list[int]]:
+        """What a worker has to find open, by the variables that are to say where."""
+        assert self.listening is not None  # core opens a generation before it spawns
+        fds = {LISTENERS_VARIABLE: list(self.listening.fds)}
+        return fds if board is None else fds | {scoreboard.VARIABLE: [board.fd]}
+
+    def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
+        """The zygote has forked the process that is Spawning."""
+        self.slots[index].set_pumps_aside()
+        self._begin(index, pid, self._recipes().plan(index), pipes, board)
+        self.feed(core.Happened(index, Spawned(pid)))
+        self.daemon.state_file.write()
+
+    def could_not_spawn(self, index: int, why: str, words: list[bytes] | None = None) -> None:
+        """The zygote could not fork the process that is Spawning; `words`: its own last, if that explains it."""
+        slot = self.slots[index]
+        slot.set_pumps_aside()
+        if words is not None:
+            slot.old_stdout = slot.old_stderr = words
+        self.feed(core.Happened(index, SpawnFailed(why)))
 
     def _start(self, recipe: Recipe, stdout: int, stderr: int, board: Board | None) -> int:
         settings = self.settings
@@ -436,6 +495,8 @@ class Generation:
         self._close()
         if self._drain_due is not None:
             self._drain_due.cancel()
+        if self.zygote is not None:
+            self.zygote.end()
         for slot in self.slots:
             slot.close()
 

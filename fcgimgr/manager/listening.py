@@ -239,7 +239,7 @@ class Listening:
         """Where `connection`, not yet connected, reaches the first listener, whoever else gets the traffic."""
         place = self.places[0]
         to = place.connect_to()
-        if place.group is not None and place.group.current is not place.listener and isinstance(to, tuple):
+        if place.group is not None and not place.group.gets_all(place.listener) and isinstance(to, tuple):
             connection.bind((to[0], 0))
             place.group.only_from(place.listener, connection.getsockname()[:2])
         return to

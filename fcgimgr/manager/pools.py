@@ -47,6 +47,7 @@ class Pool:
         self.core = core.Pool()
         self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
         self.state = PoolState.STOPPED
+        self.discarded: str | None = None  # why the last reload came to nothing, if it was not an operator's wish
         self.verdict: Future[Verdict] | None = None  # of the reload that is under way
         self._until_gone: dict[int, Future[Verdict]] = {}  # of those that have switched, by the generation that leaves
         self._inbox: deque[core.Event] = deque()
@@ -113,6 +114,7 @@ class Pool:
         if before is not None and not before.done():
             verdict.add_done_callback(partial(pass_on, before))
         if isinstance(event, core.Abort):
+            self.discarded = None
             self._decide(Verdict(False, event.why))  # where it was still waiting there was nothing to discard
         return verdict
 
@@ -146,17 +148,20 @@ class Pool:
         journal = self.daemon.journal
         match action:
             case core.Begin(number):
-                journal.info("a new generation begins", name=self.name, generation=number)
+                self.discarded = None
+                self._tell(number, "begins")
                 self._begin(number)
             case core.Share(number, percent):
-                journal.info(f"a canary gets {percent:g} % of the connections", name=self.name, generation=number)
                 self._listening(number).share(percent)
+                self._tell(number, f"gets {percent:g} % of the connections, as a canary")
+                self.daemon.canaries.watch(self.generations[number])
                 self._decide(Verdict(True))
             case core.Switch(number):
                 self._listening(number).take_traffic()  # of a canary; any other has it already
                 self._abandon_addresses(number)
                 self.daemon.state_file.generation_changed(self.serving)
-                journal.info("the new generation serves", name=self.name, generation=number)
+                self.daemon.canaries.forget(self.serving)
+                self._tell(number, "serves")
             case core.Leave(number):
                 if self.verdict is not None:
                     self._until_gone[number], self.verdict = self.verdict, None
@@ -170,6 +175,11 @@ class Pool:
                     self.verdict.set_result(Verdict(False, why))
                 return True
         return False
+
+    def _tell(self, number: int, what: str, *, error: bool = False) -> None:
+        log = self.daemon.journal.error if error else self.daemon.journal.info
+        log(f"the new generation {what}", name=self.name, generation=number)
+        self.daemon.history.record("reload", self.name, detail=f"generation {number} {what}")
 
     def _begin(self, number: int) -> None:
         settings, config = self._next
@@ -200,7 +210,9 @@ class Pool:
         if why == core.NOT_READY:
             ping = f"; ping: {generation.ping_failure}" if generation.ping_failure else ""
             why = f"{process}: {why}{ping}"
-        self.daemon.journal.error(f"the new generation is discarded: {why}", name=self.name, generation=number)
+        self.daemon.canaries.forget(generation)
+        self.discarded = f"generation {number} was discarded: {why}"
+        self._tell(number, f"is discarded: {why}", error=True)
         generation.feed(core_generation.Leave(served=served))
         self._decide(Verdict(False, why, process, lines))
 
@@ -286,6 +298,7 @@ class Pool:
         """Stop the pool: what is coming is not wanted any more, what serves finishes, what leaves goes on leaving."""
         if self.core.coming is not None or self.core.waiting is not None:
             self.feed(core.Abort("the pool is being stopped"))
+            self.discarded = None
         self.serving.feed(core_generation.Stop())
 
     def kill(self) -> None:
@@ -295,7 +308,7 @@ class Pool:
     @property
     def down(self) -> bool:
         """Whether nothing of it runs, and nothing is on its way to."""
-        return all(state.pid is None for generation in self.generations.values() for state in generation.core.processes)
+        return all(generation.down for generation in self.generations.values())
 
     def why_fatal(self) -> str:
         """In words, for one who cannot see the log."""

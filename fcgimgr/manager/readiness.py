@@ -1,61 +1,38 @@
-"""`ready = "ping"`: a process is ready when it has answered a FastCGI request of ours.
+"""`ready = "ping"`: a process is ready when it has answered a FastCGI request of ours (pinging.py).
 
-The listener is shared, so a ping reaches whichever process accepts first. To know who that was, the request is held
-back just before its end: the process that accepted holds the connection open, and the kernel tells who has the other
-end of it (sock_diag for its inode, /proc/PID/fd for its owner). Then the request is finished, and the answer counts
-for that process. Where this cannot be known (a worker with children of its own that accept, or fds that may not be
-read) a process counts as ready when it has lived startsecs and the pool has answered. And where the kernel keeps
-handing the pings to siblings (servers on epoll share unevenly) it does so after half its ready_timeout: it is alive,
-and its pool answers.
+Where it cannot be known who has answered (a worker with children of its own that accept, or fds that may not be read)
+a process counts as ready when it has lived startsecs and the pool has answered. And where the kernel keeps handing the
+pings to siblings (servers on epoll share unevenly) it does so after half its ready_timeout: it is alive, and its pool
+answers.
 
-Any complete answer below 500 will do: an application need not know of pings, and a 404 is an answer.
+On a pool that serves, a new process may have no time for a ping: it is handed real requests, and the ping waits behind
+them. So while nobody accepts our ping it is looked at what the new processes have in hand. One that has lived startsecs
+and has been seen to finish a request is ready. So is one that has a request in hand after half its ready_timeout: the
+pool is at long requests, and to end it then would lose one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.generation import Happened
-from fcgimgr.core.process import Ready, Starting
-from fcgimgr.fastcgi.client import Request
+from fcgimgr.core.pool import Canary
+from fcgimgr.core.process import Ready
 from fcgimgr.fastcgi.records import ProtocolError
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.procfs import socket_inodes
-from fcgimgr.linux.sockdiag import peer_inode
+from fcgimgr.manager.hands import Hands, has_worked, in_hand
+from fcgimgr.manager.pinging import LONGEST, SHORTEST, Ping, starting
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
 
-PING: Final = {
-    "GATEWAY_INTERFACE": "CGI/1.1",
-    "SERVER_PROTOCOL": "HTTP/1.1",
-    "SERVER_SOFTWARE": "fcgimgr",
-    "SERVER_NAME": "localhost",
-    "SERVER_PORT": "80",
-    "REMOTE_ADDR": "127.0.0.1",
-    "REQUEST_METHOD": "GET",
-    "REQUEST_URI": "/fcgimgr-ping",
-    "SCRIPT_NAME": "/fcgimgr-ping",
-    "SCRIPT_FILENAME": "/fcgimgr-ping",
-    "DOCUMENT_URI": "/fcgimgr-ping",
-    "QUERY_STRING": "",
-    "CONTENT_LENGTH": "",
-    "CONTENT_TYPE": "",
-    "HTTP_USER_AGENT": "fcgimgr-ping",
-    "FCGIMGR_PING": "1",
-}
-
-# Seconds between two looks: at who has accepted, and between two pings. They grow from the first to the second.
-SHORTEST: Final = 0.005
-LONGEST: Final = 0.25
 # Pings at a time, once siblings have answered: many wake more of those that wait on epoll than one does.
 AT_ONCE: Final = 8
-ACCEPTED_WITHIN: Final = 2.0
-LONGEST_ANSWER: Final = 1024 * 1024  # bytes of a body that is thrown away
 ANSWERED_WITHIN: Final = 5.0
+# Seconds that nobody accepts a ping, after which the processes' hands are looked at.
+ACCEPTED_SOON: Final = 0.5
 
 
 class Readiness:
@@ -73,30 +50,64 @@ class Readiness:
 
     async def _ping(self, generation: Generation) -> None:
         pause = SHORTEST
-        pings = 1
-        said = ""
+        number = 1
+        pings: list[Ping] = []  # all that there were: a process may still have one in hand that is stuck in it
         try:
             while starting(generation):
-                asked = (self._ask(generation) for _ in range(pings))
-                found = False
-                for answer in await asyncio.gather(*asked, return_exceptions=True):
-                    if isinstance(answer, OSError | ProtocolError | TimeoutError | LinuxError):
-                        failure = str(answer) or "no answer in time"
-                        if failure != said:
-                            said = generation.ping_failure = failure
-                            self._daemon.journal.warning(f"ping: {failure}", name=generation.name)
-                    elif isinstance(answer, BaseException):
-                        raise answer
-                    else:
-                        found |= self._heed(generation, answer)
-                        pings = min(AT_ONCE, pings * 2)
+                answered, found = await self._round(generation, pings, number)
+                if answered:
+                    number = min(AT_ONCE, number * 2)
                 if found:
-                    pause, pings = SHORTEST, 1
+                    pause, number = SHORTEST, 1
                     continue
                 await asyncio.sleep(pause)
                 pause = min(LONGEST, pause * 1.5)
         finally:
             del self._tasks[generation]
+
+    async def _round(self, generation: Generation, pings: list[Ping], number: int) -> tuple[bool, bool]:
+        """So many pings at once, until each is answered or nobody waits for it any more; they are added to `pings`.
+
+        Whether one was answered well, and whether that or its work has made a process ready.
+        """
+        new = [Ping(generation) for _ in range(number)]
+        pings += new
+        tasks = {self._daemon.loop.create_task(ping.ask(ANSWERED_WITHIN)): ping for ping in new}
+        begun = self._daemon.loop.time()
+        waiting = set(tasks)
+        hands: dict[int, Hands] = {}
+        answered = found = False
+        try:
+            while waiting and starting(generation):
+                done, waiting = await asyncio.wait(waiting, timeout=LONGEST, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if self._was_answered(generation, task):
+                        answered = True
+                        found |= self._heed(generation, tasks[task].holder)
+                queued = any(tasks[task].accepted is False for task in waiting)
+                if queued and self._daemon.loop.time() - begun > ACCEPTED_SOON:
+                    self._tell(generation, "it waits in the queue: no process accepts it")
+                    now = self._in_hand(generation, pings)
+                    found |= self._heed_work(generation, hands, now)
+                    hands = now
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        return answered, found
+
+    def _was_answered(self, generation: Generation, task: asyncio.Task[None]) -> bool:
+        try:
+            task.result()
+        except (OSError, ProtocolError, LinuxError) as error:  # TimeoutError is an OSError
+            self._tell(generation, str(error) or "no answer in time")
+            return False
+        return True
+
+    def _tell(self, generation: Generation, failure: str) -> None:
+        if failure != generation.ping_failure:
+            generation.ping_failure = failure
+            self._daemon.journal.warning(f"ping: {failure}", name=generation.name)
 
     def _heed(self, generation: Generation, holder: int | None) -> bool:
         """A ping was answered, by the process with this pid if that is known. True if it made a process ready."""
@@ -110,47 +121,24 @@ class Readiness:
                 found = True
         return found
 
-    async def _ask(self, generation: Generation) -> int | None:
-        """One ping that was answered well, and the pid of the process that took it, if it can be told.
+    def _in_hand(self, generation: Generation, pings: list[Ping]) -> dict[int, Hands]:
+        """What clients have given to those that are not ready yet; where no client is led, there is nothing to see."""
+        pool = generation.pool
+        if generation is not pool.serving and not isinstance(pool.core.coming, Canary):
+            return {}
+        ours = {ping.inode for ping in pings if ping.inode is not None}
+        return in_hand(generation, [state.pid for state in starting(generation).values()], ours)
 
-        OSError, ProtocolError and TimeoutError say why there was no good answer.
-        """
-        loop = self._daemon.loop
-        listening = generation.listening
-        if listening is None or listening.lost:
-            raise OSError("the pool has no open socket")
-        request = Request(PING, max_body=LONGEST_ANSWER)
-        with socket.socket(listening.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
-            async with asyncio.timeout(ANSWERED_WITHIN):
-                await loop.sock_connect(connection, listening.lead_ping(connection))
-                await loop.sock_sendall(connection, request.opening())
-                holder = await self._holder(connection, by_readiness(generation))
-                await loop.sock_sendall(connection, request.closing())
-                while (response := request.receive(received := await loop.sock_recv(connection, 65536))) is None:
-                    if not received:
-                        response = request.eof()
-                        break
-        if response.protocol_status != 0 or response.status is None or response.status >= 500:
-            raise ProtocolError(f"answered with status {response.status}, FastCGI status {response.protocol_status}")
-        return holder
-
-    async def _holder(self, connection: socket.socket, pids: list[int]) -> int | None:
-        pause = SHORTEST
-        until = self._daemon.loop.time() + ACCEPTED_WITHIN
-        while (inode := peer_inode(connection)) is None:
-            if self._daemon.loop.time() > until:
-                return None
-            await asyncio.sleep(pause)
-            pause = min(LONGEST, pause * 1.5)
-        return next((pid for pid in pids if inode in (socket_inodes(pid) or ())), None)
-
-
-def starting(generation: Generation) -> dict[int, Starting]:
-    """The processes that are spawned and not yet ready, by index."""
-    return {index: state for index, state in enumerate(generation.core.processes) if isinstance(state, Starting)}
-
-
-def by_readiness(generation: Generation) -> list[int]:
-    """The pids of a generation, those that a ping is for first: each one looked at costs a walk through its fds."""
-    ready = [state.pid for state in generation.core.processes if state.pid and not isinstance(state, Starting)]
-    return [state.pid for state in starting(generation).values()] + ready
+    def _heed_work(self, generation: Generation, before: dict[int, Hands], after: dict[int, Hands]) -> bool:
+        """Nobody has time for a ping. True if the work that was seen made a process ready."""
+        now = self._daemon.loop.time()
+        settings = generation.settings
+        found = False
+        for index, state in starting(generation).items():
+            hands, age = after.get(state.pid, {}), now - state.since
+            worked = age >= settings.startsecs and has_worked(before.get(state.pid, {}), hands)
+            if worked or (hands and age >= settings.ready_timeout / 2):
+                self._daemon.journal.info("ready: it works on requests", name=generation.process_name(index))
+                generation.feed(Happened(index, Ready()))
+                found = True
+        return found

@@ -9,6 +9,8 @@ import importlib.util
 import os
 from typing import Final
 
+import msgspec
+
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.fastcgi import scoreboard
@@ -20,6 +22,11 @@ from fcgimgr.manager.board import board_fd
 
 # Tells a WSGI worker, which may run in a virtualenv without it, where flup is (fcgimgr/worker/__init__.py).
 FLUP_VARIABLE: Final = "FCGIMGR_FLUP"
+
+# Tells a WSGI worker which descriptors are its listeners (fcgimgr/worker/listening.py).
+LISTENERS_VARIABLE: Final = "FCGI_LISTEN_FD"
+# The plans of a pool's processes differ in the number; one with so many figures has the longest name.
+_LAST_PROCESS: Final = 9_999
 
 # What the manager's own supervisor told the manager is not for its children: they would answer in its place.
 _FOR_THE_MANAGER_ONLY: Final = (
@@ -83,6 +90,17 @@ class Recipes:
             chroot=settings.chroot,
             soft_nofile=self._soft_nofile,
         )
+
+    def zygote(self) -> tuple[Recipe, ProcessPlan]:
+        """How to spawn the zygote: in all as the first process, of which it has the logs as well, but for its name.
+
+        That is none that a process could have, and so long that any of theirs can be written over it.
+        """
+        longest = len(os.fsencode(self.plan(_LAST_PROCESS).name))
+        plan = msgspec.structs.replace(self.plan(0), name="zygote")
+        recipe = self.recipe(plan)
+        environment = {**recipe.environment, "FCGIMGR_PROCESS": ":zygote".ljust(longest, ":")}
+        return msgspec.structs.replace(recipe, environment=environment), plan
 
     def _common_environment(self, generation: int, notify_socket: str | None) -> dict[str, str]:
         settings = self._settings

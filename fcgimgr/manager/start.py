@@ -28,16 +28,17 @@ from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.memfd import read_memfd
 from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
 from fcgimgr.linux.sdnotify import Notifier
-from fcgimgr.manager import commands, updating, upgrading
+from fcgimgr.linux.terminal import Terminal
+from fcgimgr.manager import upgrading
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_config
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.names import Chosen
 from fcgimgr.manager.openlog import open_log, open_reason
 from fcgimgr.manager.places import Places
+from fcgimgr.manager.presets import listen_to_signals
 from fcgimgr.manager.server import ControlServer
 from fcgimgr.manager.service import Service
 from fcgimgr.manager.signals import Signals
@@ -124,6 +125,7 @@ def run(
     """Manage until it is over; the exit code. `estate`: handed over by exec. LinuxError: it could not begin."""
     settings = config.manager
     handover = estate.saved.handover if estate is not None else None
+    outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup does it
     reset_ignored_signals()
     set_name("fcgimgr")
     set_subreaper()
@@ -165,7 +167,11 @@ def run(
         service.begin(daemonised=starter.waits)
         signals = Signals(loop)
         held.callback(signals.close)
-        listen_to_signals(daemon, signals)
+        daemon.outlives_terminal = handover.outlives_terminal if handover is not None else outlives_terminal
+        terminal = None if daemon.outlives_terminal else Terminal.controlling()
+        if terminal is not None:
+            held.callback(terminal.close)
+        listen_to_signals(daemon, signals, terminal)
         # Only now: what came during an exec has waited for its handler.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         server = ControlServer(daemon, places.control)
@@ -232,49 +238,6 @@ class TellStarter(Watcher):
                 yield from (
                     f"    {printable(line)}" for index in islice(fatal, 1) for line in serving.last_words(index)
                 )
-
-
-def listen_to_signals(daemon: Daemon, signals: Signals) -> None:
-    """The preset of signals that PHP-FPM's users know."""
-
-    def terminate(number: int) -> None:
-        name = signal.Signals(number).name
-        if daemon.state == "STOPPING":
-            daemon.shutdown_now(f"{name} for the second time")
-        elif daemon.ending:
-            daemon.shutdown(f"{name} for the second time: drain_delay is cut short")
-        else:
-            daemon.departure.shutdown(name)
-
-    def update() -> None:
-        if not daemon.ending:
-            daemon.in_background(update_by_signal(daemon))
-
-    def reload_all() -> None:
-        if not daemon.ending:
-            daemon.in_background(reload_by_signal(daemon))
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signals.handle(number, partial(terminate, number))
-    signals.handle(signal.SIGHUP, update)
-    signals.handle(signal.SIGUSR1, daemon.reopen_logs)
-    signals.handle(signal.SIGUSR2, reload_all)
-    signals.handle(signal.SIGCHLD, daemon.reap_children)
-
-
-async def update_by_signal(daemon: Daemon) -> None:
-    """HUP has nobody to answer to but the log."""
-    with daemon.reloading():
-        await updating.update_and_log(daemon, "HUP")
-
-
-async def reload_by_signal(daemon: Daemon) -> None:
-    """USR2 is `fcgimgr reload all`, of what is up."""
-    daemon.journal.info("USR2: reloading all")
-    with daemon.reloading():
-        chosen: Chosen = {pool.serving: None for pool in daemon.pools.values() if pool.serving.core.up}
-        verdict = await commands.replace(daemon, chosen, commands.Nobody())
-    updating.log_verdicts(daemon, "USR2", verdict.processes)
 
 
 def open_logs(

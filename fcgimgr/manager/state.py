@@ -44,12 +44,13 @@ class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
 
 
 class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, tag="pool"):
-    """A pool or program. `serving`, `last`: numbers of generations."""
+    """A pool or program. `serving`, `last`: numbers of generations; `discarded`: what came of the last reload."""
 
     name: str
     seed: float
     serving: int
     last: int
+    discarded: str | None = None
 
 
 class ListenerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +132,7 @@ class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     """What a manager hands over to the code that it executes in its own place: descriptors, by what they are of.
 
     `sockets`: passed by systemd, by name, or by another, as fd:N; `soft_nofile`: the limit of open files that children
-    are to get; `draining`: since when the manager drains.
+    are to get; `draining`: since when the manager drains; `outlives_terminal`: it is to go on without its terminal.
     """
 
     control: int = -1
@@ -140,6 +141,7 @@ class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag="handover"):
     sockets: dict[str, tuple[int, ...]] = {}
     soft_nofile: int | None = None
     upgrades: int = 0
+    outlives_terminal: bool = False
     draining: float | None = None
     draining_why: str = ""
 

@@ -190,7 +190,8 @@ def manager_record(daemon: Daemon, boot: str) -> ManagerRecord:
 
 
 def pool_record(pool: Pool) -> PoolRecord:
-    return PoolRecord(name=pool.name, seed=pool.seed, serving=pool.core.serving, last=pool.core.last)
+    core = pool.core
+    return PoolRecord(name=pool.name, seed=pool.seed, serving=core.serving, last=core.last, discarded=pool.discarded)
 
 
 def generation_record(generation: Generation) -> GenerationRecord:

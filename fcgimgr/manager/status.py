@@ -24,6 +24,7 @@ from fcgimgr.manager.names import Chosen, indexes_of
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
+    from fcgimgr.manager.slots import Slot
 
 SLICE: Final = 50  # processes looked at between two turns of the loop
 SHOWN: Final = 8  # requests in hand that are told of one process
@@ -68,6 +69,12 @@ async def _pool(
         sockets=_sockets(serving, detail),
         processes=tuple(processes),
         reason=reason,
+        zygotes=tuple(
+            _process(daemon, generation, generation.zygote.state, generation.zygote.slot, None, detail)
+            for generation in (serving, *others)
+            if generation.zygote is not None and indexes is None
+        ),
+        discarded=pool.discarded,
     )
 
 
@@ -82,7 +89,8 @@ async def _processes(
         if detail and count % SLICE == SLICE - 1:
             await asyncio.sleep(0)
         if index < len(generation.core.processes):  # it may have been scaled away in the meantime
-            processes.append(_process(daemon, generation, index, accepted, detail))
+            state, slot = generation.core.processes[index], generation.slots[index]
+            processes.append(_process(daemon, generation, state, slot, accepted, detail))
     return processes
 
 
@@ -102,9 +110,8 @@ def _sockets(generation: Generation, detail: bool) -> tuple[messages.SocketStatu
 
 
 def _process(
-    daemon: Daemon, generation: Generation, index: int, accepted: set[int] | None, detail: bool
+    daemon: Daemon, generation: Generation, state: State, slot: Slot, accepted: set[int] | None, detail: bool
 ) -> messages.ProcessStatus:
-    state, slot = generation.core.processes[index], generation.slots[index]
     now = daemon.loop.time()
     pid = state.pid
     memory = busy = board = None

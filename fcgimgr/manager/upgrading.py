@@ -191,6 +191,7 @@ class GoOver:
             sockets={name: tuple(fds) for name, fds in daemon.sockets.items()},
             soft_nofile=daemon.soft_nofile,
             upgrades=daemon.upgrades + 1,
+            outlives_terminal=daemon.outlives_terminal,
             draining=daemon.departure.since,
             draining_why=daemon.departure.why,
         )

@@ -6,6 +6,7 @@ The manager starts it by path (`MAIN`), with the application's interpreter, whic
 
 start        the script that an interpreter is given; any version can read it
 main         the command line: where modules are found, which application, which engine
+zygote       with `preload`: the application is imported once, and the workers are forked
 loading      `module:callable` → the application, or a message for its author
 listening    the sockets that were handed over, and which peers may use them
 accepting    the loop in front of every engine: accept when a thread is free, drain on TERM

@@ -36,6 +36,11 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     from fcgimgr.worker.notify import notify
     from fcgimgr.worker.watching import Watch
 
+    zygote = None
+    if options.zygote is not None:
+        from fcgimgr.worker.zygote import Zygote
+
+        zygote = Zygote(options.zygote)
     # From here on everything that is imported may be the application's own.
     if first is not None:
         sys.path.insert(0, first)
@@ -50,10 +55,14 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     # The options are ours: an application that reads sys.argv while it is imported must not trip over them.
     del sys.argv[1:]
     try:
-        listeners = inherited_listeners(os.environ)
+        listeners = [] if zygote is not None else inherited_listeners(os.environ)
+        application = load_application(options.application)
+        if zygote is not None:
+            zygote.fork_workers()
+            # This is a worker, and all that follows is as in any other.
+            listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
         watch = Watch(inherited_board(os.environ))
-        application = load_application(options.application)
         flup_engine.serve(application, listeners, options.threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
         _give_up(str(error))
@@ -67,6 +76,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--server", choices=["flup"], default="flup", help="the engine (default: flup)")
     parser.add_argument(
         "--threads", type=_threads, default=DEFAULT_THREADS, help="requests at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--zygote", type=int, metavar="FD", help="import it, and fork workers when asked on this socket to the manager"
     )
     parser.add_argument("application", metavar="module:callable", help="the WSGI application")
     return parser.parse_args(arguments)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from fcgimgr.control.client import Client
 from fcgimgr.control.messages import (
     ControlError,
     ManagerGone,
@@ -93,14 +92,9 @@ def change(storm: Storm, house: House) -> None:
 def update(storm: Storm, house: House) -> None:
     was = storm.processes()
     change(storm, house)
-    updated = ask_update(storm, wait=True)
+    updated = storm.ask("update", UpdateParams(), Updated)
     assert updated.ok, updated
     storm.goes_on_as(was, but=[house.name])
-
-
-def ask_update(storm: Storm, *, wait: bool) -> Updated:
-    with Client(str(storm.manager.control)) as client:
-        return client.call("update", UpdateParams(wait=wait), answer=Updated, patient=True)
 
 
 # -- by whoever kills a process ---------------------------------------------------------------------------------------
@@ -154,13 +148,12 @@ def upgrade_during_reload(storm: Storm, house: House) -> None:
     before = storm.pong().upgrades
     storm.tell("reload", ReloadParams(names=(house.name,), wait=False))
     time.sleep(storm.chance.random() / 4)
-    with Client(str(storm.manager.control)) as client:
-        try:
-            verdict = client.call("upgrade", UpgradeParams(), answer=Verdict, patient=True)
-        except ControlError as error:
-            if f"{house.name}: a reload or canary is under way" not in str(error):
-                raise
-            return
+    try:
+        verdict = storm.ask("upgrade", UpgradeParams(), Verdict)
+    except ControlError as error:
+        if f"{house.name}: a reload or canary is under way" not in str(error):
+            raise
+        return
     assert verdict.ok, verdict
     eventually(lambda: storm.pong().upgrades == before + 1)
 
@@ -170,12 +163,10 @@ def reload_during_upgrade(storm: Storm, house: House) -> None:
     before, output = storm.pong().upgrades, ""
     with command(storm, "upgrade") as upgrading:
         time.sleep(storm.chance.random())
-        with Client(str(storm.manager.control)) as client:
-            try:
-                verdict = client.call("reload", ReloadParams(names=(house.name,)), answer=Verdict, patient=True)
-                assert verdict.ok, verdict
-            except ManagerGone:
-                pass  # It had not begun.
+        try:
+            storm.tell("reload", ReloadParams(names=(house.name,)))
+        except ManagerGone:
+            pass  # It had not begun.
         output = upgrading.communicate(timeout=WITHIN)[0]
     if upgrading.returncode:
         assert "a reload or canary is under way" in output or "its log says why" in output, output
@@ -291,12 +282,14 @@ def amid_retirement(storm: Storm, house: House) -> None:
 
 def amid_update(storm: Storm, house: House) -> None:
     """The next manager does the rest of it."""
+    updating: list[subprocess.Popen[str]] = []
 
     def begin() -> None:
         change(storm, house)
-        ask_update(storm, wait=False)
+        updating.append(command(storm, "update"))
 
-    amid(storm, house, begin, longest=0.5)
+    amid(storm, house, begin, longest=1.0)
+    updating[0].communicate(timeout=WITHIN)
 
 
 def amid_upgrade(storm: Storm, house: House) -> None:

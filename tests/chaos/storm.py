@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
 from fcgimgr.control.client import Client
 from fcgimgr.control.messages import (
@@ -45,6 +45,9 @@ CLIENTS: Final = 2
 """For each kind of program; each client asks the pool on TCP and the one on the Unix socket in turn."""
 
 SETTLED_WITHIN: Final = 30.0
+ENDS_WITHIN: Final = 60.0
+
+Answer = TypeVar("Answer")
 
 Was = dict[str, dict[str, ProcessStatus]]
 """How each process of each pool was."""
@@ -106,7 +109,7 @@ class Storm:
                 self.loads[kind] = stack.enter_context(Load(nginx.port, paths=paths, clients=CLIENTS, pause=2))
             _, fds = self.look()
             self.nulls = list(fds.values()).count(os.devnull)
-            self.others = len(fds) - self.nulls - self.pipes()
+            self.others = len(fds) - self.nulls - self.heard()
             yield
 
     def rage(self, seconds: float) -> Outcome:
@@ -194,7 +197,7 @@ class Storm:
         """
         nulls = list(fds.values()).count(os.devnull)
         assert nulls <= self.nulls, fds
-        wanted = self.others + self.pipes() + held
+        wanted = self.others + self.heard() + held
         assert len(fds) - nulls == wanted, f"{len(fds) - nulls} descriptors, not {wanted}: {fds}"
 
     def look(self) -> tuple[Status, dict[int, str]]:
@@ -204,20 +207,24 @@ class Storm:
             # Here, where there is one client exactly: those that came before have been taken leave of.
             return status, Child(self.manager.pid).fds
 
-    def pipes(self) -> int:
-        """How many of the manager's descriptors are its processes' stdout and stderr."""
-        return 2 * sum(house.wanted for house in self.houses)
+    def heard(self) -> int:
+        """How many of the manager's descriptors are its processes' stdout and stderr, and the workers' scoreboards."""
+        return sum((3 if house.kind == "wsgi" else 2) * house.wanted for house in self.houses)
 
     # What an act needs
 
     def tell(self, method: str, params: Params) -> Verdict:
-        verdict = self.manager.command(method, params)
+        verdict = self.ask(method, params, Verdict)
         assert verdict.ok, verdict
         return verdict
 
+    def ask(self, method: str, params: Params | None, answer: type[Answer]) -> Answer:
+        """A command, which must come to an end."""
+        with Client(str(self.manager.control), timeout=ENDS_WITHIN) as client:
+            return client.call(method, params, answer=answer)
+
     def pong(self) -> Pong:
-        with Client(str(self.manager.control)) as client:
-            return client.call("ping", None, answer=Pong)
+        return self.ask("ping", None, Pong)
 
     def processes(self) -> Was:
         """How each process is."""

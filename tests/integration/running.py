@@ -234,7 +234,7 @@ def copy_example(name: str, directory: Path, address: str | None = None) -> Path
     """
     copied = directory / "examples"
     if not copied.exists():
-        leftovers = shutil.ignore_patterns("__pycache__", "answer", "fcgimgr.*", "*.sqlite*")
+        leftovers = shutil.ignore_patterns("__pycache__", "answer", "fcgimgr.*", "*.sqlite*", "static-root")
         shutil.copytree(CHECKOUT / "examples", copied, ignore=leftovers)
     config = copied / name / "pool.toml"
     if address is not None:

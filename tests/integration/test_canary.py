@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import socket
 from collections import Counter
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from tests.integration.backends import front, pool
 from tests.integration.commands import Manager, running
 from tests.integration.load import Load
+from tests.integration.moody import busy, clients, let_go, moody, queue_of
 from tests.integration.ports import free_address, free_port
 from tests.integration.scenes import are_gone, kill
+from tests.integration.test_idle import trace
 from tests.waiting import eventually
 
 CONNECTIONS = 10_000
@@ -182,3 +186,116 @@ def test_a_scale_while_a_canary_is_out_holds_after_its_promotion(tmp_path: Path)
         manager("reload", "app", "--promote").succeeds()
         assert len(manager.pids("app")) == 3
         assert manager.pool("app").numprocs == 3
+
+
+# -- pings while it is out --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mood", "why"),
+    [
+        ("error", "answered with status 500"),
+        ("garbage", "ping: "),
+        ("hang", "a ping was not answered within "),
+    ],
+)
+def test_a_canary_that_answers_no_longer_well_is_aborted_by_itself(mood: str, why: str, tmp_path: Path) -> None:
+    port = free_port()
+    let_go(tmp_path)
+    config = moody(tmp_path, f"127.0.0.1:{port}", "numprocs = 2", "ready_timeout = 1", "startretries = 20")
+    with running(tmp_path, config) as manager:
+        old = manager.pids("app")
+        assert "app: canary: generation 2 gets 50 %" in manager("reload", "app", "--canary", "50%").succeeds()
+        canary = set(manager.pids("app")) - set(old)
+        (tmp_path / "mood-2").write_text(mood)
+        eventually(lambda: manager.pool("app").canary is None, within=60)
+        discarded = manager.pool("app").discarded
+        assert discarded is not None
+        assert discarded.startswith("generation 2 was discarded: app")
+        assert why in discarded
+        assert discarded in manager("status", "app").out
+        assert f"generation 2 is discarded: app:app_0{discarded.partition('app:app_0')[2]}" in manager("events").out
+        assert manager.pids("app") == old
+        with clients(f"127.0.0.1:{port}") as asking:
+            asking.ask(100)
+            assert set(asking.answers()) == {"1"}
+        are_gone(*canary)
+        manager("reload", "app").succeeds()
+        assert manager.pool("app").discarded is None
+
+
+def test_a_canary_whose_pings_wait_behind_real_requests_goes_on(tmp_path: Path) -> None:
+    port = free_port()
+    config = moody(tmp_path, f"127.0.0.1:{port}", "ready_timeout = 1", "startretries = 20", "stopwaitsecs = 600")
+    with running(tmp_path, config) as manager:
+        (old,) = manager.pids("app")
+        manager("reload", "app", "--canary", "99.99%").succeeds()
+        (new,) = set(manager.pids("app")) - {old}
+        with busy(f"127.0.0.1:{port}", 6) as answered:
+            # One request at a time, each longer than the patience of a ping, which is never the next in the queue.
+            for number in range(1, 4):
+                eventually(lambda: queue_of(port) >= 6, within=60)  # five clients, and the ping
+                let_go(tmp_path, new, number)
+                eventually(lambda number=number: answered.count("2") >= number, within=60)
+            assert manager.pool("app").canary == 99.99
+            let_go(tmp_path)
+        assert set(answered) <= {"1", "2"}
+        manager("reload", "app", "--promote").succeeds()
+
+
+def test_when_no_canary_is_out_nobody_pings(tmp_path: Path) -> None:
+    with running(tmp_path, moody(tmp_path, f"127.0.0.1:{free_port()}")) as manager:
+        manager("reload", "app", "--canary", "50%").succeeds()
+        manager("reload", "app", "--promote").succeeds()
+        assert trace(manager.pid, tmp_path / "trace", 3.0) == ""  # longer than from one round of pings to the next
+
+
+# -- a canary by default ----------------------------------------------------------------------------------------------
+
+
+def test_reload_canary_is_what_a_reload_begins_with(tmp_path: Path) -> None:
+    port = free_port()
+    with saying(tmp_path, f"127.0.0.1:{port}", 'reload_canary = "50%"') as manager:
+        assert "app: canary: generation 2 gets 50 %" in manager("reload", "app").succeeds()
+        assert manager.pool("app").canary == 50.0
+        assert set(asked(port)) == {1, 2}
+        assert "a canary is out" in manager("reload", "app").out
+        manager("reload", "app", "--promote").succeeds()
+        assert asked(port) == {2: 300}
+
+        assert "gets 10 %" in manager("reload", "app", "--canary", "10").succeeds()
+        manager("reload", "app", "--abort").succeeds()
+        assert "reloaded" in manager("reload", "app", "--no-canary").succeeds()
+        assert asked(port) == {4: 300}
+        assert "reloaded" in manager("restart", "app").succeeds()
+
+
+def test_reload_canary_holds_for_a_signal_and_not_for_an_update(tmp_path: Path) -> None:
+    port = free_port()
+    with saying(tmp_path, f"127.0.0.1:{port}", "reload_canary = 50") as manager:
+        os.kill(manager.pid, signal.SIGUSR2)
+        eventually(lambda: manager.pool("app").canary == 50.0)
+        manager("reload", "app", "--abort").succeeds()
+        manager.config.write_text(manager.config.read_text().replace("says.py", "says.py again"))
+        manager("update").succeeds()
+        assert manager.pool("app").canary is None
+        assert asked(port) == {3: 300}
+
+
+def test_a_default_canary_leaves_out_the_pools_that_can_have_none(tmp_path: Path) -> None:
+    text = f"""\
+[defaults]
+reload_canary = 5
+command = "sleep 1000"
+startsecs = 0
+[pool.unix]
+socket = "%(here)s/unix.sock"
+[pool.tcp]
+socket = "127.0.0.1:{free_port()}"
+[program.own]
+"""
+    with running(tmp_path, text) as manager:
+        said = manager("reload", "all").succeeds()
+        assert "unix: reloaded" in said
+        assert "tcp: canary" in said
+        assert "own:own_00: restarted" in said

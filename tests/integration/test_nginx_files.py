@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ports import free_port
-from tests.integration.running import running_example
+from tests.integration.running import copy_example, running_example
 from tests.integration.servers import CHECKOUT, Nginx, as_user, need, run, which
 
 SNIPPETS = ["fastcgi-tcp.conf", "fastcgi-unix.conf", "php.conf", "asgi.conf"]
@@ -50,6 +50,7 @@ def demo_with_free_ports(prefix: Path) -> tuple[Path, dict[int, int]]:
 
     Below `prefix`, where the examples are copied to as well, so that `root examples/php` finds its page.
     """
+    copy_example("flask", prefix)  # all are: three of them have a site of their own
     shutil.copytree(CHECKOUT / "nginx", prefix / "nginx", ignore=shutil.ignore_patterns(".temp", "demo.pid"))
     port_for: dict[int, int] = {}
 
@@ -59,7 +60,8 @@ def demo_with_free_ports(prefix: Path) -> tuple[Path, dict[int, int]]:
         return f"127.0.0.1:{port}"
 
     conf = prefix / "nginx" / "demo.conf"
-    for file in [conf, *(prefix / "nginx" / "fcgimgr").iterdir()]:
+    sites = (prefix / "examples").glob("*/nginx.conf")
+    for file in [conf, *sites, *(prefix / "nginx" / "fcgimgr").iterdir()]:
         file.write_text(re.sub(r"127\.0\.0\.1:(\d+)", exchange, file.read_text()))
     conf.write_text(f"{as_user()}\n{conf.read_text()}")
     return conf, port_for

@@ -172,6 +172,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path):
         ("socket_env = 'A-B'", "socket_env: expected the name of an environment variable"),
         ("wsgi = 'a:b'", "wsgi: give either command or wsgi, not both"),
         ("threads = 4", "threads: is for a wsgi application only"),
+        ("preload = true", "preload: is for a wsgi application only"),
         ("pythonpath = 'a:b'", 'write ["a", "b"]'),
     ],
 )  # fmt: skip
@@ -180,6 +181,21 @@ def test_a_wrong_key_of_a_pool(tmp_path: Path, keys: str, message: str):
     assert len(lines) == 1, lines
     assert lines[0].startswith("pool.toml: pool.app.")
     assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("directory", '"%(here)s/%(process_num)d"'),
+        ("pythonpath", '"%(here)s/%(process_num)d"'),
+        ("environment", '{ PYTHONPATH = "/srv/%(process_num)d" }'),
+    ],
+)
+def test_what_is_imported_once_cannot_come_from_a_place_of_each_process(tmp_path: Path, key: str, value: str):
+    keys = f'[pool.app]\nsocket = "*:1"\nwsgi = "a:b"\nnumprocs = 1\n{key} = {value}\n'
+    assert errors(tmp_path, f"{keys}preload = true\n").startswith(f"pool.toml: pool.app.{key}: ")
+    (tmp_path / "pool.toml").write_text(keys)
+    read(tmp_path / "pool.toml", {})
 
 
 @pytest.mark.parametrize(

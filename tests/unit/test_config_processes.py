@@ -68,6 +68,11 @@ def test_a_wsgi_pool_has_its_own_python_and_modules(tmp_path: Path):
     assert plan.environment == {"PYTHONPATH": f"{tmp_path}/src:/lib:/own"}
 
 
+def test_with_preload_the_command_line_is_the_zygotes(tmp_path: Path):
+    (plan,) = plans(tmp_path, '[pool.web]\nsocket = "*:1"\nwsgi = "shop:app"\npreload = true\n', 0)
+    assert plan.argv == (sys.executable, WORKER_MAIN, "--server", "flup", "--zygote", "3", "shop:app")
+
+
 def test_settings_made_by_hand_have_plans_too():
     settings = ProgramSettings(name="job", command=("true",))
     manager = ManagerSettings(control="/run/x.sock", state_dir="/run/x.state")

@@ -33,7 +33,7 @@ TYPES = {
 KNOWN = {
     *("$schema", "$defs", "$ref", "title", "description", "default"),
     *("type", "enum", "const", "anyOf"),
-    *("minimum", "maximum", "exclusiveMinimum", "minLength", "pattern"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "pattern"),
     *("items", "minItems", "required", "properties", "additionalProperties"),
 }
 
@@ -72,7 +72,8 @@ def contents_fit(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> b
     if isinstance(value, bool):
         return True
     low, high = schema.get("minimum", value), schema.get("maximum", value)
-    return bool(low <= value <= high and value > schema.get("exclusiveMinimum", value - 1))
+    above, below = schema.get("exclusiveMinimum", value - 1), schema.get("exclusiveMaximum", value + 1)
+    return bool(low <= value <= high and above < value < below)
 
 
 def valid(text: str) -> bool:
@@ -121,7 +122,8 @@ def test_a_configuration_with_every_default_said_aloud_reads_as_one_that_is_sile
     said = "".join(
         f"{key.name} = {json.dumps(key.default)}\n"
         for key in keys(PoolSettings).values()
-        if key.default is not None and key.name not in ("process_name", "environment", "server", "pythonpath")
+        if key.default is not None
+        and key.name not in ("process_name", "environment", "server", "preload", "pythonpath")
     )
     (tmp_path / "a.toml").write_text(silent)
     (tmp_path / "b.toml").write_text(silent + said)

@@ -201,6 +201,26 @@ def test_a_canary_gets_its_share(percent: float, low: int, high: int, stack: Exi
         assert group.current is group.listeners[0]
 
 
+def test_a_ping_takes_nothing_from_a_canarys_share(stack: ExitStack) -> None:
+    with group_on("127.0.0.1") as group:
+        old, canary = group.current, group.beside(backlog=64)
+        group.share(canary, 100)
+        assert not group.gets_all(old)
+        assert not group.gets_all(canary)
+        for listener, queues in ((old, (1, 20)), (canary, (1, 41))):
+            ping = stack.enter_context(socket.socket())
+            ping.bind(("127.0.0.1", 0))
+            group.only_from(listener, ping.getsockname())
+            connect(stack, canary, 20)
+            ping.connect(old.sock.getsockname())
+            assert (queued(old), queued(canary)) == queues
+        group.steer_to(old)
+        assert group.gets_all(old)
+        group.only_from(canary, ("127.0.0.1", 1))
+        connect(stack, canary, 10)
+        assert (queued(old), queued(canary)) == (11, 41)
+
+
 def test_a_share_beyond_the_whole_is_a_mistake_of_the_caller() -> None:
     with group_on("127.0.0.1") as group, pytest.raises(ValueError, match="101"):
         group.share(group.current, 101)

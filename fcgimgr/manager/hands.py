@@ -1,0 +1,43 @@
+"""What processes have in hand, and whether they get on with it: for a ping that waits behind real requests.
+
+A process works that has let go of a connection which it had before, or whose client has taken more of an answer. One
+that keeps the same connections and says nothing may be at a long request or stuck; only time tells these apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, TypeAlias
+
+from fcgimgr.linux.draining import taken
+from fcgimgr.linux.procfs import socket_inodes
+from fcgimgr.manager.draining import descendants
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.generation import Generation
+
+#: By the inode of the connection, how many bytes of answers its client has taken.
+Hands: TypeAlias = dict[int, int]
+
+
+def in_hand(generation: Generation, pids: Iterable[int], without: Collection[int] = ()) -> dict[int, Hands]:
+    """What each of these processes and its children have in hand, but for the connections `without` (inodes).
+
+    A process of which that cannot be known is left out.
+    """
+    listening = generation.listening
+    accepted = taken(listening.names) if listening is not None else None
+    if accepted is None:
+        return {}
+    found: dict[int, Hands] = {}
+    for pid in pids:
+        sockets = [socket_inodes(member) for member in (pid, *descendants(pid))]
+        if sockets[0] is not None:
+            own = {inode for inodes in sockets for inode in inodes or () if inode in accepted}
+            found[pid] = {inode: accepted[inode] for inode in own.difference(without)}
+    return found
+
+
+def has_worked(before: Hands, after: Hands) -> bool:
+    """Whether something of what was in hand has been answered since, at least in part."""
+    return any(inode not in after or after[inode] != count for inode, count in before.items())

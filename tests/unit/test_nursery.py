@@ -1,0 +1,60 @@
+"""What a zygote says is believed to the letter, or not at all."""
+
+import os
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcgimgr.manager import nursery
+from fcgimgr.manager.nursery import Born, Forked, Imported, Refused
+
+
+@pytest.mark.parametrize(
+    ("answer", "meaning"),
+    [
+        (b"ready", Imported()),
+        (b"born 12", Born(12)),
+        (b"forked 12", Forked(12)),
+        (b"failed 12 cannot fork: no memory", Refused(12, "cannot fork: no memory")),
+        (b"failed 12 ", Refused(12, "")),
+        (b"failed 12 a\x1b[2Jb\n\xff", Refused(12, "a [2Jb \\xff")),
+        (b"ready\n", None),
+        (b"ready 1", None),
+        (b"forked", None),
+        (b"forked -1", None),
+        (b"forked \xd9\xa1", None),
+        (b"forked 1 2", None),
+        (b"born 1234567890123456789", None),
+        (b"failed 1", None),
+        (b"", None),
+    ],
+)
+def test_an_answer_is_what_it_should_be_or_none(answer: bytes, meaning: nursery.Answer | None) -> None:
+    assert nursery.understand(answer) == meaning
+
+
+@given(st.binary(max_size=100))
+def test_no_answer_is_an_error(answer: bytes) -> None:
+    nursery.understand(answer)
+
+
+def test_a_request_says_what_differs() -> None:
+    request = nursery.request(7, {"A": "1", "B": "2", "C": "3"}, {"A": "1", "B": "x=y", "D": ""}, {"FDS": [4, 5]})
+    assert request == b"7\0-C\0+B=x=y\0+D=\0*FDS=2"
+
+
+def test_who_speaks_is_told_by_the_kernel_and_descriptors_that_come_along_are_closed() -> None:
+    ours, its = nursery.channel()
+    with ours, its:
+        with pytest.raises(BlockingIOError):
+            nursery.hear(ours)
+        reader, writer = os.pipe()
+        socket.send_fds(its, [b"ready"], [writer])
+        os.close(writer)
+        assert nursery.hear(ours) == (os.getpid(), b"ready")
+        assert os.read(reader, 1) == b""  # Nobody else has the writing end.
+        os.close(reader)
+        its.close()
+        assert nursery.hear(ours) is None
