@@ -13,8 +13,8 @@ from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings
 
 LATER: Final = frozenset([
     "policy", "numprocs_max", "min_spare", "max_spare",
-    "idle_timeout", "max_requests", "max_requests_jitter", "max_lifetime", "max_rss", "request_timeout", "access_log",
-    "access_format", "slowlog", "slow_after", "cgroup", "stdout_events_enabled", "stderr_events_enabled",
+    "idle_timeout", "access_log", "access_format", "slowlog", "slow_after", "cgroup",
+    "stdout_events_enabled", "stderr_events_enabled",
 ])  # fmt: skip
 
 _NUMPROCS: Final = "here it is numprocs"
@@ -52,10 +52,10 @@ FOREIGN: Final = {
     "pm.min_spare_servers": _DYNAMIC,
     "pm.max_spare_servers": _DYNAMIC,
     "pm.process_idle_timeout": _DYNAMIC,
-    "pm.max_requests": "max_requests is not in this version",
+    "pm.max_requests": "here it is max_requests",
     "pm.status_path": "leave it out: `fcgimgr status` shows the pool",
     "ping.path": 'leave it out; ready = "ping" and `fcgimgr probe` do this',
-    "request_terminate_timeout": "request_timeout is not in this version",
+    "request_terminate_timeout": "here it is request_timeout",
     "request_slowlog_timeout": "slow_after is not in this version",
     "catch_workers_output": "leave it out: output is always collected, see stdout_logfile",
     "decorate_workers_output": "here it is log_format and log_timestamps",
@@ -107,9 +107,15 @@ FOREIGN: Final = {
     "execstart": "here it is command",
     "args": "here they are words of command",
     "cmd": "here it is command",
+    "max-requests": "here it is max_requests",
+    "max-requests-delta": "here it is max_requests_jitter",
+    "max_worker_lifetime": "here it is max_lifetime",
+    "max-worker-lifetime": "here it is max_lifetime",
+    "reload-on-rss": "here it is max_rss",
+    "harakiri": "here it is request_timeout",
     "restart": "here it is autorestart",
     "restartsec": "here it is backoff_initial",
-    "timeout": "here it is stopwaitsecs for stopping; request_timeout is not in this version",
+    "timeout": "here it is stopwaitsecs for stopping, request_timeout for requests",
     "stop_signal": "here it is stopsignal",
     "killsignal": "here it is stopsignal",
     "limitnofile": "here it is rlimit_nofile",

@@ -10,7 +10,15 @@ from fcgimgr.config.pools import NAME, somaxconn
 from fcgimgr.config.processes import process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 
-WSGI_KEYS: Final = ("server", "threads", "preload", "python", "pythonpath")
+WSGI_KEYS: Final = (
+    "server", "threads", "preload", "python", "pythonpath", "max_requests", "max_requests_jitter", "request_timeout",
+)  # fmt: skip
+
+#: Less than this no process of any language uses: whoever writes 512 means 512MB.
+LEAST_RSS: Final = 1024 * 1024
+
+# Keys that only say more about another.
+_NEEDS: Final = {"max_requests_jitter": "max_requests"}
 
 _SHELL_WORDS: Final = frozenset(["&&", "||", "|", ">", ">>", "<", "2>&1", ";", "&"])
 
@@ -54,6 +62,8 @@ def _numbers(read: TableRead, settings: PoolSettings | ProgramSettings, findings
         findings.problem(read, "killasgroup", "stopasgroup = true needs killasgroup = true; leave killasgroup out")
     if read.own("exitcodes") and settings.autorestart != "unexpected":
         findings.warning(read, "exitcodes", 'has no effect without autorestart = "unexpected"')
+    if settings.max_rss is not None and settings.max_rss < LEAST_RSS:
+        findings.problem(read, "max_rss", f'{settings.max_rss} bytes are less than any process uses; as in "512MB"')
     if settings.redirect_stderr and read.own("stderr_logfile"):
         findings.warning(read, "stderr_logfile", "has no effect with redirect_stderr = true")
 
@@ -111,6 +121,9 @@ def _wsgi(read: TableRead, settings: PoolSettings, findings: Findings) -> None:
                     read, key, 'is for a wsgi application only; write wsgi = "module:callable" or leave it out'
                 )
         return
+    for key, without in _NEEDS.items():
+        if read.own(key) and getattr(settings, without) is None:
+            findings.warning(read, key, f"has no effect without {without}")
     if read.own("socket_blocking"):
         findings.problem(read, "socket_blocking", "a wsgi pool sets it by itself; leave it out")
     if settings.socket_pass == "env" and settings.socket_env != "FCGI_LISTEN_FD":

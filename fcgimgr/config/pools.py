@@ -285,6 +285,26 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Flag(),
         Meta(description="Kill the children of the process too when it is killed, so that none is left behind."),
     ] = True
+    max_lifetime: Annotated[
+        float | None,
+        Seconds(positive=True),
+        Meta(
+            description=(
+                "Seconds after its start at which a process is replaced by a new one; without it, never. Processes "
+                "are replaced one at a time, and no request is lost. Example: `86400`, a day."
+            )
+        ),
+    ] = None
+    max_rss: Annotated[
+        int | None,
+        Size(),
+        Meta(
+            description=(
+                "Resident memory above which a process is replaced, as by `max_lifetime`; looked at every 5 seconds. "
+                'Without it, nobody looks. What its own children use is not counted. Example: `"512MB"`.'
+            )
+        ),
+    ] = None
     stdout_logfile: Annotated[
         str,
         Path(words=("-", "none"), per_process=True),
@@ -477,6 +497,37 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = ()
+    max_requests: Annotated[
+        int | None,
+        Whole(low=1, high=10**9),
+        Meta(
+            description=(
+                "Requests after which a process of a `wsgi` application is replaced, as by `max_lifetime`; until its "
+                "turn comes it serves on. Without it, never. Example: `10000`."
+            )
+        ),
+    ] = None
+    max_requests_jitter: Annotated[
+        int,
+        Whole(low=0, high=10**9),
+        Meta(
+            description=(
+                "So many requests more at most, by chance, so that processes that were started together are not "
+                "replaced one right after the other. Example: `1000`."
+            )
+        ),
+    ] = 0
+    request_timeout: Annotated[
+        float | None,
+        Seconds(positive=True),
+        Meta(
+            description=(
+                "Seconds that a request to a `wsgi` application may take. Then it is logged with its traceback, and "
+                "its process is replaced: `stopsignal`, and after `stopwaitsecs` SIGKILL. Without it, for ever. "
+                "Example: `60`."
+            )
+        ),
+    ] = None
     reload_timeout: Annotated[
         float,
         Seconds(positive=True),

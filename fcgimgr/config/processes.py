@@ -61,6 +61,11 @@ def process_plan(settings: ProcessSettings, config: Config, index: int) -> Proce
 
 
 def _worker(settings: PoolSettings, wsgi: str) -> tuple[str, ...]:
-    threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    zygote = ("--zygote", "3") if settings.preload else ()
-    return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *threads, *zygote, wsgi)
+    options: list[str] = []
+    if settings.threads is not None:
+        options += ("--threads", str(settings.threads))
+    if settings.max_requests is not None:
+        options += ("--max-requests", f"{settings.max_requests}+{settings.max_requests_jitter}")
+    if settings.preload:
+        options += ("--zygote", "3")
+    return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *options, wsgi)

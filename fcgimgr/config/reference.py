@@ -39,9 +39,16 @@ TOPICS: Final = {
     "autostart": "When",
     "ready": "Ready",
     "stopsignal": "Stopping",
+    "max_lifetime": "Recycling",
     "stdout_logfile": "Logs",
 }
-POOL_TOPICS: Final = {"socket": "Sockets", "wsgi": "WSGI", "on_fatal": "When it fails"}
+POOL_TOPICS: Final = {
+    "socket": "Sockets",
+    "wsgi": "WSGI",
+    "max_requests": "Requests of a WSGI application",
+    "reload_timeout": "Reloading",
+    "on_fatal": "When it fails",
+}
 
 OPENING: Final = """\
 # Configuration

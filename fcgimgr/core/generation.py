@@ -3,13 +3,18 @@
 `step(settings, generation, event, now) -> (generation, actions)` is all there is; like process.py it touches nothing.
 A pool has one generation, but for the time of a reload (pool.py). What a generation adds to its processes: when its
 listener is opened and closed; how it is drained; the rolling restart, which takes the next process only when the
-replacement of the last is ready; the change of their number; and the bound on crash loops.
+replacement of the last is ready; recycling; the change of their number; and the bound on crash loops.
+
+Recycling replaces a process because of what it has become (its age, its memory, what it says itself), not because
+anybody has asked for it; so nobody may notice. One at a time, and in a pool only while one more process than wanted,
+the stand-in, serves as well: it is started first, behind the last, and sent away when the last replacement is ready.
+A program has no stand-in: two of it at once may be one too many.
 
 Theory of operation. The manager feeds one event at a time. Commands (Start, Stop, Restart, Scale, Kill) name the
 processes by index; what happens to one process arrives as Happened(index, event). Each is turned into events for the
-processes, and their answers are collected. Then, whatever the event was, the same three questions are asked: is the
-rolling restart to go on, are there processes too many, and is the listener still wanted. So no path through the code
-can forget them.
+processes, and their answers are collected. Then, whatever the event was, the same questions are asked: is the rolling
+restart to go on, or the recycling, are there processes too many, and is the listener still wanted. So no path through
+the code can forget them.
 """
 
 from __future__ import annotations
@@ -32,14 +37,18 @@ from fcgimgr.core.process import (
     Held,
     KillAsked,
     RestartAsked,
+    Retiring,
     Running,
     Signal,
     Slot,
     Spawn,
+    Spawning,
     StartAsked,
+    Starting,
     State,
     StopAsked,
     Stopped,
+    Stopping,
     died_early,
 )
 
@@ -69,6 +78,10 @@ class Generation(msgspec.Struct, frozen=True):
     fault: str | None = None  # why they could not be
     rolling: tuple[int, ...] = ()  # still to be restarted; the first one is under way
     hard: bool = False  # … without regard to what they have in hand
+    recycling: tuple[Recycle, ...] = ()  # still to be recycled
+    replacing: bool = False  # the first of them is under way
+    stand_in: int | None = None  # the process that serves meanwhile
+    recycle_from: float = 0.0  # no sooner: a replacement was no good
     left: bool = False  # another generation has taken its place
     draining: float | None = None  # it gets no new connection; when it has to end, whatever is still in the queue
     refusing: bool = False  # the listener lets no new connection in, and cannot be made to any more
@@ -122,6 +135,24 @@ class Restart(msgspec.Struct, frozen=True):
     hard: bool = False
 
 
+class Recycle(msgspec.Struct, frozen=True):
+    """This process is to be replaced without anybody noticing, when its turn comes."""
+
+    index: int
+    why: str
+
+
+class Overdue(msgspec.Struct, frozen=True):
+    """A request takes this process too long: it is to end, and to be replaced."""
+
+    index: int
+    pid: int
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """The settings are others from now on."""
+
+
 class Kill(msgspec.Struct, frozen=True):
     """End every process at once."""
 
@@ -156,7 +187,21 @@ class Happened(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Start | Stop | Leave | QueueEmpty | DrainDue | Restart | Kill | Scale | WaitFor | Opened | OpenFailed | Happened
+    Start
+    | Stop
+    | Leave
+    | QueueEmpty
+    | DrainDue
+    | Restart
+    | Recycle
+    | Overdue
+    | Adopted
+    | Kill
+    | Scale
+    | WaitFor
+    | Opened
+    | OpenFailed
+    | Happened
 )
 
 
@@ -204,9 +249,25 @@ class Forget(msgspec.Struct, frozen=True):
     index: int
 
 
-Action: TypeAlias = Open | Refuse | Close | SpawnProcess | SignalProcess | Changed | Forget
+class Recycling(msgspec.Struct, frozen=True):
+    """Somebody may want to know why this process is replaced now."""
+
+    index: int
+    why: str
+
+
+class NotRecycled(msgspec.Struct, frozen=True):
+    """Processes that were to be recycled stay, because a new one is no good."""
+
+    indexes: tuple[int, ...]
+
+
+Action: TypeAlias = Open | Refuse | Close | SpawnProcess | SignalProcess | Changed | Forget | Recycling | NotRecycled
 
 _AT_REST: Final = (Stopped, Exited, Fatal)
+
+# Seconds without recycling after a new process was no good.
+RECYCLE_AGAIN: Final = 60.0
 
 
 def step(
@@ -219,6 +280,7 @@ def step(
     draft = _Draft(settings, generation, now)
     draft.take(event)
     draft.go_on_rolling()
+    draft.go_on_recycling()
     draft.drop_surplus()
     draft.close_unless_wanted()
     return draft.finish(), draft.actions
@@ -235,7 +297,9 @@ def pool_state(pool: Generation) -> PoolState:
     if not pool.up:
         return PoolState.STOPPED if at_rest == pool.wanted else PoolState.STOPPING
     running = counts["RUNNING"]
-    if running == pool.wanted:
+    if pool.stand_in is not None and pool.stand_in < len(pool.processes):
+        running += isinstance(pool.processes[pool.stand_in], Running)
+    if running >= pool.wanted:
         return PoolState.RUNNING
     if at_rest == pool.wanted:
         return PoolState.FATAL if counts["FATAL"] else PoolState.STOPPED
@@ -267,9 +331,13 @@ class _Draft:
         "opening",
         "pool",
         "processes",
+        "recycle_from",
+        "recycling",
         "refusing",
+        "replacing",
         "rolling",
         "settings",
+        "stand_in",
         "up",
         "wanted",
     )
@@ -287,6 +355,10 @@ class _Draft:
         self.open = pool.open
         self.opening = pool.opening
         self.rolling = pool.rolling
+        self.recycling = pool.recycling
+        self.replacing = pool.replacing
+        self.stand_in = pool.stand_in
+        self.recycle_from = pool.recycle_from
         self.draining = pool.draining
         self.refusing = pool.refusing
         self.again = pool.again
@@ -294,7 +366,7 @@ class _Draft:
     # Events
 
     def take(self, event: Event) -> None:
-        if self.pool.left and isinstance(event, Start | Restart | Scale | WaitFor):
+        if self.pool.left and isinstance(event, Start | Restart | Recycle | Scale | WaitFor):
             return  # its time is over: such orders are for the generation that has taken its place
         match event:
             case Happened(index, happening):
@@ -320,6 +392,14 @@ class _Draft:
                 self._tell_each(indexes, self._gentle_stop())
             case Restart(indexes, hard):
                 self._restart(indexes, hard)
+            case Recycle():
+                self._recycle(event)
+            case Overdue(index, pid):
+                state = self.processes[index] if index < len(self.processes) else None
+                if isinstance(state, Running) and state.pid == pid:
+                    self._tell(index, RestartAsked())
+            case Adopted():
+                self._age_anew()
             case Kill():
                 self._go_down()
                 self._tell_each(range(len(self.processes)), KillAsked())
@@ -345,6 +425,8 @@ class _Draft:
             event = self._charge(state, event)
         elif isinstance(event, Due) and isinstance(state, Backoff):
             event = self._let_try_or_hold(event)
+        elif isinstance(event, Due) and isinstance(state, Running):
+            self._recycle(Recycle(index, f"max_lifetime ({self.settings.max_lifetime:g} s) is over"))
         self._tell(index, event)
 
     def _charge(self, state: Running, event: Died) -> Died:
@@ -399,6 +481,9 @@ class _Draft:
         self.up = False
         self.opening = ()
         self.rolling = ()
+        self.recycling = ()
+        self.replacing = False
+        self.stand_in = None  # it goes with the others
         self.draining = None
         self.again = ()
         self.fields.update(waiting=(), fault=None)
@@ -432,6 +517,10 @@ class _Draft:
             self._start(indexes)
             return
         self.up = True
+        if self.replacing and not self.rolling:
+            self.rolling = (self.recycling[0].index,)
+            self.recycling, self.replacing = self.recycling[1:], False
+        self.recycling = tuple(one for one in self.recycling if one.index not in indexes)
         under_way, queued = self.rolling[:1], self.rolling[1:]
         # One that is under way was told before this command came, so it has to go once more to run the newest code.
         self.rolling = under_way + tuple(index for index in queued if index not in indexes) + indexes
@@ -447,13 +536,34 @@ class _Draft:
         self.rolling = self.rolling[:1] + tuple(index for index in self.rolling[1:] if index < numprocs)
         self.opening = tuple(index for index in self.opening if index < numprocs)
         self.again = tuple(index for index in self.again if index < numprocs)
+        if numprocs != before:
+            self.stand_in = None  # one like all others now, or on its way out
+            self.replacing = self.replacing and self.recycling[0].index < numprocs
+            self.recycling = tuple(one for one in self.recycling if one.index < numprocs)
         self.processes.extend(Stopped() for _ in range(numprocs - len(self.processes)))
         if numprocs < before:
             self._tell_each(range(numprocs, len(self.processes)), self._gentle_stop())
         elif self.up and self.open and not self.refusing:
             self._tell_each(range(before, numprocs), StartAsked())
 
-    # The three questions that follow every event
+    def _recycle(self, event: Recycle) -> None:
+        index = event.index
+        if not (self.up and self.open) or self.refusing or index >= self.wanted or self.now < self.recycle_from:
+            return
+        known = index in self.rolling or any(one.index == index for one in self.recycling)
+        if not known and isinstance(self.processes[index], Running):
+            self.recycling += (event,)
+
+    def _age_anew(self) -> None:
+        """Another max_lifetime holds for those that run, too."""
+        for index, state in enumerate(self.processes):
+            if isinstance(state, Running):
+                after = process.running(self.settings, state.pid, state.since, state.tries, self.now)
+                if after != state:
+                    self.processes[index] = after
+                    self.actions.append(Changed(index, state, after))
+
+    # The questions that follow every event
 
     def go_on_rolling(self) -> None:
         while self.rolling:
@@ -466,6 +576,61 @@ class _Draft:
                     self.rolling = ()
                 case _:
                     return
+
+    def go_on_recycling(self) -> None:
+        while self.recycling:
+            index, why = self.recycling[0].index, self.recycling[0].why
+            match self.processes[index]:
+                case Running() if not self.replacing:
+                    if self.rolling or not self._is_covered():
+                        break
+                    self.actions.append(Recycling(index, why))
+                    self.replacing = True
+                    self._tell(index, RestartAsked(by=self._gentle_stop().by))
+                case Fatal() if self.replacing:
+                    self._recycle_no_more(self.recycling[1:])
+                case Backoff() if self.replacing:  # the new one is no good: the others stay as they are
+                    head = self.recycling[:1]
+                    self._recycle_no_more(self.recycling[1:])
+                    self.recycling, self.replacing = head, True  # and the stand-in stays with it
+                    return
+                case Spawning() | Starting() | Retiring() | Stopping() if self.replacing:
+                    return
+                case _:  # replaced; or gone for another reason
+                    self.recycling, self.replacing = self.recycling[1:], False
+        if not self.recycling:
+            self._dismiss_stand_in()
+
+    def _is_covered(self) -> bool:
+        """Whether another process can be spared; if that takes one more, it is started."""
+        if not isinstance(self.settings, PoolSettings):
+            return True
+        if self.stand_in is None:
+            if len(self.processes) == self.wanted:
+                self.processes.append(Stopped())
+            if isinstance(self.processes[self.wanted], _AT_REST):  # else one on its way out has to go first
+                self.stand_in = self.wanted
+                self._tell(self.stand_in, StartAsked())
+        else:
+            match self.processes[self.stand_in]:
+                case Running():
+                    return True
+                case Spawning() | Starting():
+                    pass
+                case _:
+                    self._recycle_no_more(self.recycling)
+        return False
+
+    def _recycle_no_more(self, waiting: tuple[Recycle, ...]) -> None:
+        self.recycle_from = self.now + RECYCLE_AGAIN
+        if waiting:
+            self.actions.append(NotRecycled(tuple(one.index for one in waiting)))
+        self.recycling, self.replacing = (), False
+
+    def _dismiss_stand_in(self) -> None:
+        stand_in, self.stand_in = self.stand_in, None
+        if stand_in is not None and self.wanted <= stand_in < len(self.processes):
+            self._tell(stand_in, self._gentle_stop())
 
     def drop_surplus(self) -> None:
         while len(self.processes) > self.wanted and isinstance(self.processes[-1], _AT_REST):
@@ -500,6 +665,10 @@ class _Draft:
             open=self.open,
             opening=self.opening,
             rolling=self.rolling,
+            recycling=self.recycling,
+            replacing=self.replacing,
+            stand_in=self.stand_in,
+            recycle_from=self.recycle_from,
             draining=self.draining,
             refusing=self.refusing,
             again=self.again,

@@ -29,6 +29,9 @@ SIGKILL: Final = 9
 # again at this distance, in seconds, so that the log shows that somebody still waits.
 KILL_AGAIN: Final = 10.0
 
+# A process that has outlived max_lifetime and could not be replaced: seconds until that is asked for again.
+ASK_AGAIN: Final = 60.0
+
 # A process that lived shorter than this many seconds, or than startsecs, died early: it may be in a crash loop.
 EARLY: Final = 1.0
 
@@ -83,13 +86,16 @@ class Starting(msgspec.Struct, frozen=True, tag=True):
 
 
 class Running(msgspec.Struct, frozen=True, tag=True):
-    """Ready: fit to serve. `since`: when it was spawned; `tries`: failed starts before, until it has proved stable."""
+    """Ready: fit to serve. `since`: when it was spawned; `tries`: failed starts before, until it has proved stable.
+
+    `due`: when its max_lifetime is over, or when it is to be said again that it is.
+    """
 
     name: ClassVar[str] = "RUNNING"
-    due: ClassVar[None] = None
     pid: int
     since: float
     tries: int = 0
+    due: float | None = None
 
 
 class Backoff(msgspec.Struct, frozen=True, tag=True):
@@ -284,11 +290,22 @@ def come_up(slot: Slot, state: Spawning, event: Spawned, now: float) -> Outcome:
     settings = slot.settings
     if settings.ready == "startsecs":
         if settings.startsecs <= 0:
-            return Running(pid=event.pid, since=now, tries=state.tries), ()
+            return running(settings, event.pid, now, state.tries, now), ()
         patience = settings.startsecs
     else:
         patience = settings.ready_timeout
     return Starting(pid=event.pid, since=now, tries=state.tries, due=now + patience), ()
+
+
+def running(settings: ProcessSettings, pid: int, since: float, tries: int, now: float) -> Running:
+    """With the end of its lifetime, if it has one."""
+    due = None if settings.max_lifetime is None else max(now, since + settings.max_lifetime)
+    return Running(pid=pid, since=since, tries=tries, due=due)
+
+
+def outlive(slot: Slot, state: Running, event: Due, now: float) -> Outcome:
+    """Its lifetime is over: the generation sees to its replacement (generation.py), when its turn comes."""
+    return msgspec.structs.replace(state, due=now + ASK_AGAIN), ()
 
 
 def fail_to_spawn(slot: Slot, state: Spawning, event: SpawnFailed, now: float) -> Outcome:
@@ -298,13 +315,13 @@ def fail_to_spawn(slot: Slot, state: Spawning, event: SpawnFailed, now: float) -
 def be_ready(slot: Slot, state: Starting, event: Ready, now: float) -> Outcome:
     if slot.settings.ready == "startsecs":
         return state, ()  # readiness is a matter of time here; a READY=1 that nobody asked for changes nothing
-    return Running(pid=state.pid, since=state.since, tries=state.tries), ()
+    return running(slot.settings, state.pid, state.since, state.tries, now), ()
 
 
 def be_ready_or_give_up(slot: Slot, state: Starting, event: Due, now: float) -> Outcome:
     settings = slot.settings
     if settings.ready == "startsecs":
-        return Running(pid=state.pid, since=state.since, tries=state.tries), ()
+        return running(settings, state.pid, state.since, state.tries, now), ()
     why = f"not ready within ready_timeout ({settings.ready_timeout:g} s)"
     stopping = Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=CountAsFailed(state.tries, why))
     return stopping, (_stop_signal(settings),)
@@ -359,7 +376,7 @@ def stop_at_last(slot: Slot, state: Retiring, event: Idle | Due, now: float) -> 
 
 
 def serve_on(slot: Slot, state: Retiring, event: StartAsked, now: float) -> Outcome:
-    return Running(pid=state.pid, since=state.since), ()
+    return running(slot.settings, state.pid, state.since, 0, now), ()
 
 
 def kill(slot: Slot, state: Starting | Running | Retiring, event: KillAsked, now: float) -> Outcome:
@@ -481,7 +498,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         Ready: stay,
         Died: respawn_or_rest,
         Idle: impossible,
-        Due: impossible,
+        Due: outlive,
         Held: impossible,
     },
     Backoff: _DOWN | {Due: try_again, Held: wait_longer},

@@ -6,12 +6,14 @@ not be cut. Whether it is idle can only be gathered from outside, and these are 
 - Bytes that wait unread: a request has come. In use.
 - A thread waits in read(2) or recv(2) on this very connection (/proc/PID/task/TID/syscall): it expects the next
   request. Idle, if something was said there before. (The exception: a client that pauses amid its request's body.)
-- TCP: the last byte went out after the last one came in: answered. The kernel notes both times in ticks of 1 to 10 ms,
-  and a fast answer goes out in the tick its request came in. Then what acknowledges what decides: an answer not yet
-  acknowledged, or acknowledged by a packet later than the last bytes, came last. Answered is not *wholly* answered, so
-  no thread of the process may be computing or writing either; one that waits for a database between two halves of an
-  answer passes for idle. And where the client acknowledges at once, nothing is decided: unknown, as after most fast
-  answers of a Go program to nginx.
+  Of one that is held this is not enough: it may have been stopped at the end of the call, with the request just read.
+  So it must have been seen waiting before it was held, and nothing have come in since.
+- TCP: nothing was ever sent: not answered. The last byte went out after the last one came in: answered. The kernel
+  notes both times in ticks of 1 to 10 ms, and a fast answer goes out in the tick its request came in. Then what
+  acknowledges what decides: an answer not yet acknowledged, or acknowledged by a packet later than the last bytes, came
+  last. Answered is not *wholly* answered, so no thread of the process may be computing or writing either; one that
+  waits for a database between two halves of an answer passes for idle. And where the client acknowledges at once,
+  nothing is decided: unknown, as after most fast answers of a Go program to nginx.
 - Unix sockets tell no times. Without a thread that reads it, a connection there is unknown; with one, it counts as
   idle once it has been seen for EXPECTED, since its first request may be on the way.
 
@@ -41,7 +43,7 @@ _OPEN: Final = frozenset({1, _CLOSE_WAIT})
 
 _MESSAGE_SIZE: Final = 72  # inet_diag_msg; attributes follow
 _MESSAGE_UNREAD: Final = 56  # idiag_rqueue
-_INFO_ENOUGH: Final = 148  # struct tcp_info up to tcpi_notsent_bytes
+_INFO_ENOUGH: Final = 160  # struct tcp_info up to tcpi_data_segs_out (Linux 4.6)
 
 # Which system calls receive (read, readv, recvfrom, recvmsg), and which send (write, writev, sendto, sendmsg,
 # sendfile). On another machine threads tell nothing.
@@ -70,10 +72,11 @@ class Handshake(NamedTuple):
 
 
 class _Signs(NamedTuple):
-    """What the kernel tells of one connection. spoken: something has come in; answered: the last word was ours."""
+    """What the kernel tells of one connection. received: bytes, of Unix sockets unknown; answered: the last word was
+    ours."""
 
     unread: int
-    spoken: bool
+    received: int | None
     answered: bool | None
     silent: float | None
 
@@ -89,25 +92,32 @@ class Watch:
         """names: `getsockname()` of the listeners."""
         self._names = list(names)
         self._first_seen: dict[int, float] = {}
+        # Connections that a thread waited to read from when its process was last seen at large, and what had come.
+        self._read: dict[int, int | None] = {}
 
-    def look(self, pids: Iterable[int], now: float) -> dict[int, list[Connection] | None] | None:
+    def look(self, pids: Iterable[int], now: float, *, held: bool = False) -> dict[int, list[Connection] | None] | None:
         """What each process holds; None for one that is gone or may not be looked at; None for all without sock_diag.
 
-        now: seconds, monotonic. One question for each listener whatever the number of processes, and one walk through
-        each one's descriptors.
+        now: seconds, monotonic. held: whether they all stand still; then each must have been looked at at large before.
+        One question for each listener whatever the number of processes, and one walk through each one's descriptors.
         """
         try:
             reports = _reports(self._names)
         except OSError:
             return None
-        held = {pid: procfs.sockets(pid) for pid in pids}
-        seen = {inode for sockets in held.values() if sockets for inode in sockets.values() if inode in reports}
+        open_ones = {pid: procfs.sockets(pid) for pid in pids}
+        seen = {inode for sockets in open_ones.values() if sockets for inode in sockets.values() if inode in reports}
         self._first_seen = {inode: self._first_seen.get(inode, now) for inode in seen}
+        if not held:
+            self._read = {inode: received for inode, received in self._read.items() if inode in seen}
         return {
-            pid: None if sockets is None else self._judge(pid, sockets, reports, now) for pid, sockets in held.items()
+            pid: None if sockets is None else self._judge(pid, sockets, reports, now, held=held)
+            for pid, sockets in open_ones.items()
         }
 
-    def _judge(self, pid: int, sockets: dict[int, int], reports: dict[int, _Report], now: float) -> list[Connection]:
+    def _judge(
+        self, pid: int, sockets: dict[int, int], reports: dict[int, _Report], now: float, *, held: bool
+    ) -> list[Connection]:
         ours = {fd: (inode, _signs(reports[inode])) for fd, inode in sockets.items() if inode in reports}
         calls = procfs.system_calls(pid) if any(not sign.unread for _, sign in ours.values()) else None
         heard = {argument for number, argument in calls or () if number in _RECEIVING}
@@ -115,8 +125,19 @@ class Watch:
         connections = []
         for fd, (inode, sign) in ours.items():
             young = now - self._first_seen[inode] < EXPECTED
-            connections.append(Connection(inode, _idle(sign, fd in heard, active, young), sign.silent))
+            is_read = self._is_read(inode, sign, fd in heard, held=held)
+            connections.append(Connection(inode, _idle(sign, is_read, active, young), sign.silent))
         return connections
+
+    def _is_read(self, inode: int, sign: _Signs, seems_so: bool, *, held: bool) -> bool:
+        """Whether a thread waits to read from it, and has not just done so."""
+        if held:
+            return seems_so and inode in self._read and self._read[inode] == sign.received
+        if seems_so:
+            self._read[inode] = sign.received
+        else:
+            self._read.pop(inode, None)
+        return seems_so
 
 
 def handshakes(names: Iterable[SocketName]) -> set[Handshake] | None:
@@ -163,7 +184,7 @@ def _bytes_taken(report: _Report) -> int:
 def _idle(sign: _Signs, is_read: bool, active: bool, young: bool) -> bool | None:
     if sign.unread:
         return False
-    if not sign.spoken:
+    if sign.received == 0:
         return sign.silent is not None and sign.silent >= EXPECTED
     if is_read and sign.answered is not False:
         # Of a Unix socket nobody knows whether anything was said yet, so it must have been there a while.
@@ -191,7 +212,7 @@ def _reports(names: Iterable[SocketName]) -> dict[int, _Report]:
 def _signs(report: _Report) -> _Signs:
     if isinstance(report, bytes):
         return _tcp_signs(report)
-    return _Signs(report, spoken=True, answered=None, silent=None)
+    return _Signs(report, received=None, answered=None, silent=None)
 
 
 def _tcp_signs(answer: bytes) -> _Signs:
@@ -200,20 +221,20 @@ def _tcp_signs(answer: bytes) -> _Signs:
     if state == _CLOSE_WAIT and unread:
         unread -= 1  # the client's FIN counts as a byte; if it is all, there is nothing to answer
     if state not in _OPEN:  # closed for writing by the worker: it has said all it had to say
-        return _Signs(unread, spoken=True, answered=True, silent=None)
+        return _Signs(unread, received=None, answered=True, silent=None)
     tcp_info = dict(attributes_from(answer, _MESSAGE_SIZE)).get(_INET_DIAG_INFO, b"")
     if len(tcp_info) < _INFO_ENOUGH:
-        return _Signs(unread, spoken=True, answered=None, silent=None)
+        return _Signs(unread, received=None, answered=None, silent=None)
     (unacknowledged,) = struct.unpack_from("=I", tcp_info, 24)
     sent, received, acknowledged = struct.unpack_from("=I4xII", tcp_info, 44)  # ms since
     (bytes_received,) = struct.unpack_from("=Q", tcp_info, 128)
-    (unsent,) = struct.unpack_from("=I", tcp_info, 144)
+    unsent, sent_segments = struct.unpack_from("=I8xI", tcp_info, 144)
     answered: bool | None
-    if unsent:
-        answered = False  # the client is slow to take the answer, and more of it may be to come
+    if unsent or not sent_segments:
+        answered = False  # the client is slow to take the answer, and more of it may be to come; or none has begun
     elif sent != received:
         answered = sent < received
     else:
         # The next request would have acknowledged the answer before it, with the very packet it came in.
         answered = True if unacknowledged or acknowledged < received else None
-    return _Signs(unread, bool(bytes_received), answered, min(sent, received) / 1000)
+    return _Signs(unread, bytes_received, answered, min(sent, received) / 1000)

@@ -20,13 +20,13 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
 # PyDLL keeps the GIL: none of these calls can block, and a forked child has nobody to hand it to.
-_libc = ctypes.PyDLL(None, use_errno=True)
+libc: Final = ctypes.PyDLL(None, use_errno=True)
 
 
 def prctl(option: int, argument: int = 0) -> int:
     """prctl(2) with one argument; OSError when it fails."""
     word = ctypes.c_ulong
-    answer: int = _libc.prctl(ctypes.c_int(option), word(argument), word(0), word(0), word(0))
+    answer: int = libc.prctl(ctypes.c_int(option), word(argument), word(0), word(0), word(0))
     if answer < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -43,7 +43,7 @@ def close_all_but(kept: int, first: int, fallback_end: int) -> None:
 def pidfd_getfd(pidfd: int, number: int) -> int:
     """A close-on-exec descriptor of ours of what fd `number` of that process is. OSError (pidfd_getfd(2)): why not."""
     word = ctypes.c_ulong
-    answer: int = _libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), word(pidfd), word(number), word(0))
+    answer: int = libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), word(pidfd), word(number), word(0))
     if answer < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -56,7 +56,7 @@ def exchange(one: str, other: str) -> None:
     EINVAL: the file system cannot do that.
     """
     # By the C library's name: unlike the two above, the system call has another number on each architecture.
-    call = getattr(_libc, "renameat2", None)
+    call = getattr(libc, "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     here = ctypes.c_int(_AT_FDCWD)
@@ -67,5 +67,5 @@ def exchange(one: str, other: str) -> None:
 
 def _close_range(low: int, high: int) -> int:
     word = ctypes.c_ulong
-    answer: int = _libc.syscall(ctypes.c_long(_SYS_CLOSE_RANGE), word(low), word(high), word(0))
+    answer: int = libc.syscall(ctypes.c_long(_SYS_CLOSE_RANGE), word(low), word(high), word(0))
     return answer

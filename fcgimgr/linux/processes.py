@@ -7,7 +7,7 @@ a pid that has not been reaped can never hit a stranger.
 import os
 import resource
 import signal
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Final, NamedTuple
 
 from fcgimgr.linux.errors import LinuxError
@@ -40,8 +40,10 @@ class Death(NamedTuple):
         return os.WCOREDUMP(self.status)
 
 
-def reap() -> Iterator[Death]:
+def reap(stopped: Callable[[int], None] = lambda pid: None) -> Iterator[Death]:
     """The children that have died, none twice, without waiting. Includes strangers handed to us as (sub)reaper.
+
+    `stopped` is told of each thread we trace that has stopped, and is to ask waitid(2) for the stop.
 
     Each is still a zombie while the caller has it: its pid and process group cannot belong to anybody else, so the
     rest of its group can be killed safely. It is freed when the caller asks for the next, or leaves the loop.
@@ -53,6 +55,9 @@ def reap() -> Iterator[Death]:
             return
         if seen is None:
             return
+        if seen.si_code == os.CLD_TRAPPED:
+            stopped(seen.si_pid)
+            continue
         try:
             yield Death(seen.si_pid, _wait_status(seen.si_code, seen.si_status))
         finally:

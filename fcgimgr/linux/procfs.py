@@ -135,6 +135,14 @@ def open_fd(pid: int, fd: int, flags: int, is_it: Callable[[os.stat_result], boo
         os.close(found)
 
 
+def threads(pid: int) -> int:
+    """How many threads it has; 0 when it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
+
+
 def thread_states(pid: int) -> list[str] | None:
     """The state letter of each of its threads, as `state` gives the first one's. None when it is gone."""
     try:

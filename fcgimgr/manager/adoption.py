@@ -117,8 +117,11 @@ def running_config(saved: Saved, now: Config | None = None) -> Config:
     )
 
 
-def adopt(daemon: Daemon, estate: Estate) -> None:
-    """Go on with these processes. What could not be had whole is to be replaced (`replace_incomplete`)."""
+def adopt(daemon: Daemon, estate: Estate) -> list[PoolAdoption]:
+    """Go on with these processes. What could not be had whole is to be replaced (`replace_incomplete`).
+
+    Each that comes back is to be told by `settle` when nobody of the dead manager is left that is not known.
+    """
     saved = estate.saved
     daemon.history.record("manager", daemon.config.manager.identifier, None, daemon.state, f"pid {os.getpid()}")
     number = len(estate.living)
@@ -131,9 +134,11 @@ def adopt(daemon: Daemon, estate: Estate) -> None:
         daemon.journal.info(f"a manager before this one was killed (pid {saved.manager.pid}): taking over {count}")
     if saved.trouble:
         daemon.journal.warning(f"{daemon.state_file.path}: {saved.trouble}; what stands before it is believed")
-    for name in pools_of(saved):
-        _PoolAdoption(daemon, daemon.pools[name], estate).adopt()
+    adoptions = [PoolAdoption(daemon, daemon.pools[name], estate) for name in pools_of(saved)]
+    for adoption in adoptions:
+        adoption.adopt()
     daemon.state_file.all_changed()
+    return adoptions
 
 
 def replace_incomplete(daemon: Daemon) -> None:
@@ -153,7 +158,7 @@ def replace_incomplete(daemon: Daemon) -> None:
             serving.feed(core.Start())
 
 
-class _PoolAdoption:
+class PoolAdoption:
     """One pool or program."""
 
     def __init__(self, daemon: Daemon, pool: Pool, estate: Estate) -> None:
@@ -168,6 +173,8 @@ class _PoolAdoption:
         self._listeners: dict[int, Listener] = {}  # by inode; of those that live
         self._incomplete: set[int] = set()
         self._to_start: tuple[int, ...] = ()  # anew, when all that is left has its place
+        self._shut_down: set[int] = set()  # of the listeners, by inode
+        self._unsteered = ""  # why the kernel does not steer for this pool
 
     def adopt(self) -> None:
         pool, record = self._pool, self._record
@@ -200,9 +207,6 @@ class _PoolAdoption:
                 generations[number].feed(core.Leave())
         for number in self._incomplete:
             generations[number].incomplete = True
-        if self._to_start:
-            self._daemon.journal.warning("none of its processes is left: starting it", name=pool.name)
-            self._daemon.start_pool(pool, self._to_start)
 
     def _alive(self) -> set[int]:
         """The numbers of the generations of which somebody lives now."""
@@ -253,23 +257,51 @@ class _PoolAdoption:
         for pid in pids:
             yield from descendants(pid)
 
-    def _groups(self) -> dict[int, Group]:
+    def settle(self) -> None:
+        """Have the groups where that could not be before, and say why not if it still cannot be; start what is dead.
+
+        A process that the dead manager had spawned and not yet written down listens beside us until it is ended.
+        """
+        if self._unsteered:
+            self._unsteered = ""
+            self._steer_again()
+        if self._to_start and self._daemon.state != "STOPPING":
+            self._daemon.journal.warning("none of its processes is left: starting it", name=self._pool.name)
+            self._daemon.start_pool(self._pool, self._to_start)
+
+    def _steer_again(self) -> None:
+        listenings = (generation.listening for generation in self._pool.generations.values())
+        places = [place for listening in listenings if listening is not None for place in listening.places]
+        here = {place.listener.inode for place in places}
+        self._listeners = {inode: listener for inode, listener in self._listeners.items() if inode in here}
+        groups = self._groups(again=True)
+        for place in places:
+            if place.group is None:
+                place.group = groups.get(place.listener.inode)
+        self._daemon.state_file.generation_changed(self._pool.serving)
+        if self._unsteered:
+            self._daemon.journal.warning(self._unsteered, name=self._pool.name)
+
+    def _groups(self, *, again: bool = False) -> dict[int, Group]:
         """The groups that the kernel steers in, by the inodes of their members."""
         found: dict[int, Group] = {}
         for record in self._generations[self._record.serving].listeners:
             serving = self._listeners.get(record.inode)
-            members = [self._listeners[inode] for inode in record.order if inode in self._listeners]
+            inodes = [inode for inode in record.order if inode in self._listeners and inode not in self._shut_down]
+            members = [self._listeners[inode] for inode in inodes]
             if not members or any(isinstance(member, LostListener) for member in members):
                 continue
             # If it is gone, what serves is opened beside those that are left.
             serving = serving or members[-1]
             try:
                 # When one leaves, the last takes its place. If it was the last, all is as it was.
-                if members[1:] and [member.inode for member in members] != list(record.order[: len(members)]):
+                if members[1:] and inodes != list(record.order[: len(members)]):
+                    if again:
+                        raise LinuxError(f"{serving.name}: the order of its sockets is not known any more")
                     members = self._shut_down_all_but(serving, members)
                 group = Group.restored(members, serving)
             except LinuxError as error:
-                self._daemon.journal.warning(f"{error}", name=self._pool.name)
+                self._unsteered = str(error)
                 continue
             found.update((member.inode, group) for member in members)
         return found
@@ -281,6 +313,7 @@ class _PoolAdoption:
                 with suppress(OSError):  # ENOTCONN: a worker has done so
                     member.sock.shutdown(socket.SHUT_RDWR)
                 member.close()
+                self._shut_down.add(member.inode)
                 self._listeners[member.inode] = LostListener(member.name, member.inode)
         return [serving]
 

@@ -20,6 +20,7 @@ from fcgimgr.core import generation as core
 from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
+from fcgimgr.linux.gate import Gates
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
@@ -29,6 +30,7 @@ from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.history import History
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.leftovers import Leftovers
+from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.pools import Pool
@@ -77,7 +79,9 @@ class Daemon:
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
         self.canaries = Canaries(self)
+        self.gates = Gates()
         self.draining = Draining(self)
+        self.limits = Limits(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
         self.ended = loop.create_future()
@@ -207,6 +211,7 @@ class Daemon:
     def process_changed(self, generation: Generation, index: int) -> None:
         """A process went into another state."""
         self.readiness.process_changed(generation)
+        self.limits.process_changed(generation, index)
         for watcher in tuple(self.watchers):
             watcher.process_changed(generation, index)
 
@@ -258,7 +263,7 @@ class Daemon:
 
     def reap_children(self) -> None:
         """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
-        for death in reap():
+        for death in reap(self.gates.stopped):
             try:
                 self._take_in(death)
             except Exception as error:  # noqa: BLE001 - a fault in one death must not leave the others unheard of
@@ -266,6 +271,8 @@ class Daemon:
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:
+        if self.gates.ended(death.pid):
+            return
         exit = Exit(code=death.code, signal=death.signal)
         if (zygote := self.zygotes.pop(death.pid, None)) is not None:
             zygote.died(death.pid, exit)
@@ -322,6 +329,7 @@ class Daemon:
         """Let go of all that is held: sockets are unlinked, logs flushed."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self.limits.close()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()

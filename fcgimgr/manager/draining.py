@@ -6,28 +6,35 @@ A process that may die on its stopsignal with a request in hand is looked at whi
 process that runs would be out of date before the signal arrives. Held, it can accept nothing, so what it has in hand is
 what it has; if that is nothing, the stopsignal is sent before it is let go again, and is the next thing it hears.
 
-Where more wait in the queue than there are processes, one that serves a request at a time goes from connection to
-connection, with empty hands for some ten microseconds in between. That moment is found by looking often: whoever is
-seen with another connection each time is held and looked at again and again at once. One who keeps the same connection
-is not: a long request would only be made longer.
+On a listener that others serve too a process may find new work again and again, and one of several threads may find it
+between the signal and the end. There its gate is closed (linux/gate.py): at once if that moment has come and it has
+several threads; and for as long as it takes if after GATE_AFTER it has not, so that what it has in hand comes to an end
+with nothing new. Not earlier, for every system call of it takes longer then.
+
+Where no gate can be closed, the moment is found by looking often: one that serves a request at a time has empty hands
+for some ten microseconds between two. Whoever is seen with another connection each time is held and looked at again
+and again at once. One who keeps the same connection is not: a long request would only be made longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.generation import Happened, QueueEmpty
-from fcgimgr.core.process import Idle, Retiring
+from fcgimgr.core.process import Idle, Retiring, Running
 from fcgimgr.linux.draining import Connection, Handshake, Watch, handshakes
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.gate import Gate
 from fcgimgr.linux.holding import hold, let_go
-from fcgimgr.linux.procfs import children
+from fcgimgr.linux.procfs import children, threads
 from fcgimgr.linux.sockdiag import established_inodes
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
+    from fcgimgr.manager.listening import Listening
 
 # Seconds between two looks, growing from the first to the second.
 SHORTEST: Final = 0.002
@@ -35,6 +42,8 @@ LONGEST: Final = 0.05
 # Looks in a row at a process that goes from connection to connection, and seconds between two rows.
 IN_A_ROW: Final = 8
 BETWEEN_ROWS: Final = 0.003
+# Seconds for which a process may find a moment of its own accord.
+GATE_AFTER: Final = 0.25
 
 
 class Draining:
@@ -43,10 +52,6 @@ class Draining:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._tasks: dict[Generation, asyncio.Task[None]] = {}
-        self._watches: dict[Generation, Watch] = {}
-        self._handshakes: dict[Generation, set[Handshake]] = {}
-        self._in_hand: dict[Generation, dict[int, frozenset[int]]] = {}
-        self._hurried: set[Generation] = set()
 
     def watch(self, generation: Generation) -> None:
         """Something in this generation is to be let go."""
@@ -55,95 +60,163 @@ class Draining:
 
     async def _look_again_and_again(self, generation: Generation) -> None:
         pause = SHORTEST
+        looks = Looks(self._daemon, generation)
         try:
             # Only after a turn of the loop: whoever began this is still in the midst of carrying out what core said.
             await asyncio.sleep(0)
-            while self._look(generation):
-                pause = BETWEEN_ROWS if generation in self._hurried else min(LONGEST, pause * 1.5)
+            while looks.look():
+                pause = BETWEEN_ROWS if looks.hurried else min(LONGEST, pause * 1.5)
                 await asyncio.sleep(pause)
         finally:
             del self._tasks[generation]
-            self._watches.pop(generation, None)
-            self._handshakes.pop(generation, None)
-            self._in_hand.pop(generation, None)
-            self._hurried.discard(generation)
 
-    def _look(self, generation: Generation) -> bool:
+
+class Looks:
+    """The looks at one generation, from the first to the last."""
+
+    def __init__(self, daemon: Daemon, generation: Generation) -> None:
+        self.hurried = False  # the next look is wanted sooner
+        self._daemon = daemon
+        self._generation = generation
+        self._watch: Watch | None = None
+        self._handshakes: set[Handshake] | None = None
+        self._in_hand: dict[int, frozenset[int]] = {}  # by pid, the connections that were in use at the last look
+        self._since: dict[int, float] = {}  # by pid, when it was first looked at
+        self._gated: dict[int, int] = {}  # whose gate was to be closed, and of which process it is a part
+
+    def look(self) -> bool:
         """One look at everything; False when there is nothing left to wait for."""
+        generation = self._generation
         if generation.core.draining is not None:
-            if not self._nothing_can_come(generation):
+            if not self._nothing_can_come():
                 return True
             generation.feed(QueueEmpty())
         retiring = [(i, s.pid) for i, s in enumerate(generation.core.processes) if isinstance(s, Retiring)]
-        if retiring and generation.listening is not None:
-            watch = self._watches.setdefault(generation, Watch(generation.listening.names))
-            for index, pid, times in self._worth_holding(generation, watch, retiring):
+        listening = generation.listening
+        if retiring and listening is not None:
+            if self._watch is None:
+                self._watch = Watch(listening.names)
+            self._close_gates_due(listening, [pid for _, pid in retiring])
+            for index, pid, times in self._worth_holding(listening, self._watch, retiring):
                 for _ in range(times):
-                    self._let_go_if_idle(generation, index, pid, watch)
+                    self._let_go_if_idle(listening, index, pid, self._watch)
                     if not isinstance(generation.core.processes[index], Retiring):
                         break
+        self._settle_gates()
         return any(isinstance(state, Retiring) for state in generation.core.processes)
 
-    def _nothing_can_come(self, generation: Generation) -> bool:
+    def _nothing_can_come(self) -> bool:
         """Whether nothing waits to be accepted, and no handshake that was under way at the switch still is."""
-        listening = generation.listening
+        listening = self._generation.listening
         if listening is None:
             return True
-        shaking = self._handshakes.get(generation)
-        if shaking is None:
-            shaking = handshakes(listening.names) or set()
-        if shaking:
-            shaking &= handshakes(listening.names) or set()
-        self._handshakes[generation] = shaking
-        return not shaking and listening.queue_is_empty()
+        if self._handshakes is None:
+            self._handshakes = handshakes(listening.names) or set()
+        if self._handshakes:
+            self._handshakes &= handshakes(listening.names) or set()
+        return not self._handshakes and listening.queue_is_empty()
+
+    def _is_shared(self, listening: Listening) -> bool:
+        """Whether new connections still come, for the processes that do not retire."""
+        return not (self._generation.core.left or listening.refuses)
 
     def _worth_holding(
-        self, generation: Generation, watch: Watch, retiring: list[tuple[int, int]]
+        self, listening: Listening, watch: Watch, retiring: list[tuple[int, int]]
     ) -> list[tuple[int, int, int]]:
         """Those worth holding, with how many times: one that is seen at long work without that is not disturbed.
 
         Of a generation to which nothing can come any more, those without any connection need not be held at all.
         """
-        listening = generation.listening
-        assert listening is not None
-        closed = generation.core.left or listening.refuses
-        if closed and established_inodes(listening.names) == set():
+        if not self._is_shared(listening) and established_inodes(listening.names) == set():
             for index, _ in retiring:
-                generation.feed(Happened(index, Idle()))
+                self._generation.feed(Happened(index, Idle()))
             return []
-        seen = watch.look([pid for _, pid in retiring], self._daemon.loop.time())
+        members = {pid: (pid, *descendants(pid)) for _, pid in retiring}
+        seen = watch.look([member for each in members.values() for member in each], self._daemon.loop.time())
         if seen is None:
             return [(index, pid, 1) for index, pid in retiring]
-        before = self._in_hand.get(generation, {})
-        in_hand = {
-            pid: frozenset(c.inode for c in held if not c.idle) for pid, held in seen.items() if held is not None
+        before = self._in_hand
+        self._in_hand = {
+            pid: frozenset(one.inode for member in each for one in seen[member] or () if not one.idle)
+            for pid, each in members.items()
         }
-        self._in_hand[generation] = in_hand
-        self._hurried.discard(generation)
+        self.hurried = False
         worth = []
         for index, pid in retiring:
-            if is_idle(seen[pid]):
+            if all(is_idle(seen[member]) for member in members[pid]):
                 worth.append((index, pid, 1))
-            elif before.get(pid) and in_hand.get(pid) and before[pid].isdisjoint(in_hand[pid]):
+            elif before.get(pid) and self._in_hand[pid] and before[pid].isdisjoint(self._in_hand[pid]):
                 worth.append((index, pid, IN_A_ROW))
-                self._hurried.add(generation)
+                self.hurried = True
         return worth
 
-    def _let_go_if_idle(self, generation: Generation, index: int, pid: int, watch: Watch) -> None:
+    def _let_go_if_idle(self, listening: Listening, index: int, pid: int, watch: Watch) -> None:
         held: list[int] = []
+        idle = False
         try:
             for member in (pid, *descendants(pid)):
-                if not hold(member):
+                if self._is_shared(listening) and threads(member) > 1:
+                    self._close_gate(listening, member, pid)
+                if not self._hold(member):
                     return
                 held.append(member)
-            seen = watch.look(held, self._daemon.loop.time())
-            if seen is not None and all(is_idle(seen[member]) for member in held):
-                generation.feed(Happened(index, Idle()))
+            seen = watch.look(held, self._daemon.loop.time(), held=True)
+            idle = seen is not None and all(is_idle(seen[member]) for member in held)
+            if idle:
+                self._generation.feed(Happened(index, Idle()))
         except LinuxError as error:  # another user's process: it can only be waited for
-            self._daemon.journal.debug(str(error), name=generation.name)
+            self._daemon.journal.debug(str(error), name=self._generation.name)
         finally:
             for member in held:
-                let_go(member)
+                self._let_go(member, ending=idle)
+
+    def _hold(self, pid: int) -> bool:
+        gate = self._gate(pid)
+        return hold(pid) if gate is None else gate.hold()
+
+    def _let_go(self, pid: int, *, ending: bool) -> None:
+        gate = self._gate(pid)
+        if gate is None:
+            let_go(pid)
+        else:
+            gate.resume(ending=ending)
+
+    # Gates
+
+    def _gate(self, pid: int) -> Gate | None:
+        return self._daemon.gates.of(pid)
+
+    def _close_gates_due(self, listening: Listening, pids: list[int]) -> None:
+        """Keep those that never have empty hands from accepting, with all processes below them."""
+        now = self._daemon.loop.time()
+        for pid in pids:
+            if now - self._since.setdefault(pid, now) >= GATE_AFTER and self._is_shared(listening):
+                for member in (pid, *descendants(pid)):
+                    self._close_gate(listening, member, pid)
+
+    def _close_gate(self, listening: Listening, member: int, pid: int) -> None:
+        if member in self._gated:
+            return
+        self._gated[member] = pid
+        listeners = {listener.inode for listener in listening.listeners}
+        try:
+            self._daemon.gates.close(member, listeners, blocking=all(map(os.get_blocking, listening.fds)))
+        except LinuxError as error:
+            self._daemon.journal.debug(str(error), name=self._generation.name)
+
+    def _settle_gates(self) -> None:
+        """Open those that are not needed: of one that serves on, or whose moment was not one. Tell those that end."""
+        states = {state.pid: state for state in self._generation.core.processes}
+        now = self._daemon.loop.time()
+        for member, pid in tuple(self._gated.items()):
+            match states.get(pid):
+                case Retiring() if now - self._since[pid] >= GATE_AFTER:
+                    continue
+                case Retiring() | Running():
+                    self._daemon.gates.open(member)
+                case _:
+                    self._let_go(member, ending=True)
+            del self._gated[member]
 
 
 def is_idle(connections: list[Connection] | None) -> bool:

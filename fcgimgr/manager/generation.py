@@ -149,6 +149,13 @@ class Generation:
                     self._close()
                 case core.Forget(index):
                     self._forget(index)
+                case core.Recycling(index, why):
+                    self.daemon.journal.info(f"recycling: {why}", name=self.process_name(index))
+                case core.NotRecycled(indexes):
+                    names = ", ".join(map(self.process_name, indexes))
+                    self.daemon.journal.warning(
+                        f"a new process is no good: {names} not recycled; to be tried again", name=self.name
+                    )
 
     def _signal(self, pid: int, signal: int, group: bool) -> None:
         if pid not in self.daemon.children:  # dead and reaped: its number may be another's by now
@@ -162,7 +169,10 @@ class Generation:
 
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
-            self.slots.append(Slot(process_plan(self.settings, self.config, index).name))
+            name = process_plan(self.settings, self.config, index).name
+            if index == self.core.stand_in and any(slot.name == name for slot in self.slots):
+                name = f"{name}-{index}"  # the stand-in for one whose name holds no number
+            self.slots.append(Slot(name))
 
     def _arm_timer(self, index: int, due: float | None) -> None:
         """Let the process have the timer that its state asks for, and no other."""
@@ -206,6 +216,8 @@ class Generation:
             self.recipes = self._make_recipes(settings, config)
         self.settings, self.config, self.name = settings, config, settings.name
         self.daemon.state_file.generation_changed(self)
+        self.feed(core.Adopted())
+        self.daemon.limits.look_soon()
 
     def restore(self, before: core.Generation, listening: Listening | None) -> None:
         """Be what a generation of a manager before us was. LinuxError: new processes cannot be had, and all else can.
@@ -234,6 +246,7 @@ class Generation:
         if self.core.refusing:
             self._refuse()
         self.daemon.readiness.process_changed(self)
+        self.daemon.limits.look_soon()
         self.daemon.look_at_soon(self.pool)
 
     def take_pipe(self, index: int, stream: str, fd: int) -> Pump:

@@ -48,7 +48,9 @@ async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
     """Take over, or end, what is left, and go on with what `config` asks for."""
     if estate.handed_over:
         daemon.state = "RUNNING"
-        adopt(daemon, estate)
+        adoptions = adopt(daemon, estate)
+        for adoption in adoptions:
+            adoption.settle()
         daemon.reap_children()  # those that died during the exec
         daemon.manager_changed()
         daemon.go_on()
@@ -56,9 +58,10 @@ async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
         return
     daemon.taking_over = True
     kept = bool(estate.living)
-    if kept:
-        adopt(daemon, estate)
+    adoptions = adopt(daemon, estate) if kept else []
     await end_unknown(daemon, estate)
+    for adoption in adoptions:
+        adoption.settle()
     if kept and config.manager.orphans == "kill":
         daemon.journal.info('stopping the processes that were taken over (orphans = "kill")')
         await asyncio.gather(*(updating.stopped(daemon, pool) for pool in daemon.pools.values()))

@@ -1,4 +1,6 @@
-"""What children say on $NOTIFY_SOCKET, in the words of sd_notify(3): READY=1, STATUS=, and X_REQUESTS=n of our own.
+"""What children say on $NOTIFY_SOCKET, in the words of sd_notify(3): READY=1, STATUS=, and two of our own.
+
+X_REQUESTS=n is how many requests it has served; X_RECYCLE=why asks for its replacement by a new process.
 
 There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
 writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent
@@ -15,7 +17,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import ProcessSettings
-from fcgimgr.core.generation import Happened
+from fcgimgr.core.generation import Happened, Recycle
 from fcgimgr.core.process import ALIVE, Ready
 from fcgimgr.linux.accounts import resolve_user
 from fcgimgr.linux.errors import LinuxError
@@ -122,6 +124,8 @@ class NotifySockets:
             slot.status_text = value[:STATUS_LONGEST]
         elif key == "X_REQUESTS" and value.isascii() and value.isdigit() and len(value) < 19:
             slot.requests = int(value)
+        elif key == "X_RECYCLE" and value:
+            generation.feed(Recycle(index, value[:STATUS_LONGEST]))
 
     def close(self) -> None:
         for path, receiver in self._sockets.items():

@@ -14,6 +14,7 @@ asking       how a log names a request
 observing    what an engine tells of its requests, and to whom
 watching     who is told: keeps the scoreboard
 board        the scoreboard, as the worker writes it
+retiring     when a worker has served enough
 flup_engine  flup's FastCGI server, mended
 notify       READY=1 to the manager
 """

@@ -12,12 +12,16 @@ stderr; 2 for a wrong command line. Importing this module does nothing.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib.machinery
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from fcgimgr.worker.retiring import Retirement
 
 #: Threads of one process when nothing is said: as many requests at once as one interpreter lock can usefully juggle.
 DEFAULT_THREADS: Final = 16
@@ -29,6 +33,7 @@ _PACKAGE: Final = os.path.dirname(_HERE)
 def main(arguments: Sequence[str], first: str | None) -> int:
     """Serve until told to stop. `arguments` without the program's name; `first`: what is to be first on sys.path."""
     options = _parse(arguments)
+    from fcgimgr.fastcgi.scoreboard import TRACEBACK_SIGNAL
     from fcgimgr.worker import accepting  # noqa: F401  # now, with what it needs of the standard library (start.py)
     from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
@@ -62,7 +67,9 @@ def main(arguments: Sequence[str], first: str | None) -> int:
             # This is a worker, and all that follows is as in any other.
             listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
-        watch = Watch(inherited_board(os.environ))
+        watch = Watch(inherited_board(os.environ), _retirement(options))
+        # In C, so that it also works while the interpreter is stuck in an extension (manager/limits.py).
+        faulthandler.register(TRACEBACK_SIGNAL, file=2)
         flup_engine.serve(application, listeners, options.threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
         _give_up(str(error))
@@ -78,6 +85,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--threads", type=_threads, default=DEFAULT_THREADS, help="requests at once (default: %(default)s)"
     )
     parser.add_argument(
+        "--max-requests", metavar="N+JITTER", type=_count_and_jitter, help="ask to be replaced after so many"
+    )
+    parser.add_argument(
         "--zygote", type=int, metavar="FD", help="import it, and fork workers when asked on this socket to the manager"
     )
     parser.add_argument("application", metavar="module:callable", help="the WSGI application")
@@ -88,6 +98,22 @@ def _threads(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10_000):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
     return int(text)
+
+
+def _count_and_jitter(text: str) -> tuple[int, int]:
+    most, _, jitter = text.partition("+")
+    if not (most.isdecimal() and jitter.isdecimal() and int(most)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, as in 1000+100")
+    return int(most), int(jitter)
+
+
+def _retirement(options: argparse.Namespace) -> Retirement | None:
+    from fcgimgr.worker.retiring import Retirement
+
+    if options.max_requests is None:
+        return None
+    most, jitter = options.max_requests
+    return Retirement(most, jitter, os.environ.get("NOTIFY_SOCKET"))
 
 
 def _give_up(reason: str) -> NoReturn:

@@ -15,10 +15,15 @@ def notify(message: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    if address.startswith("@"):  # an abstract socket (sd_notify(3))
-        address = "\0" + address[1:]
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(message.encode(), address)
+        send(address, message)
     except OSError as error:
         print(f"fcgimgr worker: cannot notify the manager ({message}): {error}", file=sys.stderr, flush=True)
+
+
+def send(address: str, message: str, flags: int = 0) -> None:
+    """Send `message` to the socket of this $NOTIFY_SOCKET; `flags` of send(2). OSError: it cannot be told."""
+    if address.startswith("@"):  # an abstract socket (sd_notify(3))
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(message.encode(), flags, address)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fcgimgr.fastcgi.scoreboard import IDLE, WORKING
 from fcgimgr.worker.board import Board, Lane
+from fcgimgr.worker.retiring import Retirement
 
 
 class Hand:
@@ -30,10 +31,11 @@ class Hand:
 
 
 class Watch:
-    """Shows on `board`, if there is one, what the threads are doing."""
+    """Shows on `board`, if there is one, what the threads are doing; `retirement`: when that is to end."""
 
-    def __init__(self, board: Board | None) -> None:
+    def __init__(self, board: Board | None, retirement: Retirement | None = None) -> None:
         self._board = board
+        self._retirement = retirement
         self._own = threading.local()
 
     def begin(self, environ: Mapping[str, Any]) -> None:
@@ -58,7 +60,7 @@ class Watch:
         if hand.lane is not None:
             hand.lane.write(IDLE, hand.requests, now, hand.last, hand.thread)
         hand.environ = None
-        return True
+        return self._retirement is None or self._retirement.one_more(now)
 
     def _new_hand(self) -> Hand:
         return Hand(self._board.lane() if self._board is not None else None)

@@ -322,6 +322,25 @@ def test_a_reload_that_was_under_way(moment: str, transport: str, tmp_path: Path
         assert not (tmp_path / "pool.sock.new").exists()
 
 
+def test_a_process_that_was_spawned_and_not_written_down_does_not_end_the_steering(tmp_path: Path) -> None:
+    """It stands beside the pool, on the socket of a generation that nobody knows of, until it is ended."""
+    config = write(tmp_path, pool(free_address("tcp", tmp_path), "numprocs = 2"))
+    with killed(config) as first:
+        old = first.pids("app")
+        assert reload(first, canary=50.0).ok
+        unknown = set(all_pids(first)) - set(old)
+        first.kill()
+        lines = [json.loads(line) for line in state_of(config).read_text().splitlines()]
+        known = [line for line in lines if 2 not in (line.get("generation"), line.get("number"))]
+        state_of(config).write_text("".join(json.dumps(line) + "\n" for line in known))
+        with next_one(first) as second:
+            assert second.pids("app") == old
+            are_gone(*unknown)
+            assert reload(second, canary=50.0).ok  # which takes steering
+            assert reload(second, action="promote").ok
+            assert "somebody else listens" not in second.output()
+
+
 def all_pids(manager: RunningManager) -> list[int]:
     return [process.pid for process in manager.pool("app").processes if process.pid is not None]
 

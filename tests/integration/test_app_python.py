@@ -14,8 +14,9 @@ import msgspec
 import pytest
 
 from fcgimgr.control.messages import Status
+from fcgimgr.fastcgi.client import fetch
 from fcgimgr.worker import MAIN
-from tests.integration.benches import Bench, unix_bench
+from tests.integration.benches import Bench, parameters, unix_bench
 from tests.integration.pythons import old_pythons
 from tests.integration.scenes import managing, scene
 from tests.waiting import eventually
@@ -193,3 +194,23 @@ def age_of_the_new(status: Status) -> float:
     (age,) = (each.uptime for pool in status.pools for each in pool.processes if each.state == "STARTING")
     assert age is not None
     return age
+
+
+def test_a_reload_follows_the_link_to_a_new_release_and_an_old_process_stays_in_its_own(tmp_path: Path) -> None:
+    current = tmp_path / "current"
+    for release in ("41", "42"):
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "late.py").write_text(f"release = {release!r}\n")
+        (tmp_path / release / "app.py").write_text("def answer():\n    import late\n    return late.release\n" + APP)
+    current.symlink_to("41")
+    pool = '[pool.app]\nsocket = "%(here)s/s"\ndirectory = "%(here)s/current"\nwsgi = "app:application"\n'
+    with managing(scene(tmp_path, pool)) as manager:
+        current.unlink()
+        current.symlink_to("42")
+        assert served_by(tmp_path) == b"41"
+        assert manager.restart("app").ok
+        assert served_by(tmp_path) == b"42"
+
+
+def served_by(directory: Path) -> bytes:
+    return fetch(f"unix:{directory}/s", parameters("/"), b"", timeout=20).body

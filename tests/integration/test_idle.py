@@ -24,6 +24,11 @@ def test_an_idle_manager_makes_no_system_call(tmp_path: Path) -> None:
         [pool.unix]
         socket = "%(here)s/unix"
         command = "sleep 1000"
+        [pool.wsgi]
+        socket = "%(here)s/wsgi"
+        wsgi = "worker_app:application"
+        pythonpath = ["{Path(__file__).parent}"]
+        ready = "notify"
         [program.app]
         command = "sleep 1000"
         stdout_logfile = "%(here)s/app.log"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.running import RunningManager, copy_example, example_manager
-from tests.integration.servers import Nginx, run
+from tests.integration.ports import free_address
+from tests.integration.running import RunningManager, copy_example, example_manager, running_example
+from tests.integration.servers import CHECKOUT, Nginx, run
 from tests.integration.test_nginx_files import demo_with_free_ports
 from tests.waiting import eventually
 
@@ -41,6 +42,17 @@ def test_flask_answers_serves_its_files_and_takes_an_upload(tmp_path: Path) -> N
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
+
+
+def test_flask_below_a_path_makes_its_links_right(tmp_path: Path) -> None:
+    """With the location that docs/deploying.md gives."""
+    pytest.importorskip("flask")
+    guide = (CHECKOUT / "docs" / "deploying.md").read_text()
+    location = guide[guide.index("location /shop/ {") :].split("```")[0]
+    address = free_address("tcp", tmp_path)
+    location = location.replace("unix:/run/fcgimgr/shop.sock", address)
+    with running_example("flask", tmp_path, address), Nginx.before(address, tmp_path, server=location) as nginx:
+        assert nginx.get("/shop/").says("from").endswith(f"to http://127.0.0.1:{nginx.port}/shop/upload")
 
 
 def upload(port: int, content: bytes) -> bytes:

@@ -73,6 +73,29 @@ def test_the_restart_of_one_process_loses_no_request(backend: str, transport: st
         assert {answer.generation for answer in load.answers} == {1}
 
 
+@transports
+@pytest.mark.parametrize("backend", ["go", "c"])
+def test_one_that_is_never_idle_goes_without_losing_a_request(backend: str, transport: str, tmp_path: Path) -> None:
+    """More ask at once than there are processes, so the moment between two requests is microseconds, or never."""
+    address = free_address(transport, tmp_path)
+    table = pool(tmp_path, backend, address, "stopwaitsecs = 60", numprocs=2)
+    with (
+        running(tmp_path, table.replace('ready = "ping"', "startsecs = 0")) as manager,
+        front(tmp_path, backend, address) as nginx,
+        Load(nginx.port, paths=["/0"], clients=8, pause=150) as load,
+    ):
+        for index in (0, 1):
+            pids = manager.pids("app")
+            manager("restart", f"app:app_0{index}").succeeds()
+            load.goes_on(10)
+            assert set(pids) - set(manager.pids("app")) == {pids[index]}
+        begun = monotonic()
+        manager("scale", "app", "1").succeeds()
+        assert monotonic() - begun < 30, "it was let go at its deadline, not at a good moment"
+        load.goes_on(10)
+    assert load.failures == []
+
+
 def test_a_hard_restart_is_what_the_soft_one_is_measured_by(tmp_path: Path) -> None:
     """The load of these tests does find a loss where there is one."""
     address = free_address("tcp", tmp_path)

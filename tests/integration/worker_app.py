@@ -6,6 +6,7 @@ Standard library only, and a module of its own directory: it is copied to where 
 import fcntl
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -108,3 +109,9 @@ def answer_endless(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     while True:
         yield b"x" * 65536
+
+
+def answer_stuck(environ, start_response):
+    """Be busy in C for longer than any test lasts, and let no other thread run meanwhile."""
+    re.match("(a+)+$", "a" * 60 + "b")
+    return answer_pid(environ, start_response)

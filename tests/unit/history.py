@@ -22,6 +22,7 @@ from fcgimgr.core.generation import (
     Changed,
     Close,
     DrainDue,
+    Forget,
     Happened,
     Open,
     Opened,
@@ -46,6 +47,7 @@ class History:
         self.settings = settings(**keys)
         self.now = 0.0
         self.pool = new_generation(self.settings, self.now)
+        self._slots = len(self.pool.processes)
         self.listening = False
         self.port_in_use = port_in_use
         self.cannot_spawn: str | None = None
@@ -75,6 +77,13 @@ class History:
 
     def restart(self, *names: str, hard: bool = False) -> History:
         return self.feed(core.Restart(self.indexes(names), hard))
+
+    def recycle(self, name: str, why: str = "it is old") -> History:
+        return self.feed(core.Recycle(self.index(name), why))
+
+    def overdue(self, name: str) -> History:
+        index = self.index(name)
+        return self.feed(core.Overdue(index, self.pids.get(index, 0)))
 
     def leave(self) -> History:
         return self.feed(core.Leave())
@@ -113,6 +122,7 @@ class History:
     def _feed(self, event: core.Event) -> None:
         self.pool, actions = step(self.settings, self.pool, event, self.now)
         self._actions += actions
+        self._slots = max(self._slots, len(self.pool.processes))  # the manager makes room first, then acts
         for action in actions:
             match action:
                 case Open():
@@ -124,6 +134,10 @@ class History:
                     self._to_spawn.append(index)
                 case SignalProcess():
                     self.signals.append(action)
+                case Forget(index):
+                    self._slots -= 1
+                    assert self._slots == index
+        assert self._slots == len(self.pool.processes)
 
     def _spawn(self, index: int) -> Spawned | SpawnFailed:
         if self.cannot_spawn is not None:

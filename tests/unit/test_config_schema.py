@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fcgimgr.config.checks import WSGI_KEYS
 from fcgimgr.config.keys import keys
 from fcgimgr.config.pools import PoolSettings, ProgramSettings
 from fcgimgr.config.read import ConfigError, read
@@ -122,8 +123,7 @@ def test_a_configuration_with_every_default_said_aloud_reads_as_one_that_is_sile
     said = "".join(
         f"{key.name} = {json.dumps(key.default)}\n"
         for key in keys(PoolSettings).values()
-        if key.default is not None
-        and key.name not in ("process_name", "environment", "server", "preload", "pythonpath")
+        if key.default is not None and key.name not in ("process_name", "environment", *WSGI_KEYS)
     )
     (tmp_path / "a.toml").write_text(silent)
     (tmp_path / "b.toml").write_text(silent + said)

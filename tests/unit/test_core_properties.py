@@ -22,6 +22,7 @@ class PoolMachine(RuleBasedStateMachine):
         autorestart=st.sampled_from([True, False, "unexpected"]),
         ready=st.sampled_from(["startsecs", "notify"]),
         on_fatal=st.sampled_from(["close", "keep"]),
+        max_lifetime=st.sampled_from([None, None, 0.5, 7.0]),
     )
     def begin(self, **keys):
         self.history = History(stopwaitsecs=3, ready_timeout=5, **keys)
@@ -64,6 +65,14 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def restart_hard(self):
         self.history.restart(hard=True)
+
+    @rule(index=INDEXES)
+    def recycle(self, index):
+        self.history.recycle(f"app_{index:02}")
+
+    @rule(index=INDEXES)
+    def take_too_long(self, index):
+        self.history.overdue(f"app_{index:02}")
 
     @rule()
     def leave(self):
@@ -111,9 +120,19 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(isinstance(self.history.pool.processes[index], ALIVE) for index in pids)
 
     @invariant()
-    def there_are_never_more_processes_than_wanted_but_those_on_their_way_out(self):
-        for state in self.history.pool.processes[self.history.pool.wanted :]:
-            assert state.name in ("STOPPING", "STOPPED", "EXITED", "FATAL")
+    def there_are_never_more_processes_than_wanted_but_those_on_their_way_out_and_one_stand_in(self):
+        pool = self.history.pool
+        if pool.draining is not None:
+            return  # a stand-in serves the queue like all others, and goes with them
+        for index, state in enumerate(pool.processes[pool.wanted :], pool.wanted):
+            assert state.name in ("STOPPING", "STOPPED", "EXITED", "FATAL") or index == pool.stand_in
+
+    @invariant()
+    def a_stand_in_is_there_only_while_somebody_is_to_be_recycled(self):
+        pool = self.history.pool
+        assert pool.stand_in is None or pool.recycling
+        assert not pool.replacing or pool.recycling
+        assert not (pool.recycling and pool.left)
 
     @invariant()
     def nothing_lives_without_its_listener(self):
@@ -138,7 +157,9 @@ class PoolMachine(RuleBasedStateMachine):
     def a_running_pool_has_all_it_wants(self):
         history = self.history
         if history.state is PoolState.RUNNING:
-            assert history.states[: history.pool.wanted] == ["RUNNING"] * history.pool.wanted
+            assert history.states.count("RUNNING") >= history.pool.wanted
+            missing = [state for state in history.states[: history.pool.wanted] if state != "RUNNING"]
+            assert not missing or (len(missing) == 1 and history.pool.stand_in is not None)
 
     def teardown(self):
         if not hasattr(self, "history"):

@@ -114,6 +114,14 @@ def test_keys_and_commands_that_supervisors_become_exist() -> None:
     assert named - KEYS - {"true"} == set()
 
 
+def test_keys_that_those_of_uwsgi_and_gunicorn_become_exist() -> None:
+    table = prose(DOCS / "from-uwsgi-and-gunicorn.md").split("## Keys")[1].split("\n## ")[0]
+    rows = re.findall(r"^\|.*\|.*\|(.*)\|$", table, re.MULTILINE)
+    named = {word for ours in rows for word in CODE.findall(ours) if re.fullmatch(r"[a-z]+(_[a-z]+)*", word)}
+    assert named - KEYS == set()
+    assert "numprocs" in named
+
+
 def test_every_document_is_listed_in_the_readme() -> None:
     linked = set(LINK.findall(prose(CHECKOUT / "README.md")))
     assert {name_of(document) for document in DOCS.glob("*.md")} <= linked

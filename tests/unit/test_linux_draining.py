@@ -153,11 +153,33 @@ def test_a_worker_at_rest_holds_nothing(listener: Listener, program: str, stack:
 def test_a_connection_just_accepted_is_in_use(listener: Listener, stack: ExitStack) -> None:
     worker = Worker(stack, listener, BLOCKING)
     worker.connect()
-    assert worker.idle() == [False]
+    eventually(lambda: worker.idle() == [False])  # on a Unix socket only once it reads there
     if listener.sock.family != socket.AF_UNIX:
         assert eventually(lambda: worker.idle() == [True], within=5), "its request does not come any more"
     else:
         assert eventually(lambda: worker.idle(later=EXPECTED) == [True])
+
+
+def test_what_a_held_process_seems_to_wait_for_must_have_been_seen_before(listener: Listener, stack: ExitStack) -> None:
+    """It may have been stopped at the end of the call that read the request."""
+    worker = Worker(stack, listener, BLOCKING)
+    client = worker.connect()
+    assert ask(client) == b"ok"
+    fresh = Watch([listener.sock.getsockname()])
+
+    def idle(*, held: bool) -> list[bool | None]:
+        found = fresh.look([worker.pid], time.monotonic() + EXPECTED, held=held)
+        return [connection.idle for connection in (found or {})[worker.pid] or ()]
+
+    assert idle(held=False)  # seen from now on
+    assert eventually(lambda: idle(held=False) == [True])
+    assert idle(held=True) == [True]
+    client.sendall(b"slow")
+    eventually(lambda: waits_in_its_request(worker))
+    assert idle(held=True)[0] is not True
+    worker.wake()
+    assert client.recv(2) == b"ok"
+    eventually(lambda: worker.idle(later=EXPECTED) == [True])
 
 
 def test_a_request_in_a_blocking_worker_is_in_use_until_answered(listener: Listener, stack: ExitStack) -> None:

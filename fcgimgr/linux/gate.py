@@ -1,0 +1,240 @@
+"""A gate before accept(): one process of a shared listener is kept from taking new connections, from outside.
+
+A process that is to end must first have nothing in hand, and under steady load it never has: it takes the next
+connection microseconds after the last one, or serves many at once. So while its gate is closed every thread of it is
+traced, and one that is about to accept(2) from a listener does not get to do it: on a listener that blocks it stands
+still there, on one that does not it hears EAGAIN, "nobody waits". All else goes on, if slower: each system call is
+seen. The connections wait for the process's siblings. With nothing new the work in hand comes to its end, and then the
+process can be ended; a thread that stands before accept hears EINTR then, as if the signal had come while it waited.
+
+Nothing of this outlives the manager: when a tracer dies, the kernel lets go of all it traced. Not everywhere may one
+trace (ptrace(2): another tracer, a sandbox, another architecture than x86-64); then there is a LinuxError at once and
+nothing has changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Final
+
+from fcgimgr.linux import ptrace
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.holding import is_held
+from fcgimgr.linux.ptrace import Stop
+
+_PAUSE: Final = 0.00005
+
+
+class Gates:
+    """The gates that are closed, by the pid of the process. What the kernel tells of traced threads comes here."""
+
+    def __init__(self) -> None:
+        self._gates: dict[int, Gate] = {}
+
+    def close(self, pid: int, listeners: Collection[int], *, blocking: bool) -> Gate:
+        """As `Gate`; one that is closed already stays so."""
+        gate = self._gates.get(pid)
+        if gate is None:
+            gate = self._gates[pid] = Gate(pid, listeners, blocking=blocking)
+        return gate
+
+    def of(self, pid: int) -> Gate | None:
+        return self._gates.get(pid)
+
+    def stopped(self, thread: int) -> None:
+        """A traced thread has stopped."""
+        gate = self._gate_of(thread) or self._gate_of_new(thread)
+        if gate is not None:
+            gate.stopped(thread)
+            self._drop_if_open(gate)
+        elif ptrace.look(thread) is not None:  # of a process whose gate was opened: nobody waits for it here
+            ptrace.let_go(thread)
+
+    def ended(self, thread: int) -> bool:
+        """A child has ended; whether it was a mere thread of a process that is traced."""
+        gate = self._gate_of(thread)
+        if gate is None:
+            return False
+        gate.ended(thread)
+        if thread == gate.pid:
+            del self._gates[thread]
+        return thread != gate.pid
+
+    def open(self, pid: int) -> None:
+        """Open the gate of a process, if it is closed."""
+        gate = self._gates.get(pid)
+        if gate is not None:
+            gate.open()
+            self._drop_if_open(gate)
+
+    def open_all_at_once(self) -> None:
+        """Open them all before anything else happens; blocks for milliseconds."""
+        for gate in tuple(self._gates.values()):
+            gate.hold()
+            gate.open()
+            self._drop_if_open(gate)
+
+    def _drop_if_open(self, gate: Gate) -> None:
+        if gate.is_open:
+            self._gates.pop(gate.pid, None)
+
+    def _gate_of(self, thread: int) -> Gate | None:
+        return next((gate for gate in self._gates.values() if gate.has(thread)), None)
+
+    def _gate_of_new(self, thread: int) -> Gate | None:
+        """One that was made by a traced thread is traced from birth, and may be heard of before its maker."""
+        return next((gate for gate in self._gates.values() if os.path.exists(f"/proc/{gate.pid}/task/{thread}")), None)
+
+
+class Gate:
+    """The gate of one process; closed when made."""
+
+    def __init__(self, pid: int, listeners: Collection[int], *, blocking: bool) -> None:
+        """listeners: their inodes. blocking: whether accept() on them waits. LinuxError: it cannot be closed."""
+        if not ptrace.AVAILABLE:
+            raise LinuxError("only on x86-64 can a process be kept from accepting")
+        self.pid = pid
+        self._listeners = {f"socket:[{inode}]" for inode in listeners}
+        self._blocking = blocking
+        self._threads: dict[int, Stop | None] = {}  # where each stands still; None: it runs
+        self._waiting: set[int] = set()  # those of them that stand before an accept()
+        self._told: set[int] | None = None  # who has heard EINTR there; None: it is not to end yet
+        self._held = False
+        self._opening = False
+        try:
+            self._seize()
+        except OSError as error:
+            self.open()
+            raise LinuxError(f"pid {pid} cannot be kept from accepting: {os.strerror(error.errno or 0)}") from error
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing of it is traced any more."""
+        return not self._threads
+
+    def has(self, thread: int) -> bool:
+        """Whether this is a thread of it that is traced."""
+        return thread in self._threads
+
+    def _seize(self) -> None:
+        while new := self._all_threads() - set(self._threads):
+            for thread in new:
+                with suppress(ProcessLookupError):
+                    ptrace.seize(thread)
+                    self._threads[thread] = None
+                    ptrace.interrupt(thread)
+
+    def _all_threads(self) -> set[int]:
+        return set(map(int, os.listdir(f"/proc/{self.pid}/task")))
+
+    # What the kernel tells
+
+    def stopped(self, thread: int) -> None:
+        """This thread has stopped, as far as is known."""
+        stop = ptrace.look(thread)
+        if stop is None:
+            return
+        self._threads[thread] = stop
+        if stop.made_thread:  # they are traced too, and have stopped before they did anything
+            for new in self._all_threads() - set(self._threads):
+                self._threads[new] = None
+        if stop.at_call and not self._opening:
+            self._judge(thread)
+        if self._opening:
+            self._let_go(thread)
+        elif not self._held:
+            self._go_on(thread)
+
+    def ended(self, thread: int) -> None:
+        """This thread is no more."""
+        self._threads.pop(thread, None)
+        self._waiting.discard(thread)
+
+    def _judge(self, thread: int) -> None:
+        """Of a thread at a system call: is it to wait there, or to be sent away?"""
+        try:
+            call = ptrace.call_begun(thread)
+            if call is None or call.number not in ptrace.ACCEPTING:
+                return
+            if os.readlink(f"/proc/{self.pid}/fd/{call.argument & 0xFFFFFFFF}") not in self._listeners:
+                return
+            if self._blocking:
+                self._waiting.add(thread)
+            else:
+                ptrace.answer_call(thread, errno.EAGAIN)
+        except OSError:  # killed meanwhile; or its descriptor is none, and the call itself says so
+            return
+
+    def _go_on(self, thread: int) -> None:
+        stop = self._threads[thread]
+        if stop is None or (thread in self._waiting and not self._send_away(thread)):
+            return
+        self._threads[thread] = None
+        with suppress(ProcessLookupError):  # killed meanwhile: its end will be reported
+            if stop.in_group:
+                ptrace.stay_stopped(thread)
+            else:
+                ptrace.go_on(thread, stop.signal)
+
+    def _send_away(self, thread: int) -> bool:
+        """Whether a thread that waits before accept() goes on: once, after the signal to end, with EINTR."""
+        if self._told is None or thread in self._told:
+            return False
+        self._told.add(thread)
+        self._waiting.discard(thread)
+        with suppress(ProcessLookupError):
+            ptrace.answer_call(thread, errno.EINTR)
+        return True
+
+    def _let_go(self, thread: int) -> None:
+        stop = self._threads.pop(thread)
+        self._waiting.discard(thread)
+        assert stop is not None
+        with suppress(ProcessLookupError):
+            ptrace.let_go(thread, stop.signal)
+
+    # What the manager wants
+
+    def hold(self, patience: float = 0.02) -> bool:
+        """Have all its threads stand still; False, and they go on: not so in `patience` seconds. Blocks that long."""
+        deadline = time.monotonic() + patience
+        self._held = True
+        self._interrupt()
+        while not self._stands_still():
+            if time.monotonic() > deadline:
+                self.resume()
+                return False
+            time.sleep(_PAUSE)
+        return bool(self._threads)
+
+    def _stands_still(self) -> bool:
+        for thread, stop in tuple(self._threads.items()):
+            if stop is None:
+                self.stopped(thread)
+        return None not in self._threads.values() and is_held(self.pid)
+
+    def resume(self, *, ending: bool = False) -> None:
+        """Let go on what `hold` holds; the gate stays closed. ending: a signal to end is on its way."""
+        self._held = False
+        if ending and self._told is None:
+            self._told = set()
+        for thread in tuple(self._threads):
+            self._go_on(thread)
+
+    def open(self) -> None:
+        """Trace it no longer: those that stand still from now on, the others as soon as they have stopped once more."""
+        self._opening = True
+        for thread, stop in tuple(self._threads.items()):
+            if stop is not None:
+                self._let_go(thread)
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        for thread, stop in self._threads.items():
+            if stop is None:
+                with suppress(ProcessLookupError):
+                    ptrace.interrupt(thread)

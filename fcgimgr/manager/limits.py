@@ -1,0 +1,137 @@
+"""What a process may use: its memory (max_rss) and the time for one request (request_timeout).
+
+There is no event for either, so they are looked at, by one timer that runs only while there is a process with such a
+limit. Memory is looked at every RSS_INTERVAL seconds; requests, on the scoreboard, when the oldest of them would be
+overdue, and where none is in hand, when one that began right now would be.
+
+A request that takes too long is told with its traceback: the worker writes that to its standard error when it gets
+TRACEBACK_SIGNAL, in C, so also where the interpreter is stuck in an extension. Then core ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from fcgimgr.config.settings import PoolSettings
+from fcgimgr.core.generation import Overdue, Recycle
+from fcgimgr.core.process import Running
+from fcgimgr.fastcgi.scoreboard import TRACEBACK_SIGNAL, Request
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.procfs import rss
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.generation import Generation
+
+#: Seconds between two looks at the memory of a process.
+RSS_INTERVAL: Final = 5.0
+#: With many requests in hand one is due at any moment; they are looked at this often within a request_timeout at most.
+LOOKS: Final = 20
+#: Seconds that a worker has to write its traceback before it is told to end.
+TRACEBACK_TIME: Final = 0.2
+
+
+class Limits:
+    """Looks at the processes whose settings limit them, as long as there are any."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._timer: asyncio.TimerHandle | None = None
+        self._rss_at = 0.0
+        self._overdue: dict[int, asyncio.TimerHandle] = {}  # by pid: those that are about to be told to end
+
+    def process_changed(self, generation: Generation, index: int) -> None:
+        """A process of this generation went into another state."""
+        if self._timer is not None or not has_limits(generation):
+            return
+        processes = generation.core.processes
+        if index < len(processes) and isinstance(processes[index], Running):
+            self.look_soon()
+
+    def look_soon(self) -> None:
+        """Settings, or what there is to look at, may be others from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._daemon.loop.call_later(0, self._look)
+
+    def close(self) -> None:
+        for timer in (self._timer, *self._overdue.values()):
+            if timer is not None:
+                timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._daemon.loop.time()
+        limited = [
+            generation
+            for pool in self._daemon.pools.values()
+            for generation in pool.generations.values()
+            if has_limits(generation) and running(generation)
+        ]
+        due = [at for generation in limited for at in (self._requests_due(generation, now),) if at is not None]
+        if with_rss := [generation for generation in limited if generation.settings.max_rss is not None]:
+            if now >= self._rss_at:
+                self._rss_at = now + RSS_INTERVAL
+                for generation in with_rss:
+                    self._look_at_memory(generation)
+            due.append(self._rss_at)
+        if due:
+            self._timer = self._daemon.loop.call_at(min(due), self._look)
+
+    def _look_at_memory(self, generation: Generation) -> None:
+        most = generation.settings.max_rss
+        assert most is not None
+        for index, pid in running(generation):
+            used = rss(pid)
+            if used is not None and used > most:
+                why = f"it uses {used / 1024**2:.1f} MB, above max_rss ({most / 1024**2:g} MB)"
+                generation.feed(Recycle(index, why))
+
+    def _requests_due(self, generation: Generation, now: float) -> float | None:
+        """When to look again; None: there is nothing to look at."""
+        settings = generation.settings
+        if not isinstance(settings, PoolSettings) or settings.request_timeout is None:
+            return None
+        due = now + settings.request_timeout
+        for index, pid in running(generation):
+            reading = generation.slots[index].reading(now)
+            if reading is None or not reading.in_hand or pid in self._overdue:
+                continue
+            oldest = reading.in_hand[0]
+            if oldest.since + settings.request_timeout <= now:
+                self._tell(generation, index, pid, oldest, now)
+            else:
+                due = min(due, oldest.since + settings.request_timeout)
+        return max(due, now + settings.request_timeout / LOOKS)
+
+    def _tell(self, generation: Generation, index: int, pid: int, request: Request, now: float) -> None:
+        settings = generation.settings
+        assert isinstance(settings, PoolSettings)
+        self._daemon.journal.warning(
+            f"{request.method} {request.uri} has taken {now - request.since:.1f} s (request_timeout is "
+            f"{settings.request_timeout:g} s): the process is to end; its traceback is on its standard error",
+            name=generation.process_name(index),
+            pid=pid,
+            thread=f"{request.thread:#018x}",  # as faulthandler writes it
+        )
+        try:
+            self._daemon.signal(pid, TRACEBACK_SIGNAL)
+        except LinuxError as error:
+            self._daemon.journal.error(str(error), name=generation.process_name(index))
+        self._overdue[pid] = self._daemon.loop.call_later(TRACEBACK_TIME, self._end, generation, pid, index)
+
+    def _end(self, generation: Generation, pid: int, index: int) -> None:
+        del self._overdue[pid]
+        generation.feed(Overdue(index, pid))
+
+
+def has_limits(generation: Generation) -> bool:
+    """Whether its processes are to be looked at."""
+    settings = generation.settings
+    return settings.max_rss is not None or (isinstance(settings, PoolSettings) and settings.request_timeout is not None)
+
+
+def running(generation: Generation) -> list[tuple[int, int]]:
+    """(index, pid) of the processes that run."""
+    return [(i, state.pid) for i, state in enumerate(generation.core.processes) if isinstance(state, Running)]
