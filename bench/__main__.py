@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import asking, idle, logs, reload, resident, respawn, startstop
+from bench import asking, idle, logs, preload, reload, resident, respawn, startstop
 from bench.figure import Figure, Setting, say
 from bench.peers import find_peers
 from bench.proc import precise_sleeps
@@ -26,6 +26,7 @@ FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "status": asking.measure,
     "logs": logs.measure,
     "reload": reload.measure,
+    "preload": preload.measure,
 }
 
 
