@@ -29,6 +29,10 @@ SIGKILL: Final = 9
 # again at this distance, in seconds, so that the log shows that somebody still waits.
 KILL_AGAIN: Final = 10.0
 
+# A fork of the manager comes to its program in milliseconds, and under the heaviest load in seconds. One that takes
+# longer, in seconds, is stuck: in a file system that does not answer, or stopped by somebody.
+EXECUTED_WITHIN: Final = 30.0
+
 # A process that has outlived max_lifetime and could not be replaced: seconds until that is asked for again.
 ASK_AGAIN: Final = 60.0
 
@@ -76,13 +80,19 @@ class Spawning(msgspec.Struct, frozen=True, tag=True):
 
 
 class Starting(msgspec.Struct, frozen=True, tag=True):
-    """Spawned, not yet ready. `due`: when startsecs, or the patience for its readiness, is over."""
+    """Spawned, not yet ready. `due`: when startsecs, or the patience for its readiness, is over.
+
+    executed: False while it is a fork of the manager that has not come to its program, and `due` is the end of the
+    patience for that. fault: why it will not come to it, and is about to end.
+    """
 
     name: ClassVar[str] = "STARTING"
     pid: int
     since: float
     tries: int
     due: float
+    executed: bool = True
+    fault: str = ""
 
 
 class Running(msgspec.Struct, frozen=True, tag=True):
@@ -192,13 +202,18 @@ class KillAsked(msgspec.Struct, frozen=True):
 
 
 class Spawned(msgspec.Struct, frozen=True):
-    """The spawn worked."""
+    """The spawn worked; `executed`: to the end. Else Executed or SpawnFailed follows, or it dies."""
 
     pid: int
+    executed: bool = True
+
+
+class Executed(msgspec.Struct, frozen=True):
+    """It has come to its program."""
 
 
 class SpawnFailed(msgspec.Struct, frozen=True):
-    """The spawn did not work; nothing runs."""
+    """The spawn did not work: nothing runs, or what runs will not come to its program and ends."""
 
     why: str
 
@@ -229,9 +244,22 @@ class Held(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    StartAsked | StopAsked | RestartAsked | KillAsked | Spawned | SpawnFailed | Ready | Died | Idle | Due | Held
+    StartAsked
+    | StopAsked
+    | RestartAsked
+    | KillAsked
+    | Spawned
+    | Executed
+    | SpawnFailed
+    | Ready
+    | Died
+    | Idle
+    | Due
+    | Held
 )
-EVENTS: Final = (StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, SpawnFailed, Ready, Died, Idle, Due, Held)
+EVENTS: Final = (
+    StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, Executed, SpawnFailed, Ready, Died, Idle, Due, Held,
+)  # fmt: skip
 
 
 # Actions ------------------------------------------------------------------------------------------------------------
@@ -287,14 +315,27 @@ def wait_longer(slot: Slot, state: Backoff, event: Held, now: float) -> Outcome:
 
 
 def come_up(slot: Slot, state: Spawning, event: Spawned, now: float) -> Outcome:
+    if not event.executed:
+        due = now + EXECUTED_WITHIN
+        return Starting(pid=event.pid, since=now, tries=state.tries, due=due, executed=False), ()
+    return _become_ready(slot, event.pid, state.tries, now)
+
+
+def go_on_starting(slot: Slot, state: Starting, event: Executed, now: float) -> Outcome:
+    if state.executed or state.fault:
+        return state, ()
+    return _become_ready(slot, state.pid, state.tries, now)
+
+
+def _become_ready(slot: Slot, pid: int, tries: int, now: float) -> Outcome:
     settings = slot.settings
     if settings.ready == "startsecs":
         if settings.startsecs <= 0:
-            return running(settings, event.pid, now, state.tries, now), ()
+            return running(settings, pid, now, tries, now), ()
         patience = settings.startsecs
     else:
         patience = settings.ready_timeout
-    return Starting(pid=event.pid, since=now, tries=state.tries, due=now + patience), ()
+    return Starting(pid=pid, since=now, tries=tries, due=now + patience), ()
 
 
 def running(settings: ProcessSettings, pid: int, since: float, tries: int, now: float) -> Running:
@@ -312,14 +353,26 @@ def fail_to_spawn(slot: Slot, state: Spawning, event: SpawnFailed, now: float) -
     return back_off_or_give_up(slot, state.tries, event.why, now)
 
 
+def fail_to_execute(slot: Slot, state: Starting, event: SpawnFailed, now: float) -> Outcome:
+    """It is about to end by itself; but it may be another user's by now, who could hold it up."""
+    return _end_before_program(state, event.why, now)
+
+
+def _end_before_program(state: Starting, why: str, now: float) -> Outcome:
+    return msgspec.structs.replace(state, fault=why, due=now + KILL_AGAIN), (Signal(SIGKILL, group=False),)
+
+
 def be_ready(slot: Slot, state: Starting, event: Ready, now: float) -> Outcome:
-    if slot.settings.ready == "startsecs":
+    if slot.settings.ready == "startsecs" or state.fault:
         return state, ()  # readiness is a matter of time here; a READY=1 that nobody asked for changes nothing
     return running(slot.settings, state.pid, state.since, state.tries, now), ()
 
 
 def be_ready_or_give_up(slot: Slot, state: Starting, event: Due, now: float) -> Outcome:
     settings = slot.settings
+    if state.fault or not state.executed:
+        why = state.fault or f"had not come to execute its program within {EXECUTED_WITHIN:g} s"
+        return _end_before_program(state, why, now)
     if settings.ready == "startsecs":
         return running(settings, state.pid, state.since, state.tries, now), ()
     why = f"not ready within ready_timeout ({settings.ready_timeout:g} s)"
@@ -328,6 +381,8 @@ def be_ready_or_give_up(slot: Slot, state: Starting, event: Due, now: float) -> 
 
 
 def die_young(slot: Slot, state: Starting, event: Died, now: float) -> Outcome:
+    if state.fault:
+        return back_off_or_give_up(slot, state.tries, state.fault, now)
     if slot.settings.autorestart is not True and _expected(slot.settings, event.exit):
         return Exited(exit=event.exit, expected=True), ()  # a one-shot that was quicker than startsecs
     why = f"{event.exit} {_seconds(now - state.since)} after its start, before it was ready"
@@ -449,6 +504,7 @@ _DOWN: Final[dict[type, Decision]] = {
     RestartAsked: spawn,
     KillAsked: rest,
     Spawned: impossible,
+    Executed: impossible,
     SpawnFailed: impossible,
     Ready: impossible,
     Died: impossible,
@@ -468,6 +524,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         RestartAsked: stay,
         KillAsked: rest,
         Spawned: come_up,
+        Executed: impossible,
         SpawnFailed: fail_to_spawn,
         Ready: impossible,
         Died: impossible,
@@ -481,7 +538,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         RestartAsked: stop_to_restart,
         KillAsked: kill,
         Spawned: impossible,
-        SpawnFailed: impossible,
+        Executed: go_on_starting,
+        SpawnFailed: fail_to_execute,
         Ready: be_ready,
         Died: die_young,
         Idle: impossible,
@@ -494,7 +552,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         RestartAsked: stop_to_restart,
         KillAsked: kill,
         Spawned: impossible,
-        SpawnFailed: impossible,
+        Executed: stay,
+        SpawnFailed: stay,  # its death follows
         Ready: stay,
         Died: respawn_or_rest,
         Idle: impossible,
@@ -508,7 +567,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         RestartAsked: stop_to_restart,
         KillAsked: kill,
         Spawned: impossible,
-        SpawnFailed: impossible,
+        Executed: stay,
+        SpawnFailed: stay,
         Ready: stay,
         Died: end_stop,
         Idle: stop_at_last,
@@ -521,7 +581,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         RestartAsked: start_after_stop,
         KillAsked: kill_now,
         Spawned: impossible,
-        SpawnFailed: impossible,
+        Executed: stay,
+        SpawnFailed: stay,
         Ready: stay,
         Died: end_stop,
         Idle: stay,

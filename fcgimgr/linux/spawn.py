@@ -1,13 +1,13 @@
-"""Starting a child: exactly the fds, identity and surroundings its recipe says, and nothing else of ours.
+"""Starting children: exactly the fds, identity and surroundings their recipes say, and nothing else of ours.
 
 Every child gets a session of its own, default signal dispositions and an empty signal mask. Two ways lead there:
 
-- *posix_spawn*, where glibc uses vfork: 0.4 ms whatever the manager's size. What it cannot set in the child (directory,
-  umask, soft limit of open files) is set in ourselves around the call and put back: the manager has one thread.
-- *fork*, 1 ms and more, when only the child itself can do it: another user, nice, limits, chroot, no_new_privs,
-  oom_score_adj, LISTEN_PID. Errors come back through a close-on-exec pipe, which exec closes when all went well.
-
-Both return when the program has been executed, or raise LinuxError and leave no child behind.
+- *posix_spawn*, where glibc uses vfork: cheap whatever the manager's size, and several at once (posixspawn.py). What it
+  cannot set in the child (directory, umask, soft limit of open files) is set in ourselves around the call and put back:
+  nothing else of the manager runs meanwhile. When it returns, the program has been executed.
+- *fork*, when only the child itself can do it: another user, nice, limits, chroot, no_new_privs, oom_score_adj,
+  LISTEN_PID. What the child still has to do may take long (a user's file system that hangs, a user who stops it), so it
+  is not waited for: it says through a pipe how that went (`Forked`).
 """
 
 import contextlib
@@ -17,56 +17,106 @@ import os
 import resource
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from fcgimgr.linux.child import become
+from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.executables import find_executable
+from fcgimgr.linux.posixspawn import Launch, run_together
 from fcgimgr.linux.recipes import RLIMITS, Recipe, is_us, nofile, refuse_step
 
-__all__ = ["FIRST_LISTENER", "RLIMITS", "Recipe", "find_executable", "spawn"]
+__all__ = ["FIRST_LISTENER", "RLIMITS", "Forked", "Order", "Recipe", "find_executable", "start"]
 
 #: Where a child finds its first listener, if it is not its stdin.
 FIRST_LISTENER: Final = 3
 
 _ALL_SIGNALS: Final = signal.valid_signals()
-_LOWEST_SLOT: Final = 64
-_SLOTS: Final = 8
-
-# Fds kept by for `_within_reach`, low ones from when there were few: all /dev/null while they are not needed.
-_slots: Final[list[int]] = []
+_LONGEST_REPORT: Final = 4096
 
 
-def spawn(
-    recipe: Recipe,
-    *,
-    stdin: int,
-    stdout: int,
-    stderr: int,
-    listeners: Sequence[int] = (),
-    listen_names: Sequence[str] = (),
-    listen_pid: bool = False,
-    others: Sequence[int] = (),
-) -> int:
-    """Start a child and return its pid; it leads its own session and process group.
+class Order(NamedTuple):
+    """A child to be started.
 
     stdin, stdout, stderr: our fds, given to the child as 0, 1, 2 and still ours afterwards; `listeners` become 3, 4, …,
     and `others` follow.
     listen_pid: pass these in systemd's way as well (LISTEN_PID, LISTEN_FDS; LISTEN_FDNAMES from `listen_names`).
-    LinuxError names the step that failed; then there is no child.
     """
-    environment = recipe.environment
-    if listen_pid:
-        environment = {**environment, "LISTEN_FDS": str(len(listeners)), "LISTEN_FDNAMES": ":".join(listen_names)}
-    sources = (stdin, stdout, stderr, *listeners, *others)
-    soft, _ = nofile(recipe)
-    try:
-        if not listen_pid and not _needs_fork(recipe):
-            with _within_reach(sources, soft) as reachable:
-                if reachable is not None:
-                    return _spawn_by_vfork(recipe, reachable, environment, soft)
-        return _spawn_by_fork(recipe, sources, environment, listen_pid)
-    except OSError as error:
-        refuse_step(recipe, "fds", error.errno)
+
+    recipe: Recipe
+    stdin: int
+    stdout: int
+    stderr: int
+    listeners: Sequence[int] = ()
+    listen_names: Sequence[str] = ()
+    listen_pid: bool = False
+    others: Sequence[int] = ()
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return (self.stdin, self.stdout, self.stderr, *self.listeners, *self.others)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All but LISTEN_PID, which only the child can tell."""
+        if not self.listen_pid:
+            return self.recipe.environment
+        names = ":".join(self.listen_names)
+        return {**self.recipe.environment, "LISTEN_FDS": str(len(self.listeners)), "LISTEN_FDNAMES": names}
+
+
+class Forked:
+    """A child that is on its way to its program. Readable (`fileno`) when it is there, or has failed, or has died."""
+
+    def __init__(self, pid: int, recipe: Recipe, report: int) -> None:
+        self.pid = pid
+        self._recipe = recipe
+        self._report = report
+
+    def fileno(self) -> int:
+        return self._report
+
+    def fault(self) -> LinuxError | None:
+        """Why it cannot execute its program; it ends then by itself. None: it can, or it has died on the way.
+
+        To be asked once, when it is readable or the child is dead.
+        """
+        try:
+            said = os.read(self._report, _LONGEST_REPORT)  # until the end of file, which is the exec
+        finally:
+            self.close()
+        if not said:
+            return None
+        step, _, code = said.decode().rpartition(":")
+        try:
+            refuse_step(self._recipe, step, int(code))
+        except LinuxError as fault:
+            return fault
+
+    def close(self) -> None:
+        if self._report >= 0:
+            os.close(self._report)
+            self._report = -1
+
+
+def start(orders: Sequence[Order]) -> list[int | Forked | LinuxError]:
+    """Start the children, and answer for each in its place.
+
+    int: its pid; it has executed its program, and leads its own session and process group. Forked: it will, or say why
+    not. LinuxError: there is no child; it names the step that failed.
+    """
+    answers: list[int | Forked | LinuxError] = []
+    by_spawn: dict[tuple[str | None, int | None, int | None], list[tuple[int, Order]]] = {}
+    for at, order in enumerate(orders):
+        if order.listen_pid or _needs_fork(order.recipe):
+            answers.append(_fork(order))
+        else:
+            answers.append(0)
+            recipe = order.recipe
+            by_spawn.setdefault((recipe.directory, recipe.umask, nofile(recipe)[0]), []).append((at, order))
+    for alike in by_spawn.values():
+        for (at, _), answer in zip(alike, _spawn_alike([order for _, order in alike]), strict=True):
+            answers[at] = answer
+    return answers
 
 
 # --- by posix_spawn
@@ -86,28 +136,51 @@ def _needs_fork(recipe: Recipe) -> bool:
     )
 
 
-def _spawn_by_vfork(recipe: Recipe, sources: Sequence[int], environment: dict[str, str], soft: int | None) -> int:
-    actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(sources)]
-    with _surroundings(recipe, soft):
+def _spawn_alike(orders: Sequence[Order]) -> list[int | LinuxError]:
+    """Start these, which have the same directory, umask and soft limit of open files."""
+    answers: list[int | LinuxError] = [0] * len(orders)
+    launches: dict[int, Launch] = {}
+    with contextlib.ExitStack() as held:
+        for at, order in enumerate(orders):
+            try:
+                # Before the soft limit is lowered: glibc refuses fds above it, and those of a thousand children are.
+                sources = _clear_of_targets(order.sources, held)
+                launches[at] = Launch(order.recipe.executable, order.recipe.argv, order.environment, sources)
+            except OSError as error:
+                answers[at] = _fault(order.recipe, "exec" if error.errno == errno.EINVAL else "fds", error.errno)
+            else:
+                held.callback(launches[at].close)
         try:
-            return os.posix_spawn(
-                recipe.executable,
-                recipe.argv,
-                environment,
-                file_actions=actions,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_ALL_SIGNALS,
-            )
-        except OSError as error:
-            refuse_step(recipe, "exec", error.errno)
-        except ValueError:  # a NUL byte in a word, or "=" in a variable's name
-            refuse_step(recipe, "exec", errno.EINVAL)
+            with _surroundings(orders[0].recipe):
+                run_together(list(launches.values()))
+        except LinuxError as fault:
+            return [answer or fault for answer in answers]
+    for at, launch in launches.items():
+        answers[at] = launch.pid or _fault(orders[at].recipe, "exec", launch.code)
+    return answers
+
+
+def _fault(recipe: Recipe, step: str, code: int | None) -> LinuxError:
+    try:
+        refuse_step(recipe, step, code)
+    except LinuxError as fault:
+        return fault
+
+
+def _clear_of_targets(sources: Sequence[int], held: contextlib.ExitStack) -> list[int]:
+    """`sources`, with a copy in the place of each that would be overwritten before its turn; until `held` ends."""
+    clear = list(sources)
+    for target, source in enumerate(sources):
+        if source < len(sources) and source != target:
+            clear[target] = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, len(sources))
+            held.callback(os.close, clear[target])
+    return clear
 
 
 @contextlib.contextmanager
-def _surroundings(recipe: Recipe, soft: int | None) -> Iterator[None]:
-    """Ourselves with the child's directory, umask and soft limit of open files, for the time of one posix_spawn."""
+def _surroundings(recipe: Recipe) -> Iterator[None]:
+    """Ourselves with the child's directory, umask and soft limit of open files, for the time of a posix_spawn."""
+    soft, _ = nofile(recipe)
     home, umask, limits = -1, None, None
     try:
         if recipe.directory is not None:
@@ -138,70 +211,29 @@ def _surroundings(recipe: Recipe, soft: int | None) -> Iterator[None]:
             os.close(home)
 
 
-@contextlib.contextmanager
-def _within_reach(sources: Sequence[int], soft: int | None) -> Iterator[Sequence[int] | None]:
-    """`sources`, those of them in reserved slots that posix_spawn could not dup from where they are; None: no room.
-
-    glibc refuses fds at or above the soft limit, which by then is the child's (posix_spawn_file_actions_adddup2 asks
-    sysconf), and with a thousand children ours are. A source among the targets would be overwritten before its turn.
-    """
-    out_of_reach = [
-        source
-        for target, source in enumerate(sources)
-        if (source < len(sources) and source != target) or (soft is not None and source >= soft)
-    ]
-    if not _slots:
-        _reserve_slots()
-    if not out_of_reach:
-        yield sources
-        return
-    null, *room = _slots
-    if len(set(out_of_reach)) > len(room) or (soft is not None and _slots[-1] >= soft):
-        yield None
-        return
-    staged = dict(zip(dict.fromkeys(out_of_reach), room, strict=False))
-    try:
-        for source, slot in staged.items():
-            os.dup2(source, slot, inheritable=False)
-        yield [staged.get(source, source) for source in sources]
-    finally:
-        for slot in staged.values():  # or we would hold the child's pipes open
-            os.dup2(null, slot, inheritable=False)
-
-
-def _reserve_slots() -> None:
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    _slots.extend(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, _LOWEST_SLOT) for _ in range(_SLOTS))
-    os.close(null)
-
-
 # --- by fork
 
 
-def _spawn_by_fork(recipe: Recipe, sources: Sequence[int], environment: dict[str, str], listen_pid: bool) -> int:
+def _fork(order: Order) -> Forked | LinuxError:
     handled, ignored = _dispositions()
-    report, say = os.pipe2(os.O_CLOEXEC)
     try:
-        # A signal that came before the child has reset it would run our handler there, and write into the wake-up pipe
-        # the child shares with us.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                become(recipe, sources, environment, [*handled, *ignored], listen_pid, say)
-        except OSError as error:
-            refuse_step(recipe, "fork", error.errno)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.close(say)
-        failure = os.read(report, 4096)  # until the end of file, which is the exec
-    finally:
+        report, say = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return _fault(order.recipe, "fds", error.errno)
+    # A signal that came before the child has reset it would run our handler there, and write into the wake-up pipe
+    # the child shares with us.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            become(order.recipe, order.sources, order.environment, [*handled, *ignored], order.listen_pid, say)
+    except OSError as error:
         os.close(report)
-    if failure:
-        os.waitpid(pid, 0)
-        step, _, code = failure.decode().rpartition(":")
-        refuse_step(recipe, step, int(code))
-    return pid
+        return _fault(order.recipe, "fork", error.errno)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(say)
+    return Forked(pid, order.recipe, report)
 
 
 def _dispositions() -> tuple[list[int], list[int]]:

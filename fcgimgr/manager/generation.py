@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from asyncio import TimerHandle
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core
+from fcgimgr.core import process
 from fcgimgr.core.generation import PoolState, pool_state
 from fcgimgr.core.process import (
     SIGKILL,
     Died,
     Due,
+    Executed,
     Exit,
     Exited,
     Fatal,
@@ -27,18 +29,20 @@ from fcgimgr.core.process import (
     Spawned,
     SpawnFailed,
     Spawning,
+    Starting,
     State,
 )
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.spawn import Recipe, spawn
+from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
 from fcgimgr.manager.slots import Slot
+from fcgimgr.manager.spawning import forget_program, hear_of_program
 from fcgimgr.manager.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -99,11 +103,11 @@ class Generation:
 
     # Events in, actions out
 
-    def feed(self, event: core.Event) -> None:
-        """Let core decide on `event` and carry out what it says."""
-        if self.zygote is not None and isinstance(event, core.Restart):
+    def feed(self, *events: core.Event) -> None:
+        """Let core decide on `events`, one after the other, and carry out what it says."""
+        if self.zygote is not None and any(isinstance(event, core.Restart) for event in events):
             self.zygote.renew()
-        self._inbox.append(event)
+        self._inbox.extend(events)
         if self._feeding:
             return
         self._feeding = True
@@ -240,6 +244,8 @@ class Generation:
                     self.daemon.spawn_soon(self, index)
                 case Retiring():
                     self.daemon.draining.watch(self)
+                case Starting(executed=False):  # what it had to say went to the manager before us
+                    self.daemon.loop.call_soon(self._go_on_starting, index, state)
         self._arm_drain_timer()
         if self.zygote is not None and self.core.up:
             self.zygote.start()
@@ -248,6 +254,10 @@ class Generation:
         self.daemon.readiness.process_changed(self)
         self.daemon.limits.look_soon()
         self.daemon.look_at_soon(self.pool)
+
+    def _go_on_starting(self, index: int, state: State) -> None:
+        if index < len(self.core.processes) and self.core.processes[index] is state:
+            self.feed(core.Happened(index, Executed()))
 
     def take_pipe(self, index: int, stream: str, fd: int) -> Pump:
         """Read on what a process writes that a manager before us has spawned."""
@@ -326,36 +336,16 @@ class Generation:
 
     # Children
 
-    def spawn_if_due(self, index: int) -> None:
-        """Spawn the process if core still wants that: a stop may have overtaken the order."""
-        if index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning):
-            if self.zygote is not None:
-                self.zygote.want(index)
-            else:
-                self.feed(core.Happened(index, self._spawn(index)))
-            self.daemon.state_file.write()
+    def happened(self, index: int, event: process.Event) -> None:
+        """Let core know what has happened to one process."""
+        self.feed(core.Happened(index, event))
 
-    def _spawn(self, index: int) -> Spawned | SpawnFailed:
-        slot = self.slots[index]
-        slot.set_pumps_aside()
-        pipes: Pipes | None = None
-        board: Board | None = None
-        try:
-            recipe, plan = self.prepare(index)
-            pipes = Pipes(self.settings)
-            board = self.new_board()
-            pid = self._start(recipe, pipes.stdout, pipes.stderr, board)
-        except (LinuxError, OSError) as error:
-            # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
-            if pipes is not None:
-                pipes.close()
-            if board is not None:
-                board.close()
-            return SpawnFailed(str(error))
-        self._begin(index, pid, plan, pipes, board)
-        return Spawned(pid)
+    def is_spawning(self, index: int) -> bool:
+        """Whether core wants this process spawned, still."""
+        return index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning)
 
-    def _begin(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
+    def take_in(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
+        """The process is there: read what it writes, and hear of its death."""
         self.listen_to(self.slots[index], plan, pipes, board)
         self.daemon.children[pid] = (self, index)
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
@@ -400,8 +390,8 @@ class Generation:
     def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
         """The zygote has forked the process that is Spawning."""
         self.slots[index].set_pumps_aside()
-        self._begin(index, pid, self._recipes().plan(index), pipes, board)
-        self.feed(core.Happened(index, Spawned(pid)))
+        self.take_in(index, pid, self._recipes().plan(index), pipes, board)
+        self.happened(index, Spawned(pid))
         self.daemon.state_file.write()
 
     def could_not_spawn(self, index: int, why: str, words: list[bytes] | None = None) -> None:
@@ -410,28 +400,7 @@ class Generation:
         slot.set_pumps_aside()
         if words is not None:
             slot.old_stdout = slot.old_stderr = words
-        self.feed(core.Happened(index, SpawnFailed(why)))
-
-    def _start(self, recipe: Recipe, stdout: int, stderr: int, board: Board | None) -> int:
-        settings = self.settings
-        if not isinstance(settings, PoolSettings):
-            return spawn(recipe, stdin=self.daemon.devnull, stdout=stdout, stderr=stderr)
-        assert self.listening is not None  # core opens a generation before it spawns
-        fds = self.listening.fds
-        others = () if board is None else (board.fd,)
-        if settings.socket_pass == "stdin":
-            return spawn(recipe, stdin=fds[0], stdout=stdout, stderr=stderr, others=others)
-        names = [socket_name(address, self.name) for address in settings.sockets]
-        return spawn(
-            recipe,
-            stdin=self.daemon.devnull,
-            stdout=stdout,
-            stderr=stderr,
-            listeners=fds,
-            listen_names=names,
-            listen_pid=settings.socket_pass == "systemd",
-            others=others,
-        )
+        self.happened(index, SpawnFailed(why))
 
     def _pump(self, fd: int, plan: ProcessPlan, stream: str, path: str) -> Pump:
         settings = self.settings
@@ -454,6 +423,11 @@ class Generation:
     def died(self, index: int, pid: int, exit: Exit) -> None:
         """The process is dead and reaped."""
         slot = self.slots[index]
+        if slot.forked is not None:  # its last word may tell why
+            hear_of_program(self.daemon.loop, slot, partial(self.happened, index))
+        if isinstance(state := self.core.processes[index], Starting) and state.fault:
+            self.feed(core.Happened(index, Died(exit)))
+            return
         slot.exit = exit
         in_hand = slot.in_hand(self.daemon.loop.time())
         slot.let_go_of_board()
@@ -511,15 +485,8 @@ class Generation:
         if self.zygote is not None:
             self.zygote.end()
         for slot in self.slots:
+            forget_program(self.daemon.loop, slot)
             slot.close()
-
-
-def socket_name(address: Address, pool: str) -> str:
-    """What $LISTEN_FDNAMES calls a socket: as systemd itself, by its FileDescriptorName, else by the unit it is of.
-
-    Never by its address, which holds colons: those separate the names (sd_listen_fds_with_names(3)).
-    """
-    return address.name if isinstance(address, SystemdAddress) else pool
 
 
 def describe(state: State) -> str | None:

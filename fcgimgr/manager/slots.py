@@ -12,6 +12,7 @@ from typing import Final
 
 from fcgimgr.core.process import Exit
 from fcgimgr.fastcgi.scoreboard import Reading
+from fcgimgr.linux.spawn import Forked
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.pump import Pump
 
@@ -25,7 +26,8 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "board", "born", "exit", "followers", "lingering", "name", "old_stderr", "old_stdout", "pipes",
+        "armed", "board", "born", "exit", "followers", "forked", "lingering", "name", "old_stderr", "old_stdout",
+        "pipes",
         "requests", "spawned", "started", "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
@@ -37,6 +39,7 @@ class Slot:
         self.board: Board | None = None  # what its process shows of its requests
         self.spawned = 0
         self.exit: Exit | None = None
+        self.forked: Forked | None = None  # while its process has not come to its program
         self.requests: int | None = None
         self.status_text: str | None = None
         self.timer: TimerHandle | None = None

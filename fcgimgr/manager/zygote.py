@@ -44,11 +44,12 @@ from fcgimgr.core.process import (
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.recipes import Recipe
-from fcgimgr.linux.spawn import spawn
+from fcgimgr.linux.spawn import Forked, Order, start
 from fcgimgr.manager import nursery
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.pipes import Pipes, closing_fd
 from fcgimgr.manager.slots import Slot
+from fcgimgr.manager.spawning import await_program, forget_program, hear_of_program
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -107,8 +108,9 @@ class Zygote:
 
     def want(self, index: int) -> None:
         """Fork the worker that is Spawning, as soon as can be; or have it fail to start."""
-        state = self.generation.core.processes[index]
-        assert isinstance(state, Spawning)
+        state = self.generation.core.processes[index] if index < len(self.generation.core.processes) else None
+        if not isinstance(state, Spawning):  # one before it could not be had, and so it is not wanted any more
+            return
         self._waiting[index] = None
         if (event := core.asked_for(self.state, state.tries)) is not None:
             self.feed(event)
@@ -132,9 +134,11 @@ class Zygote:
 
     def died(self, pid: int, exit: Exit) -> None:
         """It is dead and reaped. Its workers live on; the one that was being forked ends, and is forked anew."""
+        if self.slot.forked is not None:  # its last word may tell why
+            hear_of_program(self._daemon.loop, self.slot, self.feed)
         self.slot.exit = exit
         self.slot.hear_last_words()
-        if self.state.name != "STOPPING":
+        if self.state.name != "STOPPING" and not (isinstance(self.state, Starting) and self.state.fault):
             age = self._daemon.loop.time() - self.slot.started
             self._daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.name, pid=pid)
         self._hang_up()
@@ -150,6 +154,7 @@ class Zygote:
         if self._asked is not None:
             self._asked.close()
             self._end_asking(self._asked)
+        forget_program(self._daemon.loop, self.slot)
         self.slot.close()
 
     # Events in, actions out
@@ -221,7 +226,7 @@ class Zygote:
         try:
             self._channel, its = nursery.channel()
             with its:
-                pid = self._start(recipe, pipes, its.fileno())
+                child = self._start(recipe, pipes, its.fileno())
         except (LinuxError, OSError) as error:
             pipes.close()
             if self._channel is not None:
@@ -231,12 +236,18 @@ class Zygote:
         self._environment = recipe.environment
         self._daemon.loop.add_reader(self._channel, self._read)
         self.generation.listen_to(slot, plan, pipes)
+        pid = child if isinstance(child, int) else child.pid
         self._daemon.zygotes[pid] = self
         self._daemon.journal.info("spawned", name=self.name, pid=pid)
-        return Spawned(pid)
+        if isinstance(child, Forked):
+            await_program(self._daemon.loop, slot, child, self.feed)
+        return Spawned(pid, executed=not isinstance(child, Forked))
 
-    def _start(self, recipe: Recipe, pipes: Pipes, channel: int) -> int:
-        return spawn(recipe, stdin=self._daemon.devnull, stdout=pipes.stdout, stderr=pipes.stderr, listeners=[channel])
+    def _start(self, recipe: Recipe, pipes: Pipes, channel: int) -> int | Forked:
+        [child] = start([Order(recipe, self._daemon.devnull, pipes.stdout, pipes.stderr, listeners=[channel])])
+        if isinstance(child, LinuxError):
+            raise child
+        return child
 
     def _hang_up(self) -> None:
         """Hear no more of it, and let it hear that."""
@@ -252,12 +263,8 @@ class Zygote:
         while self._asked is None and self._waiting and isinstance(self.state, Running) and self._channel is not None:
             index = next(iter(self._waiting))
             del self._waiting[index]
-            if self._is_spawning(index):
+            if self.generation.is_spawning(index):
                 self._ask_for(index, self._channel)
-
-    def _is_spawning(self, index: int) -> bool:
-        processes = self.generation.core.processes
-        return index < len(processes) and isinstance(processes[index], Spawning)
 
     def _ask_for(self, index: int, channel: socket.socket) -> None:
         generation = self.generation
@@ -329,7 +336,9 @@ class Zygote:
         """The worker is there: let it go on."""
         pid, index = asked.pid, asked.index
         try:
-            if not self._is_spawning(index):  # a stop has overtaken it: it ends when it reads nothing from `go`
+            if not self.generation.is_spawning(
+                index
+            ):  # a stop has overtaken it: it ends when it reads nothing from `go`
                 asked.close()
             elif pid is None or self._is_known(pid) or procfs.parent(pid) != os.getpid():
                 asked.close()  # killed before it was known, and reaped: of its death we could not hear again
@@ -357,5 +366,5 @@ class Zygote:
         words = self.slot.last_words(alive=False)
         waiting, self._waiting = self._waiting, {}
         for index in waiting:
-            if self._is_spawning(index):
+            if self.generation.is_spawning(index):
                 self.generation.could_not_spawn(index, f"{NAME}: {why}", words)

@@ -35,7 +35,7 @@ from fcgimgr.core.generation import (
     pool_state,
     step,
 )
-from fcgimgr.core.process import Died, Due, Exit, Idle, Ready, Retiring, Spawned, SpawnFailed, Spawning
+from fcgimgr.core.process import Died, Due, Executed, Exit, Idle, Ready, Retiring, Spawned, SpawnFailed, Spawning
 
 
 def settings(**keys: Any) -> ProcessSettings:
@@ -51,6 +51,7 @@ class History:
         self.listening = False
         self.port_in_use = port_in_use
         self.cannot_spawn: str | None = None
+        self.executes_at_once = True  # what is spawned; else when `executed` says so
         self.queued = 0  # connections that wait to be accepted
         self.busy: set[str] = set()  # names of processes that have a request in hand
         self.pids: dict[int, int] = {}  # index -> pid of what runs
@@ -96,6 +97,12 @@ class History:
 
     def ready(self, name: str) -> History:
         return self.feed(Happened(self.index(name), Ready()))
+
+    def executed(self, name: str) -> History:
+        return self.feed(Happened(self.index(name), Executed()))
+
+    def cannot_execute(self, name: str, why: str) -> History:
+        return self.feed(Happened(self.index(name), SpawnFailed(why)))
 
     def exits(self, name: str, code: int | None = None, signal: int | None = None) -> History:
         index = self.index(name)
@@ -144,7 +151,7 @@ class History:
             return SpawnFailed(self.cannot_spawn)
         self.pids[index] = self._next_pid
         self._next_pid += 1
-        return Spawned(self.pids[index])
+        return Spawned(self.pids[index], executed=self.executes_at_once)
 
     # What came of it
 

@@ -6,12 +6,14 @@ from fcgimgr.core.backoff import backoff_delay
 from fcgimgr.core.generation import SignalProcess, SpawnProcess
 from fcgimgr.core.process import (
     EVENTS,
+    EXECUTED_WITHIN,
     STATES,
     TRANSITIONS,
     Backoff,
     CountAsFailed,
     Died,
     Due,
+    Executed,
     Exit,
     Exited,
     Fatal,
@@ -56,6 +58,7 @@ EXAMPLES = {
     RestartAsked: RestartAsked(),
     KillAsked: KillAsked(),
     Spawned: Spawned(pid=7),
+    Executed: Executed(),
     SpawnFailed: SpawnFailed(why="no such file"),
     Ready: Ready(),
     Died: Died(Exit(code=1)),
@@ -142,6 +145,51 @@ def test_jitter_spreads_siblings_and_never_lengthens_a_wait():
     waits = {backoff_delay(2, 1.0, 30.0, jitter / 10) for jitter in range(10)}
     assert len(waits) == 10
     assert all(3.2 <= wait <= 4.0 for wait in waits)
+
+
+def test_startsecs_count_from_when_the_program_is_executed():
+    history = History(startsecs=2)
+    history.executes_at_once = False
+    assert history.start().at(20).states == ["STARTING"]
+    assert history.executed("app_00").at(21.9).states == ["STARTING"]
+    assert history.at(22).states == ["RUNNING"]
+
+
+def test_with_startsecs_0_it_is_running_as_soon_as_its_program_is_executed():
+    history = History(startsecs=0)
+    history.executes_at_once = False
+    assert history.start().states == ["STARTING"]
+    assert history.executed("app_00").states == ["RUNNING"]
+    assert history.timers == []
+
+
+def test_a_program_that_cannot_be_executed_is_a_failed_start_once_its_process_is_gone():
+    history = History(startretries=0)
+    history.executes_at_once = False
+    history.start().cannot_execute("app_00", "user nobody: operation not permitted")
+    assert history.states == ["STARTING"]
+    assert SignalProcess(0, 100, SIGKILL, group=False) in history.actions
+    assert history.exits("app_00", code=127).states == ["FATAL"]
+    assert history.pool.processes[0].why == "user nobody: operation not permitted"
+
+
+def test_a_process_that_does_not_come_to_its_program_in_time_is_killed_and_a_failed_start():
+    history = History(startsecs=0, startretries=0)
+    history.executes_at_once = False
+    assert history.start().at(EXECUTED_WITHIN - 0.1).signals == []
+    assert history.at(EXECUTED_WITHIN).signals == [SignalProcess(0, 100, SIGKILL, group=False)]
+    assert history.executed("app_00").states == ["STARTING"], "too late"
+    assert history.exits("app_00", signal=SIGKILL).states == ["FATAL"]
+    assert "within 30 s" in history.pool.processes[0].why
+
+
+def test_a_process_is_stopped_before_it_has_come_to_its_program():
+    history = History()
+    history.executes_at_once = False
+    history.start().stop()
+    history.executed("app_00").at(3)
+    assert history.states == ["STOPPING"]
+    assert history.exits("app_00", signal=SIGTERM).states == ["STOPPED"]
 
 
 def test_a_program_that_cannot_be_spawned_is_a_failed_start():

@@ -3,9 +3,11 @@
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from fcgimgr.linux import spawn as spawning
 from fcgimgr.linux.accounts import Account, resolve_user
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pipes import log_pipe
-from fcgimgr.linux.spawn import Recipe, find_executable, spawn
+from fcgimgr.linux.spawn import Forked, Order, Recipe, find_executable, start
+
+from ..stuck import stuck
+from .spawned import pid_of, spawn
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that")
 as_ordinary_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may do that")
@@ -57,7 +62,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict
         raise AssertionError("took the other way")
 
     by_fork = request.param == "fork"
-    monkeypatch.setattr(spawning, "_spawn_by_vfork" if by_fork else "_spawn_by_fork", wrong_way)
+    monkeypatch.setattr(spawning, "_spawn_alike" if by_fork else "_fork", wrong_way)
     return BY_FORK if by_fork else {}
 
 
@@ -165,7 +170,8 @@ def test_fds_never_overwrite_each_other_on_their_way(way: dict[str, Any], order:
     # In a process of our own making, where 0-4 are five different files.
     script = f"""
 import os, sys
-from fcgimgr.linux.spawn import Recipe, spawn
+from fcgimgr.linux.spawn import Recipe
+from tests.unit.spawned import spawn
 files = [os.open(f"/proc/self/{{name}}", os.O_RDONLY) for name in ("stat", "statm", "maps", "limits", "io")]
 high = [os.dup2(fd, 100 + at, inheritable=False) for at, fd in enumerate(files)]
 report = os.dup2(1, 200, inheritable=False)
@@ -199,7 +205,7 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_fds_beyond_the_childs_soft_limit_reach_it(warm: None, null: int) -> None:
+def test_fds_beyond_the_childs_soft_limit_reach_it(null: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     before = set(os.listdir("/proc/self/fd"))
@@ -208,7 +214,8 @@ def test_fds_beyond_the_childs_soft_limit_reach_it(warm: None, null: int) -> Non
         child = reported(reporter(soft_nofile=1024), stdin=high, listeners=[high])
         assert child["limits"]["RLIMIT_NOFILE"][0] == 1024
         assert (child["fds"]["0"], child["fds"]["3"], len(child["fds"])) == (os.devnull, os.devnull, 4)
-        child = reported(reporter(soft_nofile=1024), stdin=high, listeners=[os.dup2(null, 2001 + n) for n in range(9)])
+        higher = [os.dup2(null, 2001 + number, inheritable=False) for number in range(9)]
+        child = reported(reporter(soft_nofile=1024), stdin=high, listeners=higher)
         assert len(child["fds"]) == 12
     finally:
         os.closerange(2000, 2020)
@@ -216,7 +223,7 @@ def test_fds_beyond_the_childs_soft_limit_reach_it(warm: None, null: int) -> Non
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_manager_holds_no_pipe_of_a_childs_after_staging(null: int) -> None:
+def test_the_manager_holds_no_pipe_of_a_childs_after_its_start(null: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     said(recipe("/bin/true"), stdin=null)
@@ -266,14 +273,7 @@ def unchanged() -> Iterator[None]:
     assert ourselves() == before
 
 
-@pytest.fixture
-def warm() -> None:
-    """The slots are reserved, which `unchanged` need not see."""
-    if not spawning._slots:
-        spawning._reserve_slots()
-
-
-def test_directory_umask_and_soft_limit(way: dict[str, Any], warm: None, unchanged: None, tmp_path: Path) -> None:
+def test_directory_umask_and_soft_limit(way: dict[str, Any], unchanged: None, tmp_path: Path) -> None:
     status = status_of(recipe("cat", directory=str(tmp_path), umask=0o137, soft_nofile=333, **way))
     child = reported(reporter(directory=str(tmp_path), umask=0o137, soft_nofile=333, **way))
     assert child["cwd"] == str(tmp_path)
@@ -282,7 +282,7 @@ def test_directory_umask_and_soft_limit(way: dict[str, Any], warm: None, unchang
     assert child["limits"]["RLIMIT_NOFILE"] == [333, hard]
 
 
-def test_none_means_as_the_manager_has_it(way: dict[str, Any], warm: None, unchanged: None) -> None:
+def test_none_means_as_the_manager_has_it(way: dict[str, Any], unchanged: None) -> None:
     child = reported(reporter(**way))
     assert child["cwd"] == os.getcwd()
     assert child["uids"] == list(os.getresuid())
@@ -291,7 +291,7 @@ def test_none_means_as_the_manager_has_it(way: dict[str, Any], warm: None, uncha
         assert tuple(limits) == resource.getrlimit(getattr(resource, name)), name
 
 
-def test_rlimits(warm: None, unchanged: None) -> None:
+def test_rlimits(unchanged: None) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     child = reported(reporter(rlimits={"nofile": (100, 200), "core": (0, 0), "fsize": (4096, 8192)}, soft_nofile=50))
     assert child["limits"]["RLIMIT_NOFILE"] == [100, 200]
@@ -302,21 +302,21 @@ def test_rlimits(warm: None, unchanged: None) -> None:
     assert set(spawning.RLIMITS) >= {"nofile", "core", "as", "nproc", "memlock", "stack", "cpu", "fsize", "data"}
 
 
-def test_nice_is_absolute(warm: None, unchanged: None) -> None:
+def test_nice_is_absolute(unchanged: None) -> None:
     wanted = os.getpriority(os.PRIO_PROCESS, 0) + 3
     assert reported(reporter(nice=wanted))["nice"] == wanted
 
 
-def test_oom_score_adj(warm: None, unchanged: None) -> None:
+def test_oom_score_adj(unchanged: None) -> None:
     assert reported(reporter(oom_score_adj=777))["oom_score_adj"] == 777
 
 
-def test_no_new_privs(warm: None, unchanged: None) -> None:
+def test_no_new_privs(unchanged: None) -> None:
     assert status_of(recipe("cat", no_new_privs=True))["NoNewPrivs"] == "1"
     assert status_of(recipe("cat"))["NoNewPrivs"] == "0"
 
 
-def test_systemds_way_of_passing_listeners(warm: None, unchanged: None) -> None:
+def test_systemds_way_of_passing_listeners(unchanged: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         child = reported(
             reporter(), listeners=[one.fileno(), other.fileno()], listen_names=["app", "app"], listen_pid=True
@@ -341,7 +341,7 @@ def test_ones_own_account_needs_no_privilege(way: dict[str, Any]) -> None:
 
 
 @as_root
-def test_another_user(warm: None, unchanged: None) -> None:
+def test_another_user(unchanged: None) -> None:
     account = Account(uid=12345, gid=23456, groups=(23456, 4, 5), name="somebody", home="/", shell="/bin/sh")
     it = recipe("cat", account=account, directory="/", no_new_privs=True, rlimits={"nofile": (64, 64)})
     status = status_of(it)
@@ -396,9 +396,7 @@ def script(tmp_path: Path, text: str, mode: int = 0o755) -> str:
     return str(path)
 
 
-def test_failures_name_the_cause_and_the_mend(
-    way: dict[str, Any], warm: None, unchanged: None, null: int, tmp_path: Path
-) -> None:
+def test_failures_name_the_cause_and_the_mend(way: dict[str, Any], unchanged: None, null: int, tmp_path: Path) -> None:
     assert refused(recipe("/nowhere", **way), null) == "/nowhere: does not exist"
     path = script(tmp_path, "#!/no/such/python\n")
     assert refused(recipe(path, **way), null).startswith(f"{path}: its interpreter /no/such/python does not exist;")
@@ -414,13 +412,13 @@ def test_failures_name_the_cause_and_the_mend(
     assert "rlimit_nofile" in refused(recipe("/bin/true", soft_nofile=hard + 1, **way), null)
 
 
-def test_an_fd_that_is_not_open_is_refused(way: dict[str, Any], warm: None, unchanged: None, null: int) -> None:
+def test_an_fd_that_is_not_open_is_refused(way: dict[str, Any], unchanged: None, null: int) -> None:
     with pytest.raises(LinuxError, match="bad file descriptor"):
         spawn(recipe("/bin/true", **way), stdin=999, stdout=null, stderr=null)
 
 
 @as_ordinary_user
-def test_what_only_root_may_is_refused_by_name(warm: None, unchanged: None, null: int) -> None:
+def test_what_only_root_may_is_refused_by_name(unchanged: None, null: int) -> None:
     root = resolve_user("root")
     assert "user root: operation not permitted; only root may start" in refused(recipe("/bin/true", account=root), null)
     assert "nice -5: permission denied; only root" in refused(recipe("/bin/true", nice=-5), null)
@@ -433,11 +431,43 @@ def test_what_only_root_may_is_refused_by_name(warm: None, unchanged: None, null
     )
 
 
-def test_starts_and_failures_leave_no_fd(way: dict[str, Any], warm: None, unchanged: None, null: int) -> None:
+def test_starts_and_failures_leave_no_fd(way: dict[str, Any], unchanged: None, null: int) -> None:
     for _ in range(50):
         os.waitpid(spawn(recipe("/bin/true", **way), stdin=null, stdout=null, stderr=null), 0)
         with pytest.raises(LinuxError):
             spawn(recipe("/nowhere", **way), stdin=null, stdout=null, stderr=null)
+
+
+# --- many at once
+
+
+def test_each_of_many_gets_its_own_answer_in_its_own_place(null: int, unchanged: None, tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [
+        {}, {"directory": str(tmp_path), "umask": 0o027}, BY_FORK, {"soft_nofile": 512}, {"directory": "/no/such/place"}
+    ]  # fmt: skip
+    orders = []
+    for number in range(40):
+        program = "/nowhere" if number % 8 == 7 else "/bin/sh"
+        it = recipe("/bin/sh", "-c", f"exit {number}", **kinds[number % 5])
+        orders.append(Order(msgspec.structs.replace(it, executable=program), null, null, null))
+    for number, child in enumerate(start(orders)):
+        if number % 5 == 4:
+            assert "directory /no/such/place" in str(child)
+        elif number % 8 == 7:
+            with pytest.raises(LinuxError, match="/nowhere: does not exist"):
+                pid_of(child)
+        else:
+            assert os.waitstatus_to_exitcode(os.waitpid(pid_of(child), 0)[1]) == number
+    assert threading.active_count() == 1
+
+
+def test_a_start_by_fork_does_not_wait_for_the_program(null: int, unchanged: None, tmp_path: Path) -> None:
+    with stuck(script(tmp_path, "#!/bin/true\n")) as path:
+        [child] = start([Order(recipe(path, **BY_FORK), null, null, null)])
+        assert isinstance(child, Forked)
+        assert select.select([child], [], [], 0) == ([], [], [])
+    assert pid_of(child) == child.pid
+    assert os.waitpid(child.pid, 0) == (child.pid, 0)
 
 
 # --- finding the program
