@@ -67,19 +67,29 @@ Ctrl-C ends it.
 def demo_(port: int) -> None:
     """Show it at once: a pool of the packaged application and an HTTP front for development."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the manager behind
-        signal.signal(number, _end)
+        signal.signal(number, end_by_signal)
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="fcgimgr-demo-") as directory:
         config, control = f"{directory}/pool.toml", f"{directory}/control.sock"
         with open(config, "w", encoding="utf-8") as file:
             file.write(_POOL.format(directory=directory))
-        with _front(f"unix:{directory}/demo.sock", port) as front, _manager(config, control) as manager:
+        with front_before(f"unix:{directory}/demo.sock", port) as front, manager_on(config, control) as manager:
             pid = _wait_until_ready(manager, control)
             welcome = _WELCOME.format(host=_HOST, port=front.server_port, program=_program(), control=control, pid=pid)
-            print(welcome, flush=True)
+            _tell(welcome)
             front.serve_forever()
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def _tell(text: str) -> None:
+    """Print it. A reader that has seen enough (`| head`) is no reason to end: the demo is there for a browser."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is still in the buffer is written at the end
+        os.close(nowhere)
+
+
+def end_by_signal(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt  # Ends the front from wherever it is, as Ctrl-C does.
 
 
@@ -92,7 +102,7 @@ def _program() -> str:
     return shlex.quote(ours)
 
 
-def _front(address: str, port: int) -> "HTTPServer":
+def front_before(address: str, port: int, command: str = "demo") -> "HTTPServer":
     """The HTTP server, bound before anything is started, so that a port in use costs nothing."""
     from fcgimgr.demo.front import serve
 
@@ -101,12 +111,12 @@ def _front(address: str, port: int) -> "HTTPServer":
     except OSError as error:
         other = port % 65535 + 1
         raise Failure(
-            f"port {port} on {_HOST}: {error.strerror or error}; give another one: fcgimgr demo --port {other}"
+            f"port {port} on {_HOST}: {error.strerror or error}; give another one: fcgimgr {command} --port {other}"
         ) from error
 
 
 @contextmanager
-def _manager(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
+def manager_on(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
     """A manager of our own, stopped cleanly at the end.
 
     It gets a process group of its own: Ctrl-C is to reach only this process, which then asks it to shut down.

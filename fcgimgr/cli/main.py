@@ -41,6 +41,7 @@ _COMMANDS: Final = {
     "probe": "running",
     "ping": "running",
     "request": "request",
+    "dev": "dev",
     "demo": "demo",
     "completion": "completion",
 }

@@ -453,17 +453,22 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         ),
     ] = None
     server: Annotated[
-        Literal["flup"],
-        Choice(words=("flup",), meant={"native": 'the native server is not in this version; write "flup"'}),
-        Meta(description="Which FastCGI server runs the `wsgi` application."),
+        Literal["flup", "native"],
+        Choice(words=("flup", "native")),
+        Meta(
+            description=(
+                'Which FastCGI server runs the `wsgi` application: `"flup"`, in threads, or `"native"`, fcgimgr\'s '
+                "own and several times as fast, one request a process unless `threads` says more. See docs/wsgi.md."
+            )
+        ),
     ] = "flup"
     threads: Annotated[
         int | None,
         Whole(low=1, high=1000),
         Meta(
             description=(
-                "Requests that one process of a `wsgi` application serves at a time. Without it, the server's own "
-                "default. Example: `4`."
+                "Requests that one process of a `wsgi` application serves at a time. Without it, 16 with "
+                '`server = "flup"`, 1 with `"native"`. Example: `4`.'
             )
         ),
     ] = None

@@ -222,6 +222,9 @@ class PairStream:
             raise ProtocolError(f"the parameters of a request are longer than {self._limit} bytes")
         self._joined += content
 
+    def joined(self) -> bytes:
+        return bytes(self._joined)
+
     def pairs(self) -> list[tuple[bytes, bytes]]:
         """All pairs, once the stream has ended (its empty record has come)."""
-        return decode_pairs(bytes(self._joined))
+        return decode_pairs(self.joined())

@@ -1,4 +1,4 @@
-"""The system calls Python has no name for: prctl, close_range, pidfd_getfd and renameat2.
+"""The system calls Python has no name for: prctl, close_range, pidfd_getfd, renameat2 and inotify.
 
 Kept in one place because ctypes knows nothing of the C prototypes: every argument is passed as a full machine word.
 """
@@ -63,6 +63,23 @@ def exchange(one: str, other: str) -> None:
     if call(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def inotify_init() -> int:
+    """A new inotify instance, non-blocking and close-on-exec (inotify_init1(2)). OSError; EMFILE: too many."""
+    return _checked(libc.inotify_init1(ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC)))
+
+
+def inotify_add_watch(fd: int, path: str, mask: int) -> int:
+    """The number of the watch (inotify_add_watch(2)). OSError; ENOSPC: /proc/sys/fs/inotify/max_user_watches."""
+    return _checked(libc.inotify_add_watch(ctypes.c_int(fd), os.fsencode(path), ctypes.c_uint32(mask)))
+
+
+def _checked(answer: int) -> int:
+    if answer < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return answer
 
 
 def _close_range(low: int, high: int) -> int:

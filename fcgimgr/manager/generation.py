@@ -272,14 +272,27 @@ class Generation:
         try:
             self.recipes = self._make_recipes(settings, self.config)
             if isinstance(settings, PoolSettings):
-                beside = self.beside.listening if self.beside is not None else None
-                self.listening = open_listening(settings, self.daemon.sockets, beside)
+                listening = open_listening(settings, self.daemon.sockets, self._neighbours())
+                if self.pool.serving is self:
+                    listening.begin_serving()
+                self.listening = listening
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)
             return core.OpenFailed(str(error))
         if self.listening is not None:
             self._tell("listening on")
         return core.Opened()
+
+    def _neighbours(self) -> Listening | None:
+        """Beside whose listeners it opens its own: those of the generation that serves.
+
+        If that is this one, it was stopped, or has died, while another was leaving, which has the same ports.
+        """
+        if self.pool.serving is not self:
+            return self.beside.listening if self.beside is not None else None
+        others = [one.listening for one in self.pool.generations.values() if one is not self]
+        shared = [place for one in others if one is not None for place in one.places if place.group is not None]
+        return Listening(shared) if shared else None
 
     def _make_recipes(self, settings: ProcessSettings, config: Config) -> Recipes:
         return Recipes(

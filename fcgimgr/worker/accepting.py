@@ -7,19 +7,22 @@ What it promises, and flup's own loop does not:
 - **Workers take turns.** Each waits in epoll with EPOLLEXCLUSIVE, so that a connection wakes one of them and not all,
   and after each accept goes to the end of the kernel's line by registering again; without that the kernel prefers
   the same one every time. An idle worker makes no system call.
-- **A kept connection costs no thread** while it is idle: it waits in the same epoll.
+- **A connection that waits costs no thread**: one kept between two requests, one that has not said anything yet. It
+  waits in the same epoll, for a limited time.
 - **TERM loses nothing**: the queue is served once more, requests in hand are finished, kept connections are closed
   when they are idle. INT, QUIT and HUP do the same; further signals change nothing (systemd sends TERM to every
   process of a unit, and so does the manager). What does not end is the manager's to kill.
 - **`retire` is the same, but leaves the queue to others**: a worker that has served enough makes room for a new one.
 
-The main thread only waits, accepts and hands over; it runs no request.
+The main thread only waits, accepts and hands over; it runs no request. (solo.py has the loop of which it is the only
+thread, and runs them all.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import queue
 import select
@@ -33,24 +36,42 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-#: Seconds in which a new connection must send its first byte: one that never does (a TCP probe) must not hold a thread.
+#: Seconds in which a new connection must send its first byte: one that never does (a TCP probe) is closed.
 FIRST_BYTE_PATIENCE: Final = 5.0
-#: The same once we are stopping: the bytes of an honest peer are on their way already.
+#: The same, and for the rest of a request, once we are stopping: an honest peer's bytes are on their way already.
 FIRST_BYTE_GRACE: Final = 1.0
+#: Seconds that a thread waits for the first byte. As a rule it comes within microseconds of the connection.
+FIRST_BYTE_AT_ONCE: Final = 0.002
 #: Seconds for which a stopping worker still takes connections that wait, while other workers take them too.
 QUEUE_PATIENCE: Final = 2.0
+#: Seconds after which a kept connection is closed that nobody uses. nginx closes its own after 60 s, and it must be the
+#: one to do so: a request that it sends while we close gets no answer.
+KEPT_PATIENCE: Final = 90.0
+#: Connections that wait in one process.
+MOST_WAITING: Final = 512
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Connection(Protocol):
-    """What an engine makes of an accepted socket."""
+    """What an engine makes of an accepted socket.
+
+    Between two calls of `serve`, `until` is the monotonic time at which its waiting ends, and `idle` says that it
+    waits for a new request, so that closing it cuts nothing in two. A loop that hears of the peer's end with the next
+    request sets `hung_up`.
+    """
+
+    until: float
+    hung_up: bool
+
+    @property
+    def idle(self) -> bool: ...
 
     @property
     def socket(self) -> socket.socket: ...
 
     def serve(self) -> bool:
-        """Serve what has come. True: idle between two requests, to be called again when more comes. False: over."""
+        """Serve what has come. True: to be called again when more comes. False: over."""
 
     def close(self) -> None:
         """Close it so that the peer can still read the last answer; may take seconds, raises nothing."""
@@ -80,64 +101,77 @@ class AcceptLoop:
         # All below is shared with the threads, under this lock; its waiters wait for `_busy` to fall.
         self._changed = threading.Condition()
         self._busy = 0  # connections that a thread has or is about to get; above the limit while kept ones wake up
-        self._kept: dict[int, Connection] = {}  # by fd, the longest idle first
+        self._waiting: dict[int, Connection] = {}  # by fd
+        self._silent: set[int] = set()  # those of them that have never said anything
+        self._look_at = math.inf  # when the first of them may have waited long enough; not after that
         self._armed = False
         self._stopping = False
         self._retiring = False
-        self._signals = -1  # the end of the signals' pipe that is written to
-        # Readable (hung up) for every thread once we are stopping.
-        self._stop_reader, self._stop_writer = os.pipe()
+        self._signals = self._signals_in = -1  # both ends of the signals' pipe
 
     def run(self) -> None:
         """Serve until a stop signal; returns when every request in hand is finished."""
-        signals = self._listen_for_signals()
+        self._listen_for_signals()
         os.register_at_fork(after_in_child=self._forked)
-        self._epoll.register(signals, select.EPOLLIN)
+        self._epoll.register(self._signals, select.EPOLLIN)
         with self._changed:
             self._arm()
         self._ready()
-        while not self._stopping:
-            for fd, _ in self._epoll.poll():
-                if fd == signals:
-                    told = os.read(signals, 512)
-                    self._stopping = self._retiring or any(number in STOP_SIGNALS for number in told)
-                elif fd in self._listeners:
-                    self._accept(self._listeners[fd])
-                else:
-                    self._wake(fd)
+        self._serve()
         self._stop()
 
     def retire(self) -> None:
         """Accept no more, finish what is in hand, return from `run`. From any thread."""
         self._retiring = True
-        with contextlib.suppress(BlockingIOError):  # full: the loop is about to wake up anyway
-            os.write(self._signals, bytes([signal.SIGTERM]))
+        self._tell_main(signal.SIGTERM)
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            events = self._epoll.poll(self._patience())
+            if time.monotonic() >= self._look_at:
+                self._close_expired()
+            for fd, _ in events:
+                self._happened(fd)
+
+    def _happened(self, fd: int) -> None:
+        if fd == self._signals:
+            told = os.read(fd, 512)
+            self._stopping = self._retiring or any(number in STOP_SIGNALS for number in told)
+        elif fd in self._listeners:
+            self._accept(self._listeners[fd])
+        else:
+            self._wake(fd)
 
     # --- signals
 
-    def _listen_for_signals(self) -> int:
+    def _listen_for_signals(self) -> None:
         """A descriptor from which the numbers of arriving signals can be read.
 
         The C-level handler writes them. A handler in Python alone would miss a signal that comes just before
         epoll_wait, and the worker would sleep on it.
         """
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        os.set_blocking(writer, False)
-        self._signals = writer
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._signals, self._signals_in = os.pipe()
+        os.set_blocking(self._signals, False)
+        os.set_blocking(self._signals_in, False)
+        signal.set_wakeup_fd(self._signals_in, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: None)
-        return reader
+
+    def _tell_main(self, number: int) -> None:
+        """Wake the main thread up; 0 is no signal's number."""
+        with contextlib.suppress(BlockingIOError):  # full: it is about to wake up anyway
+            os.write(self._signals_in, bytes([number]))
 
     def _forked(self) -> None:
         """In a child that the application forked: a signal to it must not stop us through the shared pipe, and it
-        must not hold our listeners."""
+        must not hold our listeners and connections."""
         signal.set_wakeup_fd(-1)
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         for listener in self._listeners.values():
             listener.close()
+        for connection in self._waiting.values():
+            connection.socket.close()
 
     # --- connections in
 
@@ -170,19 +204,22 @@ class AcceptLoop:
                 raise
             return error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK)
         if self._allowed(peer):
-            with self._changed:
-                self._hand_over(self._connect(connection), fresh=True)
-                self._disarm()
-                self._arm()
+            self._admit(self._connect(connection))
         else:
             connection.close()
         return True
 
+    def _admit(self, connection: Connection) -> None:
+        with self._changed:
+            self._hand_over(connection, fresh=True)
+            self._disarm()
+            self._arm()
+
     def _make_room(self, error: OSError) -> None:
         """No descriptor or memory for one more connection. Never try again at once: that would be a busy loop."""
         with self._changed:
-            if self._kept:
-                self._take_kept(next(iter(self._kept))).socket.close()
+            if self._waiting:
+                self._take_waiting(next(iter(self._waiting))).socket.close()
             elif self._busy:
                 self._disarm()  # the next request to end arms again
             else:
@@ -206,73 +243,89 @@ class AcceptLoop:
                 self._threads.append(thread)
 
     def _wake(self, fd: int) -> None:
-        """A kept connection has something to say, or has gone."""
+        """A waiting connection has something to say, or has gone."""
         with self._changed:
-            if fd in self._kept:
-                self._hand_over(self._take_kept(fd), fresh=False)
+            if fd in self._waiting:
+                self._hand_over(self._take_waiting(fd), fresh=False)
                 if self._busy >= self._limit:
                     self._disarm()
 
-    def _take_kept(self, fd: int) -> Connection:
+    # --- connections that wait
+
+    def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
+        """Wait for what it says next, without a thread; False when it is to be closed instead."""
+        with self._changed:
+            if (self._stopping and connection.idle and not silent) or len(self._waiting) >= MOST_WAITING:
+                return False
+            fd = connection.socket.fileno()
+            self._waiting[fd] = connection
+            if silent:
+                self._silent.add(fd)
+            self._epoll.register(fd, select.EPOLLIN)
+            if connection.until < self._look_at:
+                self._look_at = connection.until
+                self._tell_main(0)
+            return True
+
+    def _take_waiting(self, fd: int) -> Connection:
         self._epoll.unregister(fd)
-        return self._kept.pop(fd)
+        self._silent.discard(fd)
+        return self._waiting.pop(fd)
+
+    def _patience(self) -> float | None:
+        """Seconds for which the main thread may sleep; None: for ever."""
+        return None if self._look_at == math.inf else max(0.0, self._look_at - time.monotonic())
+
+    def _close_expired(self) -> None:
+        with self._changed:
+            now = time.monotonic()
+            for fd in [fd for fd, connection in self._waiting.items() if connection.until <= now]:
+                self._take_waiting(fd).socket.close()
+            self._look_at = min((connection.until for connection in self._waiting.values()), default=math.inf)
 
     # --- in the threads
 
     def _work(self) -> None:
         while (handed_over := self._handed_over.get()) is not None:
-            connection, fresh = handed_over
-            try:
-                if fresh and not self._speaks(connection.socket):
-                    connection.socket.close()
-                elif not (connection.serve() and self._keep(connection)):
-                    connection.close()
-            except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
-                print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-                connection.close()
+            self._attend(*handed_over)
             with self._changed:
                 self._busy -= 1
                 self._arm()
                 self._changed.notify_all()
 
-    def _keep(self, connection: Connection) -> bool:
-        """Wait for its next request without a thread; False when there shall be none."""
-        with self._changed:
-            if not self._stopping:
-                self._kept[connection.socket.fileno()] = connection
-                self._epoll.register(connection.socket, select.EPOLLIN)
-            return not self._stopping
-
-    def _speaks(self, connection: socket.socket) -> bool:
-        """Whether a new connection sends anything (an end of file counts), in time."""
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        poll.register(self._stop_reader, 0)  # poll reports a hang-up unasked
-        ready = [fd for fd, _ in poll.poll(FIRST_BYTE_PATIENCE * 1000)]
-        if connection.fileno() not in ready and ready:
-            poll.unregister(self._stop_reader)
-            ready = [fd for fd, _ in poll.poll(FIRST_BYTE_GRACE * 1000)]
-        return connection.fileno() in ready
+    def _attend(self, connection: Connection, fresh: bool) -> None:
+        try:
+            if fresh and not _speaks(connection.socket):
+                connection.until = time.monotonic() + FIRST_BYTE_PATIENCE
+                if not self._wait(connection, silent=True):
+                    connection.socket.close()
+            elif not (connection.serve() and self._wait(connection)):
+                connection.close()
+        except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
+            print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            connection.close()
 
     # --- the end
 
     def _stop(self) -> None:
-        os.close(self._stop_writer)
+        begun = time.monotonic()
         with self._changed:
             self._disarm()
             readable = {fd for fd, _ in self._epoll.poll(0)}
-            for fd in list(self._kept):
-                connection = self._take_kept(fd)
+            for fd, connection in list(self._waiting.items()):
                 if fd in readable:  # a request has come meanwhile: it gets its answer
-                    self._hand_over(connection, fresh=False)
-                else:
-                    connection.socket.close()  # its answer was read long ago: nothing to wait for
+                    self._wake(fd)
+                elif connection.idle and fd not in self._silent:
+                    self._take_waiting(fd).socket.close()  # its answer was read long ago: nothing to wait for
         if not self._retiring:
-            self._serve_the_queue(time.monotonic() + QUEUE_PATIENCE)
+            self._serve_the_queue(begun + QUEUE_PATIENCE)
         for listener in self._listeners.values():
             listener.close()
+        self._serve_the_waiting(begun + FIRST_BYTE_GRACE)
         with self._changed:
             self._changed.wait_for(lambda: self._busy == 0)
+            for fd in list(self._waiting):
+                self._take_waiting(fd).socket.close()
         for _ in self._threads:
             self._handed_over.put(None)
         for thread in self._threads:
@@ -288,3 +341,26 @@ class AcceptLoop:
                     )
                 if not free or time.monotonic() > until or not self._accept(listener):
                     break
+
+    def _serve_the_waiting(self, until: float) -> None:
+        """Those in the middle of something, until all is over. `until`: monotonic seconds."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._busy == 0)
+                if not self._waiting:
+                    return
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            for fd, _ in self._epoll.poll(left):
+                if fd == self._signals:
+                    os.read(fd, 512)
+                else:
+                    self._wake(fd)
+
+
+def _speaks(connection: socket.socket) -> bool:
+    """Whether a new connection sends anything (an end of file counts) at once."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(FIRST_BYTE_AT_ONCE * 1000))

@@ -38,7 +38,7 @@ from fcgimgr.fastcgi.records import (
     encode_pairs,
     encode_record,
 )
-from fcgimgr.worker.accepting import AcceptLoop
+from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.observing import Observer
 
@@ -144,6 +144,10 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
 class _Connection(fcgi_base.Connection):  # type: ignore[misc]
     """One accepted connection. flup's methods take flup's Record; `_take` makes one of ours."""
 
+    idle = True  # whenever serve() has answered True
+    until = 0.0
+    hung_up = False
+
     def __init__(self, accepted: socket.socket, server: _Server) -> None:
         super().__init__(accepted, None, server, None)
         self.socket = accepted
@@ -167,6 +171,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             while self._keepGoing:
                 self.process_input()
                 if not self._requests and not self._arrived:
+                    self.until = time.monotonic() + KEPT_PATIENCE
                     return bool(self._keepGoing)
         except EOFError:
             return False

@@ -16,12 +16,13 @@ import faulthandler
 import importlib.machinery
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Final, NoReturn
 
-#: Threads of one process when nothing is said: as many requests at once as one interpreter lock can usefully juggle.
-DEFAULT_THREADS: Final = 16
+#: Threads of one process when nothing is said. flup: as many requests at once as one interpreter lock can usefully
+#: juggle. native: PHP-FPM's model, where a process is what can be counted, limited and killed.
+DEFAULT_THREADS: Final = {"flup": 16, "native": 1}
 
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE: Final = os.path.dirname(_HERE)
@@ -31,12 +32,17 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     """Serve until told to stop. `arguments` without the program's name; `first`: what is to be first on sys.path."""
     options = _parse(arguments)
     from fcgimgr.fastcgi.scoreboard import TRACEBACK_SIGNAL
-    from fcgimgr.worker import accepting  # noqa: F401  # now, with what it needs of the standard library (start.py)
+
+    # Now, with all that it needs of the standard library (start.py).
+    from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
     from fcgimgr.worker.notify import notify
     from fcgimgr.worker.watching import watch_over
 
+    serve: Callable[..., None] | None = None
+    if options.server == "native":
+        from fcgimgr.worker.native_engine import serve
     zygote = None
     if options.zygote is not None:
         from fcgimgr.worker.zygote import Zygote
@@ -45,11 +51,10 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     # From here on everything that is imported may be the application's own.
     if first is not None:
         sys.path.insert(0, first)
-    _lend_flup()
-    try:
-        from fcgimgr.worker import flup_engine
-    except ImportError as error:
-        _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
+    flup_home = os.environ.pop(FLUP_VARIABLE, None)
+    if serve is None:
+        _lend_flup(flup_home)
+        serve = _flup_serve()
     # Behind a pipe print() would keep its lines until 8 KB are full, and lose them in a crash.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
@@ -66,19 +71,30 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         watch = watch_over(options, os.environ)
         # In C, so that it also works while the interpreter is stuck in an extension (manager/limits.py).
         faulthandler.register(TRACEBACK_SIGNAL, file=2)
-        flup_engine.serve(application, listeners, options.threads, allowed, lambda: notify("READY=1"), watch)
+        threads = options.threads or DEFAULT_THREADS[options.server]
+        serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
+
+
+def _flup_serve() -> Callable[..., None]:
+    try:
+        from fcgimgr.worker import flup_engine
+    except ImportError as error:
+        _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
+    return flup_engine.serve
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fcgimgr-worker", description="Serve a WSGI application on the FastCGI socket that is file descriptor 0."
     )
-    parser.add_argument("--server", choices=["flup"], default="flup", help="the engine (default: flup)")
+    parser.add_argument("--server", choices=sorted(DEFAULT_THREADS), default="flup", help="the engine (default: flup)")
     parser.add_argument(
-        "--threads", type=_threads, default=DEFAULT_THREADS, help="requests at once (default: %(default)s)"
+        "--threads",
+        type=_threads,
+        help="requests at once (default: " + ", ".join(f"{n} with {s}" for s, n in DEFAULT_THREADS.items()) + ")",
     )
     parser.add_argument(
         "--max-requests", metavar="N+JITTER", type=_count_and_jitter, help="ask to be replaced after so many"
@@ -128,9 +144,6 @@ class _FlupFinder:
         return importlib.machinery.PathFinder.find_spec(name, [self._directory]) if name == "flup" else None
 
 
-def _lend_flup() -> None:
-    from fcgimgr.worker import FLUP_VARIABLE
-
-    named = os.environ.pop(FLUP_VARIABLE, None)
-    directory = named if named is not None else os.path.dirname(_PACKAGE)
-    sys.meta_path.append(_FlupFinder(directory))
+def _lend_flup(home: str | None) -> None:
+    """`home`: the directory that holds it; None: beside fcgimgr."""
+    sys.meta_path.append(_FlupFinder(home if home is not None else os.path.dirname(_PACKAGE)))

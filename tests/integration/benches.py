@@ -19,6 +19,14 @@ from tests.waiting import eventually
 
 FLUP_HOME = str(Path(flup.__file__).parents[1])
 
+#: What a worker is started with: the options of each engine, by the name of a test's parameter. "solo" is the native
+#: server as it comes, with one request at a time.
+ENGINES = {
+    "flup": ("--server", "flup"),
+    "native": ("--server", "native", "--threads", "16"),
+    "solo": ("--server", "native"),
+}
+
 
 class Bench:
     """A directory with the test application, one listener, and the workers started on it."""
@@ -27,6 +35,7 @@ class Bench:
         self.directory = directory
         self.listener = listener
         self.address = address
+        self.engine: tuple[str, ...] = ()
         self.workers: list[subprocess.Popen[bytes]] = []
         self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notified.bind(str(directory / "notify"))
@@ -40,7 +49,7 @@ class Bench:
         """Start a worker; with `ready`, come back when it says that it accepts. `before`: words before its own."""
         before: tuple[str, ...] = popen.pop("before", ())  # type: ignore[assignment]
         python: str = popen.pop("python", sys.executable)  # type: ignore[assignment]
-        worker = self.launch([*before, python, MAIN, *options, application], **popen)
+        worker = self.launch([*before, python, MAIN, *self.engine, *options, application], **popen)
         if ready:
             assert self._notified.recv(100) == b"READY=1"
         return worker

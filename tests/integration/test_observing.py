@@ -14,7 +14,7 @@ import fcgimgr
 from fcgimgr.fastcgi.records import FastCGIError
 from tests.integration.benches import Bench, ask, unix_bench
 
-ENGINES = ["flup"]
+ENGINES = ["flup", "native"]
 
 
 @pytest.fixture

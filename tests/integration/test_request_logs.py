@@ -13,9 +13,9 @@ import pytest
 from tests.integration.backends import front, pool
 from tests.integration.commands import Manager, lines_of, running
 from tests.integration.load import Load
-from tests.integration.ports import free_address
+from tests.integration.ports import connect, free_address
 from tests.integration.scenes import NOBODY, as_root, managing, open_directory
-from tests.integration.test_scoreboard import Pool
+from tests.integration.test_scoreboard import Pool, servers
 from tests.waiting import eventually
 
 
@@ -69,12 +69,12 @@ def test_after_reopen_the_next_line_is_in_the_new_file_and_none_is_lost(tmp_path
         assert len(logged) == len(set(logged)) == len(load.answers)
 
 
-def test_no_client_can_forge_a_line_through_nginx(tmp_path: Path) -> None:
+@servers
+def test_no_client_can_forge_a_line_through_nginx(server: str, tmp_path: Path) -> None:
     address = free_address("unix", tmp_path)
     keys = 'access_log = "%(here)s/access.log"\naccess_format = \'%m "%r%Q%q" "%e{HTTP_USER_AGENT}" %s\''
-    with running(tmp_path, pool(tmp_path, "wsgi", address, keys)), front(tmp_path, "wsgi", address) as nginx:
-        from tests.integration.ports import connect
-
+    table = pool(tmp_path, "wsgi", address, keys, f'server = "{server}"')
+    with running(tmp_path, table), front(tmp_path, "wsgi", address) as nginx:
         with connect(f"127.0.0.1:{nginx.port}") as client:
             client.sendall(
                 b'GET /0?"%0a\xff HTTP/1.0\r\nHost: x\r\nUser-Agent: a" 200\x1b[2J\t\xe2\x80\xa8 \\ b\r\n\r\n'
@@ -145,8 +145,9 @@ def test_lines_of_many_workers_and_threads_are_whole(tmp_path: Path) -> None:
         assert sorted(lines_of(tmp_path / "access.log")) == sorted(uris)
 
 
-def test_the_slow_log_shows_where_a_request_is_and_lets_it_go_on(tmp_path: Path) -> None:
-    pool = Pool(tmp_path, 'slowlog = "%(here)s/slow.log"', "slow_after = 0.2", "threads = 2")
+@servers
+def test_the_slow_log_shows_where_a_request_is_and_lets_it_go_on(server: str, tmp_path: Path) -> None:
+    pool = Pool(tmp_path, f'server = "{server}"', 'slowlog = "%(here)s/slow.log"', "slow_after = 0.2", "threads = 2")
     with managing(pool.config):
         with pool.holding("/slow?one", "/slow?two"):
             eventually(lambda: lines_of(tmp_path / "slow.log").count("") == 2)

@@ -1,4 +1,4 @@
-"""The WSGI worker, flup engine: a real process on a real listener, asked over the wire."""
+"""The WSGI worker, with every engine: a real process on a real listener, asked over the wire."""
 
 import ast
 import contextlib
@@ -34,13 +34,30 @@ from fcgimgr.fastcgi.records import (
     encode_record,
 )
 from fcgimgr.worker import FLUP_VARIABLE, MAIN
-from tests.integration.benches import FLUP_HOME, Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.benches import (
+    ENGINES,
+    FLUP_HOME,
+    Bench,
+    ask,
+    ask_rest,
+    in_background,
+    parameters,
+    tcp_bench,
+    unix_bench,
+)
 from tests.integration.pythons import other_pythons
 from tests.waiting import eventually
 
 
+@pytest.fixture(params=ENGINES)
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    with contextlib.closing(unix_bench(tmp_path)) as made:
+        made.engine = ENGINES[request.param]
+        yield made
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def flup_bench(tmp_path: Path) -> Iterator[Bench]:
     with contextlib.closing(unix_bench(tmp_path)) as made:
         yield made
 
@@ -179,7 +196,8 @@ def test_without_a_listener_it_says_what_it_is_for(bench: Bench) -> None:
     assert "file descriptor 0 is not a listening socket" in bench.stderr()
 
 
-def test_without_flup_anywhere_it_says_so(bench: Bench) -> None:
+def test_without_flup_anywhere_it_says_so(flup_bench: Bench) -> None:
+    bench = flup_bench
     bare = bench.directory / "venv"
     venv.create(bare, with_pip=False)
     absent = {FLUP_VARIABLE: str(bench.directory)}
@@ -287,14 +305,17 @@ def test_an_idle_worker_ends_with_0_on_every_stop_signal(bench: Bench, number: i
 
 
 def test_term_finishes_the_request_in_hand(bench: Bench) -> None:
+    solo = bench.engine == ENGINES["solo"]  # while it runs a request it does nothing else
+    at_once = 1 if solo else 2
     worker = bench.start()
-    with in_background(bench, "/hold", "/hold") as answers:
-        eventually(lambda: len(bench.held()) == 2)
+    with in_background(bench, *["/hold"] * at_once) as answers:
+        eventually(lambda: len(bench.held()) == at_once)
         worker.terminate()
         worker.terminate()  # systemd sends one to every process, and so does the manager
-        eventually(lambda: is_refused(bench))
+        if not solo:
+            eventually(lambda: is_refused(bench))
         bench.release(*bench.held())
-        assert [answer.body for answer in answers()] == [str(worker.pid).encode()] * 2
+        assert [answer.body for answer in answers()] == [str(worker.pid).encode()] * at_once
     assert worker.wait(20) == 0
 
 
@@ -515,8 +536,9 @@ def test_it_serves_in_every_python_there_is_without_a_warning_of_deprecation(ben
     assert "LookupError: the cupboard is bare\n" in bench.stderr()
     with bench.connect() as kept:
         assert [ask(kept).body for _ in range(3)] == [str(worker.pid).encode()] * 3
-        with in_background(bench, *["/hold"] * 8) as answers:
-            eventually(lambda: len(bench.held()) == 8)
+        at_once = 1 if bench.engine == ENGINES["solo"] else 8
+        with in_background(bench, *["/hold"] * at_once) as answers:
+            eventually(lambda: len(bench.held()) == at_once)
             worker.terminate()
             bench.release(*bench.held())
             assert {answer.status for answer in answers()} == {200}

@@ -130,7 +130,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path):
         ("stdout_logfile_maxbytes = -1", "stdout_logfile_maxbytes: expected a size in bytes"),
         ("ready = 'pong'", 'ready: expected one of "startsecs", "ping", "notify", got "pong"; did you mean "ping"?'),
         ("ready = 'PING'", 'write "ping"'),
-        ("server = 'native'", "the native server is not in this version"),
+        ("server = 'uwsgi'", 'server: expected one of "flup", "native", got "uwsgi"'),
         ("stopsignal = 'SIGFOO'", "stopsignal: expected the name or number of a signal"),
         ("stopsignal = 65", "stopsignal: expected the name or number of a signal"),
         ("stopsignal = 0", "stopsignal: expected the name or number of a signal"),

@@ -1,0 +1,237 @@
+"""One request through a WSGI application (PEP 3333): start_response, write, the response's blocks, close.
+
+An `Exchange` makes the records of the answer and hands them to `wire`, its connection. The whole of a small answer
+goes out in one piece, head, body and END_REQUEST together: from an application that returns a list or a tuple, and from
+one that declares its Content-Length as soon as it has yielded that much.
+A block of all others is sent as it is yielded.
+
+The application must not be able to break the response's form: a line feed in a header, a status that is none or a body
+longer than its Content-Length is refused, by an exception where it did it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, Final, Protocol
+
+from fcgimgr.fastcgi.records import FULL_CONTENT, VERSION, RecordType, encode_record, end_request
+
+#: RFC 9110 section 5.6.2: what a field name may hold.
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_STATUS: Final = re.compile(r"[1-9][0-9][0-9] [^\x00-\x1f\x7f]*")
+#: Bytes of a file that are read at once, a whole number of records.
+FILE_BLOCK: Final = 4 * FULL_CONTENT
+#: Buffers for one sendmsg; the kernel takes 1024 (IOV_MAX).
+_BUFFERS: Final = 128
+
+_RECORD: Final = struct.Struct(">BBHHxx")
+_STDOUT: Final = int(RecordType.STDOUT)
+
+
+class Wire(Protocol):
+    """Where an answer goes. All may raise OSError: the client has gone."""
+
+    def send(self, message: bytes, last: bool) -> None:
+        """Send it all. `last`: the request ends with it."""
+
+    def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None: ...
+
+    def check(self) -> None:
+        """Raises OSError when the client is known to have gone."""
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: a file in large blocks, whatever `block` the application thought best."""
+
+    def __init__(self, file: BinaryIO, block: int = FILE_BLOCK) -> None:
+        self._file = file
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        read = self._file.read
+        while block := read(FILE_BLOCK):
+            yield block
+
+
+class Exchange:
+    """`bodiless`: a HEAD request. `run` may be called once.
+
+    `status`: 0 before start_response; `sent`: bytes of the body; `head_sent`: whether anything has been sent;
+    `ended`: whether all of it has.
+    """
+
+    __slots__ = ("_head", "_id", "_left", "_wire", "bodiless", "ended", "head_sent", "sent", "status")
+
+    def __init__(self, wire: Wire, request_id: int, bodiless: bool) -> None:
+        self._wire = wire
+        self._id = request_id
+        self._head = ""
+        self._left = -1  # bytes that the declared length still promises; -1: none is declared
+        self.bodiless = bodiless
+        self.status = 0
+        self.sent = 0
+        self.head_sent = False
+        self.ended = False
+
+    def run(self, application: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
+        """Raises what the application raises, and OSError from the wire."""
+        result = application(environ, self.start_response)
+        try:
+            kind = type(result)
+            if (kind is list or kind is tuple) and self._head and not self.head_sent:
+                self._answer(result[0] if len(result) == 1 else b"".join(result))  # type: ignore[index,arg-type]
+                return
+            check = self._wire.check
+            for block in result:
+                if not block:
+                    continue
+                if self.head_sent:
+                    check()
+                self.write(block)
+                if self.bodiless:
+                    break
+            if not self.ended:
+                self._finish()
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        """As PEP 3333 has it. Raises TypeError and ValueError for what is no response header."""
+        if exc_info is not None:
+            try:
+                if self.head_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # its traceback holds this frame
+        elif self._head:
+            raise ValueError("start_response was called twice without exc_info")
+        head = f"Status: {status}\r\n" + "".join([": ".join(field) + "\r\n" for field in headers])
+        lines = len(headers) + 1
+        if head.count("\n") != lines or head.count("\r") != lines or "\0" in head:
+            raise ValueError(f"a line break or NUL in the response's header: {status!r} {headers!r}")
+        if status not in _known_statuses:
+            _check_status(status)
+        left = -1
+        for name, value in headers:
+            if name not in _known_names:
+                _check_name(name)
+            if len(name) == 14 and name.lower() == "content-length":
+                if not (value.isascii() and value.isdigit()):
+                    raise ValueError(f"the Content-Length {value!r} is not a number")
+                left = int(value)
+        self.status = number = int(status[:3])
+        if number == 204 or number == 304:
+            self.bodiless = True
+        self._left = left
+        self._head = head
+        return self.write
+
+    def write(self, block: bytes) -> None:
+        """Send a block of the body now, after the head if that is still to be sent."""
+        if not self._head:
+            raise ValueError("the application gave a body before it called start_response")
+        if not isinstance(block, bytes):
+            raise TypeError(f"a block of the response is bytes, not {type(block).__name__}")
+        if self.bodiless:
+            return  # the head goes with the end
+        last = False
+        if self._left >= 0:
+            if len(block) > self._left:
+                raise ValueError(
+                    f"the body is longer than its Content-Length: {len(block)} bytes came where {self._left} were left"
+                )
+            self._left -= len(block)
+            last = self._left == 0
+        self._send(block, last)
+
+    def fail(self, page: bytes) -> None:
+        """In place of an answer of which nothing has been sent: status 500 and this page."""
+        self._head = "Status: 500 Internal Server Error\r\nContent-Type: text/plain\r\n"
+        self.status = 500
+        self._left = -1
+        self._answer(page)
+
+    def _answer(self, body: bytes) -> None:
+        """All of the body at once."""
+        if not isinstance(body, bytes):
+            raise TypeError(f"a block of the response is bytes, not {type(body).__name__}")
+        if self._left < 0 and not self.bodiless:
+            self._head += f"Content-Length: {len(body)}\r\n"
+        elif self._left != len(body) and not self.bodiless:
+            raise ValueError(f"the body has {len(body)} bytes, its Content-Length says {self._left}")
+        self._send(b"" if self.bodiless else body, True)
+
+    def _finish(self) -> None:
+        """The application has yielded all that it had."""
+        if not self._head:
+            raise ValueError("the application did not call start_response")
+        if self._left > 0 and not self.bodiless:
+            raise ValueError(f"the body ended {self._left} bytes before its Content-Length")
+        self._send(b"", True)
+
+    def _send(self, block: bytes, last: bool) -> None:
+        if self.head_sent:
+            content = block
+        else:
+            head = f"{self._head}\r\n".encode("latin-1")
+            if len(head) > FULL_CONTENT:
+                raise ValueError(f"the response's header is longer than {FULL_CONTENT} bytes")
+            content = head + block if len(block) < 16384 else head
+            self.head_sent = True
+        self.ended = last
+        self.sent += len(block)
+        request_id = self._id
+        tail = (_TAIL_1 if request_id == 1 else _tail(request_id)) if last else b""
+        if len(content) <= FULL_CONTENT and (content is block or len(block) < 16384):
+            if content:
+                self._wire.send(_RECORD.pack(VERSION, _STDOUT, request_id, len(content)) + content + tail, last)
+            else:
+                self._wire.send(tail, last)
+            return
+        parts: list[bytes | memoryview] = []
+        if content is not block:
+            parts += (_RECORD.pack(VERSION, _STDOUT, request_id, len(content)), content)
+        view = memoryview(block)
+        for at in range(0, len(block), FULL_CONTENT):
+            piece = view[at : at + FULL_CONTENT]
+            parts += (_RECORD.pack(VERSION, _STDOUT, request_id, len(piece)), piece)
+            if len(parts) >= _BUFFERS:
+                self._wire.send_parts(parts, False)
+                parts = []
+        if tail:
+            parts.append(tail)
+        if parts:
+            self._wire.send_parts(parts, last)
+
+
+def _tail(request_id: int) -> bytes:
+    return encode_record(RecordType.STDOUT, request_id) + end_request(request_id)
+
+
+_TAIL_1: Final = _tail(1)
+
+#: What has been looked at before and is well. Bounded: an application may make up names without end.
+_known_names: set[str] = set()
+_known_statuses: set[str] = set()
+_MOST_KNOWN: Final = 1000
+
+
+def _check_name(name: str) -> None:
+    if not _FIELD_NAME.fullmatch(name) or name.lower() == "status":
+        raise ValueError(f"{name!r} is not the name of a response header")
+    if len(_known_names) < _MOST_KNOWN:
+        _known_names.add(name)
+
+
+def _check_status(status: str) -> None:
+    if not isinstance(status, str) or not _STATUS.fullmatch(status):
+        raise ValueError(f"{status!r} is not a status: write three digits, a space and a reason, such as '200 OK'")
+    if len(_known_statuses) < _MOST_KNOWN:
+        _known_statuses.add(status)

@@ -1,0 +1,474 @@
+"""fcgimgr's own FastCGI server for WSGI: one request a process, in the main thread, or `threads` of them.
+
+A connection is a small state machine between the loop, which says when bytes have come, and an Exchange, which runs the
+application. While a request is incomplete the connection waits in epoll, whoever is slow: a peer that sends nonsense,
+half a record, a byte a second or nothing costs one timeout and no worker. The application is called when the
+parameters are complete and, where a short body is announced, that too; a long one is read as the application reads.
+
+Exceptions of the application go to the process's stderr, and so to the pool's log, with the request that raised them;
+so does what it writes to wsgi.errors. (In FCGI_STDERR it would be seen by the web server alone, cut into its error log;
+nginx answers 502 when it fills the header buffer.) Once a part of the response is sent the connection is broken off:
+with an orderly end a truncated page would look whole.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import select
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final
+
+from fcgimgr.fastcgi.arriving import Arrival, read_whole
+from fcgimgr.fastcgi.records import KEEP_CONNECTION, ProtocolError, end_request
+from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
+from fcgimgr.worker.asking import asked
+from fcgimgr.worker.body import Body, buffered
+from fcgimgr.worker.exchange import Exchange, FileWrapper
+from fcgimgr.worker.keeping import Keeping
+from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.solo import SoloLoop
+
+#: Seconds that a request may take to come, from its first byte to the last of its parameters (and of a short body).
+HEAD_PATIENCE: Final = 30.0
+#: Seconds for which the application may be kept waiting for a body, and bytes for which it is one second more.
+BODY_PATIENCE: Final = 30.0
+BODY_RATE: Final = 500
+#: A body that is announced with at most so many bytes is there when the application is called.
+SHORT_BODY: Final = 65536
+#: Seconds in which the peer must take something of the answer. nginx gives its own client 60.
+SEND_PATIENCE: Final = 120.0
+#: Seconds to wait for the peer to close, while it may still be sending: closing with bytes unread resets the connection
+#: under our answer (tcp(7), unix(7)).
+LINGER: Final = 2.0
+#: Bytes of a body that nobody has read, which are passed over so that the connection can go on.
+UNREAD: Final = 262144
+_READ: Final = 65536
+_NOW: Final = socket.MSG_DONTWAIT
+_ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
+
+
+class ClientGoneError(ConnectionError):
+    """The web server has closed the connection, aborted the request, or stopped sending or taking bytes."""
+
+
+def serve(
+    application: Callable[..., Any],
+    listeners: Sequence[socket.socket],
+    threads: int,
+    allowed: Callable[[Any], bool],
+    ready: Callable[[], None],
+    observer: Observer | None = None,
+) -> None:
+    """Serve `application` until a stop signal, at most `threads` requests at once."""
+    engine = _Engine(application, threads, observer)
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX:
+            # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def connect(accepted: socket.socket) -> _Connection:
+        return _Connection(accepted, engine)
+
+    loop: AcceptLoop
+    if threads == 1:
+        loop = SoloLoop(listeners, connect, keeping=engine.keeping, allowed=allowed, ready=ready)
+    else:
+        loop = AcceptLoop(listeners, connect, threads=threads, allowed=allowed, ready=ready)
+    engine.loop = loop
+    # What is there now stays: the collector need not look at all of the application again and again.
+    gc.collect()
+    gc.freeze()
+    loop.run()
+
+
+class _Engine:
+    """What all connections share."""
+
+    loop: AcceptLoop
+
+    def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
+        self.application = application
+        self.observer = observer
+        self.keeping = Keeping()
+        # One thread hears of a hang-up from its epoll, and is asked where it cannot have heard of it.
+        self.always_asks = threads > 1
+        count = str(threads).encode()
+        self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
+        self.environ: dict[str, Any] = {
+            # PEP 3333 wants these to be there, whatever the web server says.
+            "REQUEST_METHOD": "GET",
+            "SCRIPT_NAME": "",
+            "QUERY_STRING": "",
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "80",
+            "SERVER_PROTOCOL": "HTTP/1.0",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": threads > 1,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": FileWrapper,
+            # The input ends where the body does, also of one without a Content-Length (Werkzeug's name for that).
+            "wsgi.input_terminated": True,
+        }
+
+
+class _Connection:
+    """One accepted connection. `hung_up` is set by a loop that hears of it."""
+
+    __slots__ = (
+        "_arrival",
+        "_closing",
+        "_engine",
+        "_keep",
+        "_lingering",
+        "_spoke",
+        "_waited",
+        "gone",
+        "hung_up",
+        "socket",
+        "until",
+    )
+
+    def __init__(self, accepted: socket.socket, engine: _Engine) -> None:
+        self.socket = accepted
+        self.until = 0.0
+        self.hung_up = False
+        self.gone = False  # sending or receiving has failed
+        self._engine = engine
+        self._arrival: Arrival | None = None  # while a request does not come in one piece
+        self._spoke = False
+        self._keep = False  # whether the web server wants to use the connection again
+        self._closing = False  # the last answer was the last one
+        self._lingering = False
+        self._waited = 0.0  # seconds for which an application was kept waiting for this body
+
+    # --- what a loop calls
+
+    @property
+    def idle(self) -> bool:
+        return self._spoke and self._arrival is None and not self._lingering
+
+    def serve(self) -> bool:
+        try:
+            incoming = self._receive_first()
+            if incoming is None:
+                return True
+            if not incoming:
+                return False
+            if self._lingering:
+                return True
+            if self._arrival is None:
+                environ = self._engine.environ.copy()
+                flags = read_whole(incoming, environ)
+                if flags is not None:
+                    self._keep = bool(flags & KEEP_CONNECTION)
+                    return self._serve_whole(environ)
+                self._arrival = Arrival(self._engine.values)
+                self.until = monotonic() + HEAD_PATIENCE
+            return self._gather(self._arrival, incoming)
+        except ProtocolError as error:
+            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            return False
+        except OSError:
+            if not self.gone:
+                raise
+            return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+    # --- a request in
+
+    def _receive_first(self) -> bytes | None:
+        """What has come; b"" at the end; None when nothing has."""
+        try:
+            incoming = self.socket.recv(_READ, _NOW)
+        except BlockingIOError:
+            if self._spoke or self.until:
+                return None
+            if not _comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
+                self.until = monotonic() + FIRST_BYTE_PATIENCE
+                return None
+            return self._receive_first()
+        except OSError:
+            return b""  # reset: as good as closed
+        self._spoke = True
+        return incoming
+
+    def _serve_whole(self, environ: dict[str, Any]) -> bool:
+        if not self._answer(environ, 1, io.BytesIO()):
+            return False
+        arrival = self._arrival
+        if arrival is None:
+            return not self._closing
+        arrival.over()  # made while an answer was being sent, for what came ahead
+        return not self._closing and self._gather(arrival, b"")
+
+    def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
+        """Take some of a request that comes in pieces, and serve it when enough of it is there."""
+        arrival.feed(incoming, self._engine.environ.copy())
+        while True:
+            if arrival.aborted:
+                arrival.replies.append(end_request(arrival.request_id))
+                arrival.over()
+            elif arrival.parameters is not None and _enough(arrival):
+                if not self._serve_gathered(arrival, arrival.parameters):
+                    return False
+                if self._lingering:
+                    return True
+                arrival.over()
+                self.until = monotonic() + HEAD_PATIENCE
+            else:
+                self._send_replies(arrival)
+                if not arrival.begun and not arrival.keep:
+                    return self._linger()
+                if arrival.between_requests:
+                    self._arrival = None
+                    self.until = monotonic() + KEPT_PATIENCE
+                return True
+            arrival.feed(b"", self._engine.environ.copy())
+
+    def _serve_gathered(self, arrival: Arrival, environ: dict[str, Any]) -> bool:
+        """Whether the connection goes on, or lingers."""
+        self._keep = arrival.keep
+        self._waited = 0.0
+        if arrival.body_ended:
+            whole = self._answer(environ, arrival.request_id, io.BytesIO(b"".join(arrival.body)))
+        else:
+            body = Body(self._more)
+            whole = self._answer(environ, arrival.request_id, buffered(body))
+            body.over()
+        if not whole:
+            return False
+        if not self._has_whole_request(arrival):
+            return self._linger()
+        return not self._closing
+
+    def _has_whole_request(self, arrival: Arrival) -> bool:
+        """Pass over what the application has left of the body, as far as it is here."""
+        left = UNREAD
+        while not (arrival.body_ended or arrival.aborted) and left > 0:
+            try:
+                incoming = self.socket.recv(_READ, _NOW)
+            except BlockingIOError:
+                return False
+            if not incoming:
+                return False
+            left -= len(incoming)
+            arrival.feed(incoming)
+            arrival.body.clear()
+        return arrival.body_ended or arrival.aborted
+
+    def _more(self) -> bytes:
+        """The next piece of the body, for an application that reads it."""
+        arrival = self._arrival
+        assert arrival is not None
+        while not arrival.body:
+            if arrival.body_ended:
+                return b""
+            if arrival.aborted:
+                raise self._lost("the web server has aborted the request")
+            arrival.feed(self._receive(arrival))
+            self._send_replies(arrival)
+        return arrival.body.popleft()
+
+    def _receive(self, arrival: Arrival) -> bytes:
+        while True:
+            try:
+                incoming = self.socket.recv(_READ, _NOW)
+            except BlockingIOError:
+                begun = monotonic()
+                patience = BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited
+                if not _comes(self.socket, select.POLLIN, patience):
+                    raise self._timed_out(
+                        f"{arrival.body_length} bytes of a body came in {self._waited + patience:.0f} s"
+                    ) from None
+                self._waited += monotonic() - begun
+            except OSError:
+                self.gone = True
+                raise
+            else:
+                if not incoming:
+                    raise self._lost("the web server has closed the connection")
+                return incoming
+
+    def _send_replies(self, arrival: Arrival) -> None:
+        if arrival.replies:
+            message = b"".join(arrival.replies)
+            arrival.replies.clear()
+            self.send(message, False)
+
+    # --- the application
+
+    def _answer(self, environ: dict[str, Any], request_id: int, body: io.BytesIO | io.BufferedReader) -> bool:
+        """Run the application on a request. Whether its answer is complete."""
+        engine = self._engine
+        if self.hung_up or ((engine.always_asks or engine.keeping.busy) and _comes(self.socket, select.POLLRDHUP, 0)):
+            return False
+        _finish(environ)
+        environ["wsgi.input"] = body
+        exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
+        begun = monotonic()
+        observer = engine.observer
+        if observer is None:
+            whole = self._run(exchange, environ, request_id)
+        else:
+            observer.begin(environ)
+            whole = False
+            try:
+                whole = self._run(exchange, environ, request_id)
+            finally:
+                if not observer.end(exchange.status, exchange.sent):
+                    self._closing = True
+                    engine.loop.retire()
+        now = monotonic()
+        engine.keeping.served(begun, now)
+        self.until = now + KEPT_PATIENCE
+        return whole
+
+    def _run(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
+        try:
+            exchange.run(self._engine.application, environ)
+        except BaseException:  # noqa: BLE001  # an application may raise anything; it ends the request, not the worker
+            return self._failed(exchange, environ, request_id)
+        return True
+
+    def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
+        arrival = self._arrival
+        if arrival is not None and arrival.aborted:
+            self.gone = False
+            self.send(end_request(request_id), True)
+            return True
+        if self.gone:
+            return False  # reading or writing failed because the client has gone: no fault to report
+        sys.stderr.write(f"fcgimgr worker: the application failed at {asked(environ)}\n{traceback.format_exc()}")
+        sys.stderr.flush()
+        if exchange.head_sent:
+            return exchange.ended
+        exchange.fail(_ERROR_PAGE)
+        return True
+
+    # --- what an Exchange calls
+
+    def check(self) -> None:
+        """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+        events = poll.poll(0)
+        if not events:
+            return
+        if events[0][1] & ~select.POLLIN:
+            raise self._lost("the web server has closed the connection")
+        if self._arrival is None:
+            self._arrival = Arrival(self._engine.values)
+            self._arrival.keep = self._keep
+            self._arrival.resume(1)
+        if self._arrival.body_ended:  # else it is the body
+            self._arrival.feed(self._receive(self._arrival))
+            if self._arrival.aborted:
+                raise self._lost("the web server has aborted the request")
+
+    def send(self, message: bytes, last: bool) -> None:
+        flags = _NOW
+        if last and not self._goes_on():
+            flags |= socket.MSG_MORE  # the end of the connection goes with the end of the answer
+        try:
+            sent = self.socket.send(message, flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.gone = True
+            raise
+        if sent < len(message):
+            self._send_rest(memoryview(message)[sent:], flags)
+
+    def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None:
+        flags = _NOW
+        if last and not self._goes_on():
+            flags |= socket.MSG_MORE
+        try:
+            sent = self.socket.sendmsg(parts, (), flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.gone = True
+            raise
+        for part in parts:
+            if sent >= len(part):
+                sent -= len(part)
+            else:
+                self._send_rest(memoryview(part)[sent:], flags)
+                sent = 0
+
+    def _send_rest(self, unsent: memoryview, flags: int) -> None:
+        while unsent:
+            if not _comes(self.socket, select.POLLOUT, SEND_PATIENCE):
+                raise self._timed_out(f"nothing of an answer was taken for {SEND_PATIENCE:g} s")
+            try:
+                unsent = unsent[self.socket.send(unsent, flags) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                self.gone = True
+                raise
+
+    # --- the end
+
+    def _goes_on(self) -> bool:
+        """Decide whether this answer is the last one."""
+        self._closing = not (self._keep and self._engine.keeping.worth)
+        return not self._closing
+
+    def _linger(self) -> bool:
+        """Nothing more is said; what the peer still sends is passed over for a while."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        self._lingering = True
+        self.until = monotonic() + LINGER
+        return True
+
+    def _timed_out(self, why: str) -> ClientGoneError:
+        print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+        return self._lost(why)
+
+    def _lost(self, why: str) -> ClientGoneError:
+        self.gone = True
+        return ClientGoneError(why)
+
+
+def _enough(arrival: Arrival) -> bool:
+    """Whether what has come of the body is enough to call the application."""
+    if arrival.body_ended:
+        return True
+    assert arrival.parameters is not None
+    announced = arrival.parameters.get("CONTENT_LENGTH", "")
+    return not (announced.isascii() and announced.isdigit() and 0 < int(announced) <= SHORT_BODY)
+
+
+def _finish(environ: dict[str, Any]) -> None:
+    """What is left to do before these parameters are a WSGI environ."""
+    if environ.get("HTTPS") in ("on", "1"):
+        environ["wsgi.url_scheme"] = "https"
+    # A web server repeats these two as headers of the client's; PEP 3333 has them without HTTP_ alone.
+    environ.pop("HTTP_CONTENT_LENGTH", None)
+    environ.pop("HTTP_CONTENT_TYPE", None)
+    if "PATH_INFO" not in environ:
+        # It knows of no place where the application is mounted, and gives all of the path as the script's name.
+        environ["PATH_INFO"] = environ["SCRIPT_NAME"]
+        environ["SCRIPT_NAME"] = ""
+
+
+def _comes(connection: socket.socket, event: int, patience: float) -> bool:
+    """Whether the event, an end or a failure comes within `patience` seconds."""
+    poll = select.poll()
+    poll.register(connection, event)
+    return bool(poll.poll(max(0.0, patience) * 1000))

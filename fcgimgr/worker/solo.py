@@ -1,0 +1,104 @@
+"""The loop of a process that serves one request at a time, in its main thread: nothing is handed over, nothing locked.
+
+What AcceptLoop promises holds here too. A connection that is kept stays registered while it is served, and one that
+comes while requests are waiting is taken without asking epoll first: a request costs as few system calls as can be.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fcgimgr.worker.accepting import MOST_WAITING, AcceptLoop, Connection
+from fcgimgr.worker.keeping import Keeping
+
+#: Events that are fetched at once; what is left comes with the next call, and nobody waits long.
+_EVENTS = 64
+
+
+class SoloLoop(AcceptLoop):
+    """`keeping` is told when the process is idle. `serve` of a connection must not wait for its first byte."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        connect: Callable[[socket.socket], Connection],
+        *,
+        keeping: Keeping,
+        allowed: Callable[[Any], bool],
+        ready: Callable[[], None],
+    ) -> None:
+        super().__init__(listeners, connect, threads=1, allowed=allowed, ready=ready)
+        self._keeping = keeping
+
+    def _serve(self) -> None:
+        poll = self._epoll.poll
+        waiting = self._waiting
+        attend = self._attend
+        while not self._stopping:
+            events = poll(0, _EVENTS)
+            if not events:
+                self._keeping.busy = 0
+                events = poll(self._patience(), _EVENTS)
+                if not events or time.monotonic() >= self._look_at:
+                    self._close_expired()
+            for fd, flags in events:
+                connection = waiting.get(fd)
+                if connection is not None:
+                    if flags != select.EPOLLIN:
+                        connection.hung_up = True
+                    attend(connection, False)
+                else:
+                    self._happened(fd)
+
+    def _accept(self, listener: socket.socket) -> bool:
+        took = super()._accept(listener)
+        # Under load the next one is there already. Only where no kept connection has to wait meanwhile, and not for
+        # long: a signal waits too.
+        for _ in range(_EVENTS):
+            if self._waiting or not super()._accept(listener):
+                break
+        self._disarm()
+        self._arm()
+        return took
+
+    def _admit(self, connection: Connection) -> None:
+        self._attend(connection, True)
+
+    def _hand_over(self, connection: Connection, *, fresh: bool) -> None:
+        self._attend(connection, fresh)
+
+    def _wake(self, fd: int) -> None:
+        connection = self._waiting.get(fd)
+        if connection is not None:
+            self._attend(connection, False)
+
+    def _attend(self, connection: Connection, fresh: bool) -> None:
+        try:
+            if connection.serve() and self._wait(connection):
+                return
+        except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the process
+            print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        fd = connection.socket.fileno()
+        if self._waiting.pop(fd, None) is not None:
+            # Closing alone takes it out of epoll only while no forked child holds it too.
+            self._epoll.unregister(fd)
+        connection.close()
+
+    def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
+        if self._stopping and connection.idle:
+            return False
+        fd = connection.socket.fileno()
+        if fd not in self._waiting:
+            if len(self._waiting) >= MOST_WAITING:
+                return False
+            self._waiting[fd] = connection
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+        if connection.until < self._look_at:
+            self._look_at = connection.until
+        return True

@@ -1,0 +1,56 @@
+"""Connections are kept where that gains time, and not where somebody would wait for it."""
+
+from itertools import cycle, islice
+
+from fcgimgr.worker.keeping import SHED, Keeping
+
+
+def history(*requests: tuple[float, float], times: int) -> list[bool]:
+    """(seconds of pause, seconds of request) again and again; whether each one's connection was kept."""
+    keeping, now, kept = Keeping(), 1000.0, []
+    for pause, taken in islice(cycle(requests), times):
+        if pause:
+            keeping.busy = 0
+        keeping.served(now + pause, now + pause + taken)
+        now += pause + taken
+        kept.append(keeping.worth)
+    return kept
+
+
+def test_short_requests_keep_their_connections_and_let_one_go_now_and_then() -> None:
+    kept = history((0.0, 0.00003), times=10 * SHED)
+    assert kept.count(False) == 10
+
+
+def test_a_process_with_pauses_keeps_them_all() -> None:
+    assert all(history((0.0001, 0.00003), times=10 * SHED))
+
+
+def test_long_requests_without_a_pause_keep_none() -> None:
+    kept = history((0.0001, 0.02), times=1000)
+    assert kept[0]
+    assert not any(kept[300:])
+
+
+def test_long_requests_that_are_rare_keep_their_connections() -> None:
+    assert all(history((1.0, 0.02), times=1000))
+
+
+def test_a_few_long_ones_among_many_short_ones_keep_none() -> None:
+    short, long = (0.0001, 0.0003), (0.0001, 0.3)
+    kept = history(*[short] * 99, long, times=3000)
+    assert not any(kept[1000:])
+
+
+def test_one_slow_beginning_decides_nothing() -> None:
+    assert all(history((0.001, 0.3), *[(0.001, 0.0005)] * 50, times=50))
+
+
+def test_what_was_slow_once_is_forgotten() -> None:
+    keeping = Keeping()
+    now = 0.0
+    for taken in [0.02] * 500 + [0.0001] * 3000:
+        keeping.busy = 0
+        keeping.served(now, now + taken)
+        now += taken + 0.0002
+    assert keeping.worth
