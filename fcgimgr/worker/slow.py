@@ -28,7 +28,7 @@ _OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.
 
 
 class InHand(Protocol):
-    """A thread, and its request if it is `busy`. `number`: of the request; `told`: of the one that was written down last;
+    """A thread, and its request if it is `busy`. `number`: of the request; `told`: of the one written down last;
     `since`: monotonic seconds."""
 
     thread: int
