@@ -36,6 +36,7 @@ from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.recipes import Recipe
+from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
@@ -368,7 +369,25 @@ class Generation:
         """How to spawn this process now. LinuxError: it cannot be."""
         recipes = self._recipes()
         plan = recipes.plan(index)
+        for path in requestlogs.files(plan):
+            for problem in requestlogs.create(path, recipes.account):  # it serves without
+                self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
         return recipes.recipe(plan), plan
+
+    def reopen_request_logs(self) -> tuple[int, list[str]]:
+        """Let the workers open their log files anew: how many there are, and what is wrong with others."""
+        if self.recipes is None:
+            return 0, []
+        problems: dict[str, list[str]] = {}
+        for index, slot in enumerate(self.slots):
+            if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
+                for path in paths:
+                    if path not in problems:
+                        problems[path] = requestlogs.create(path, self.recipes.account)
+                slot.board.ask_to_reopen()
+        return sum(not found for found in problems.values()), [
+            problem for found in problems.values() for problem in found
+        ]
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
