@@ -297,6 +297,7 @@ class Daemon:
         if child is None:
             self.journal.debug("reaped a stranger", pid=death.pid)
             return
+        self.adopted.forget(death.pid, child)
         self.died(*child, death.pid, exit)
 
     # Going down
@@ -378,6 +379,11 @@ class Daemon:
     def reopen_logs(self) -> tuple[int, list[str]]:
         """Open every log file anew (after logrotate): how many, and what went wrong."""
         count, problems = self.logs.reopen_all()
+        for pool in self.pools.values():
+            for generation in pool.generations.values():
+                more, wrong = generation.reopen_request_logs()
+                count += more
+                problems += wrong
         self.journal.info(f"reopened {count} log files")
         return count, problems
 
