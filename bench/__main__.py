@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import asking, idle, logs, reload, resident, respawn, startstop
+from bench import asking, idle, logs, reload, resident, respawn, startstop, wsgi
 from bench.figure import Figure, Setting, say
 from bench.peers import find_peers
 from bench.proc import precise_sleeps
@@ -26,6 +26,7 @@ FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "status": asking.measure,
     "logs": logs.measure,
     "reload": reload.measure,
+    "wsgi": wsgi.measure,
 }
 
 
@@ -75,7 +76,7 @@ def arguments() -> argparse.Namespace:
         "--only",
         action="append",
         metavar="MANAGER",
-        help="this one only: fcgimgr, supervisor, php-fpm; for reload also gunicorn, uwsgi",
+        help="this one only: fcgimgr, supervisor, php-fpm; for reload also gunicorn, uwsgi; for wsgi also flup",
     )
     parser.add_argument("--json", metavar="FILE", help="also write all samples there")
     parser.add_argument(

@@ -94,8 +94,7 @@ class _Engine:
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
         self.application = application
         self.observer = observer
-        self.keeping = Keeping()
-        # One thread hears of a hang-up from its epoll, and is asked where it cannot have heard of it.
+        self.keeping = Keeping(threads)
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
@@ -182,7 +181,10 @@ class _Connection:
             return False
 
     def close(self) -> None:
+        self._engine.keeping.kept.discard(self)
         self.socket.close()
+
+    drop = close
 
     # --- a request in
 
@@ -310,7 +312,10 @@ class _Connection:
     def _answer(self, environ: dict[str, Any], request_id: int, body: io.BytesIO | io.BufferedReader) -> bool:
         """Run the application on a request. Whether its answer is complete."""
         engine = self._engine
-        if self.hung_up or ((engine.always_asks or engine.keeping.busy) and _comes(self.socket, select.POLLRDHUP, 0)):
+        # Of one that it kept, SoloLoop hears with the request; one that is new and came from a queue must be asked.
+        keeping = engine.keeping
+        may_have_left = engine.always_asks or (keeping.busy and self not in keeping.kept)
+        if self.hung_up or (may_have_left and _comes(self.socket, select.POLLRDHUP, 0)):
             return False
         _finish(environ)
         environ["wsgi.input"] = body
@@ -329,7 +334,7 @@ class _Connection:
                     self._closing = True
                     engine.loop.retire()
         now = monotonic()
-        engine.keeping.served(begun, now)
+        keeping.served(begun, now)
         self.until = now + KEPT_PATIENCE
         return whole
 
@@ -423,7 +428,7 @@ class _Connection:
 
     def _goes_on(self) -> bool:
         """Decide whether this answer is the last one."""
-        self._closing = not (self._keep and self._engine.keeping.worth)
+        self._closing = not (self._keep and self._engine.keeping.keeps(self))
         return not self._closing
 
     def _linger(self) -> bool:
