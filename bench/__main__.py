@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import asking, idle, logs, reload, resident, respawn, startstop, wsgi
+from bench import asking, idle, logs, preload, reload, resident, respawn, startstop, wsgi
 from bench.figure import Figure, Setting, say
 from bench.peers import find_peers
 from bench.proc import precise_sleeps
@@ -26,6 +26,7 @@ FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "status": asking.measure,
     "logs": logs.measure,
     "reload": reload.measure,
+    "preload": preload.measure,
     "wsgi": wsgi.measure,
 }
 
@@ -62,9 +63,11 @@ def main() -> int:
     changed = "" if revision() == code else f" (CHANGED during the run, to {revision()})"
     under = f"fcgimgr {code}{changed}. {machine()}. Load averages before: {before}; after: {load()}."
     print(f"{markdown(figures, [peer.name for peer in peers])}\n\n{under}")
+    for failure in setting.failures:
+        say(f"could not be measured: {failure}")
     if options.json:
         Path(options.json).write_text(as_json(figures, under) + "\n")
-    return 1 if failed else 0
+    return 1 if failed or setting.failures else 0
 
 
 def arguments() -> argparse.Namespace:

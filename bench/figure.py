@@ -62,6 +62,7 @@ class Setting:
     runs: int | None  # None: as often as the figure thinks fit
     quick: bool
     only: list[str] | None = None  # the managers' names; None: all
+    failures: list[str] = field(default_factory=list)  # what of a figure could not be measured, and why
 
     def wants(self, manager: str) -> bool:
         return self.only is None or manager in self.only

@@ -60,7 +60,7 @@ class Fcgimgr:
     own_children = False
 
     def __init__(self) -> None:
-        self._program = str(Path(sys.executable).with_name("fcgimgr"))
+        self.program = str(Path(sys.executable).with_name("fcgimgr"))
 
     def configure(self, directory: Path, fleet: Fleet) -> list[str]:
         (directory / "fcgimgr.toml").write_text(f"""
@@ -79,10 +79,10 @@ stdout_logfile = "{fleet.logfile or "none"}"
 stdout_logfile_maxbytes = 0
 stderr_logfile = "none"
 """)
-        return [self._program, "-c", str(directory / "fcgimgr.toml")]
+        return [self.program, "-c", str(directory / "fcgimgr.toml")]
 
     def status_commands(self, directory: Path) -> dict[str, list[str]]:
-        ask = [self._program, "-s", f"{directory}/control.sock", "status"]
+        ask = [self.program, "-s", f"{directory}/control.sock", "status"]
         return {"summary": ask, "list": [*ask, "--verbose"], "json": [*ask, "--json"]}
 
 

@@ -61,6 +61,7 @@ def measure(setting: Setting) -> list[Figure]:
             except RuntimeError as error:
                 # One of many: the others are worth having.
                 say(f"  no sample of it: {error}")
+                setting.failures.append(f"{server.title}, {transport}: {error}")
     if not figures.failed.samples:
         raise RuntimeError("no server could be measured")
     return figures.all()

@@ -4,6 +4,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from io import UnsupportedOperation
 from time import monotonic
 from typing import Final, NoReturn, TypeVar
 
@@ -59,6 +61,8 @@ def listen(
     What there is already may come as the answer, before what is told, or be told too, with the answer at the end.
     """
     with connect(context) as client:
+        with suppress(UnsupportedOperation):  # not a file: then nobody can stop reading it
+            client.heed_reader(sys.stdout.fileno())
         try:
             answered(client.call(method, params, answer=answer, on_event=told, patient=True))
             for notice in client.notices():

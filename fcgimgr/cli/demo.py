@@ -75,8 +75,18 @@ def demo_(port: int) -> None:
         with front_before(f"unix:{directory}/demo.sock", port) as front, manager_on(config, control) as manager:
             pid = _wait_until_ready(manager, control)
             welcome = _WELCOME.format(host=_HOST, port=front.server_port, program=_program(), control=control, pid=pid)
-            print(welcome, flush=True)
+            _tell(welcome)
             front.serve_forever()
+
+
+def _tell(text: str) -> None:
+    """Print it. A reader that has seen enough (`| head`) is no reason to end: the demo is there for a browser."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is still in the buffer is written at the end
+        os.close(nowhere)
 
 
 def end_by_signal(number: int, frame: FrameType | None) -> NoReturn:

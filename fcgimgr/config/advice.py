@@ -13,8 +13,7 @@ from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings
 
 LATER: Final = frozenset([
     "policy", "numprocs_max", "min_spare", "max_spare",
-    "idle_timeout", "access_log", "access_format", "slowlog", "slow_after", "cgroup",
-    "stdout_events_enabled", "stderr_events_enabled",
+    "idle_timeout", "cgroup", "stdout_events_enabled", "stderr_events_enabled",
 ])  # fmt: skip
 
 _NUMPROCS: Final = "here it is numprocs"
@@ -56,7 +55,9 @@ FOREIGN: Final = {
     "pm.status_path": "leave it out: `fcgimgr status` shows the pool",
     "ping.path": 'leave it out; ready = "ping" and `fcgimgr probe` do this',
     "request_terminate_timeout": "here it is request_timeout",
-    "request_slowlog_timeout": "slow_after is not in this version",
+    "access.log": "here it is access_log",
+    "access.format": "here it is access_format",
+    "request_slowlog_timeout": "here it is slow_after",
     "catch_workers_output": "leave it out: output is always collected, see stdout_logfile",
     "decorate_workers_output": "here it is log_format and log_timestamps",
     "rlimit_files": "here it is rlimit_nofile",
@@ -112,6 +113,9 @@ FOREIGN: Final = {
     "max_worker_lifetime": "here it is max_lifetime",
     "max-worker-lifetime": "here it is max_lifetime",
     "reload-on-rss": "here it is max_rss",
+    "accesslog": "here it is access_log",
+    "access_log_format": "here it is access_format",
+    "access_logfile": "here it is access_log",
     "harakiri": "here it is request_timeout",
     "restart": "here it is autorestart",
     "restartsec": "here it is backoff_initial",

@@ -1,5 +1,6 @@
 """What the keys of one pool or program must be to each other."""
 
+import math
 import re
 from typing import Final
 
@@ -12,13 +13,14 @@ from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 
 WSGI_KEYS: Final = (
     "server", "threads", "preload", "python", "pythonpath", "max_requests", "max_requests_jitter", "request_timeout",
+    "slow_after", "slowlog", "access_log", "access_format",
 )  # fmt: skip
 
 #: Less than this no process of any language uses: whoever writes 512 means 512MB.
 LEAST_RSS: Final = 1024 * 1024
 
 # Keys that only say more about another.
-_NEEDS: Final = {"max_requests_jitter": "max_requests"}
+_NEEDS: Final = {"max_requests_jitter": "max_requests", "access_format": "access_log", "slowlog": "slow_after"}
 
 _SHELL_WORDS: Final = frozenset(["&&", "||", "|", ">", ">>", "<", "2>&1", ";", "&"])
 
@@ -124,6 +126,12 @@ def _wsgi(read: TableRead, settings: PoolSettings, findings: Findings) -> None:
     for key, without in _NEEDS.items():
         if read.own(key) and getattr(settings, without) is None:
             findings.warning(read, key, f"has no effect without {without}")
+    if settings.slow_after is not None and settings.slow_after >= (settings.request_timeout or math.inf):
+        findings.warning(read, "slow_after", "has no effect: request_timeout ends a request sooner")
+    if settings.chroot is not None:
+        for key in ("access_log", "slowlog"):
+            if key in read.given and getattr(settings, key) != "-":
+                findings.problem(read, key, 'a file cannot be opened from within a chroot; write "-"')
     if read.own("socket_blocking"):
         findings.problem(read, "socket_blocking", "a wsgi pool sets it by itself; leave it out")
     if settings.socket_pass == "env" and settings.socket_env != "FCGI_LISTEN_FD":
@@ -159,7 +167,7 @@ def _plans(read: TableRead, settings: PoolSettings | ProgramSettings, config: Co
                 "process_name",
                 f'"{plan.name}" will not do as a name: no spaces, no ":/*,%", no "-" at the beginning',
             )
-    for key in ("directory", "stdout_logfile", "stderr_logfile"):
+    for key in ("directory", "stdout_logfile", "stderr_logfile", "access_log", "slowlog"):
         paths = {path for plan in plans if (path := getattr(plan, key)) not in (None, "-", "none")}
         if not all(path.startswith("/") for path in paths):  # only where it begins with a variable of its own
             mend = f"write %(here)s/{getattr(settings, key)}"

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from typing import Final
 
 from fcgimgr.config.address import Address, parse_address
 from fcgimgr.config.kinds import Kind, Schema
@@ -175,6 +176,44 @@ class Wsgi(Kind, frozen=True):
 
     def schema(self) -> Schema:
         return {"type": "string", "pattern": "^[^:/]+:[^:/]+$"}
+
+
+class AccessFormat(Kind, frozen=True):
+    """The form of an access log's lines: "json", or text with the characters that fcgimgr/worker/accesslog.py knows.
+
+    No expansions: `%` is for these characters.
+    """
+
+    def read(self, value: object, place: Place) -> str:
+        wanted = '"json", or a line with %R, %m, %s and so on'
+        text = text_of(value, wanted)
+        if not text or not text.isprintable():
+            raise refusal(wanted, text, "one line, without control characters")
+        for match in re.finditer(r"%(?:(.)(?:\{([^}]*)\})?)?", text):
+            _check_access_character(match[1], match[2])
+        return text
+
+    def schema(self) -> Schema:
+        return {"type": "string", "minLength": 1}
+
+
+ACCESS_CHARACTERS: Final = "%bdeflmnpPqQrRstTu"
+ACCESS_UNITS: Final = ("seconds", "milliseconds", "microseconds", "milli", "micro")
+
+
+def _check_access_character(character: str | None, argument: str | None) -> None:
+    if character is None:
+        raise ValueError("it ends in a %; write %% for the sign itself")
+    if character in "CMo":
+        raise ValueError(f"%{character} of PHP-FPM is not known here; leave it out")
+    if character not in ACCESS_CHARACTERS:
+        raise ValueError(f"%{character} is not known; there are %{', %'.join(ACCESS_CHARACTERS)}")
+    if character == "e" and not argument:
+        raise ValueError("%e needs the name of a parameter, as in %e{HTTP_USER_AGENT}")
+    if character == "d" and argument is not None and argument not in ACCESS_UNITS:
+        raise ValueError(f"%d{{{argument}}} is not known; there are {', '.join(ACCESS_UNITS)}")
+    if character not in "edtT" and argument is not None:
+        raise ValueError(f"%{character} takes nothing in braces")
 
 
 def _wsgi_meant(text: str) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from fcgimgr.config.address import Address, TcpAddress
-from fcgimgr.config.compounds import Addresses, Codes, Command, Environment, Names, Paths, Wsgi
+from fcgimgr.config.compounds import AccessFormat, Addresses, Codes, Command, Environment, Names, Paths, Wsgi
 from fcgimgr.config.limits import Limits
 from fcgimgr.config.scalars import (
     Account,
@@ -533,6 +533,48 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = None
+    slow_after: Annotated[
+        float | None,
+        Seconds(positive=True),
+        Meta(
+            description=(
+                "Seconds after which a request to a `wsgi` application is written to the `slowlog`, with the "
+                "traceback of where it is. It goes on. Example: `2.5`."
+            )
+        ),
+    ] = None
+    slowlog: Annotated[
+        str,
+        Path(words=("-",), per_process=True),
+        Meta(
+            description=(
+                'The file of slow requests, or `"-"`: the standard error of the process. Opened anew by '
+                "`fcgimgr reopen`; not rotated."
+            )
+        ),
+    ] = "-"
+    access_log: Annotated[
+        str | None,
+        Path(words=("-",), per_process=True),
+        Meta(
+            description=(
+                'File in which a `wsgi` application\'s requests are logged, a line each; `"-"`: the standard output '
+                'of the process. Opened anew by `fcgimgr reopen`; not rotated. Example: `"/var/log/shop/access.log"`.'
+            )
+        ),
+    ] = None
+    access_format: Annotated[
+        str,
+        AccessFormat(),
+        Meta(
+            description=(
+                'Form of these lines: `"json"`, or text with the characters of PHP-FPM: `%R` client, `%u` user, '
+                "`%t` time of the request, `%m` method, `%r` path, `%Q%q` query, `%s` status, `%l` length of the "
+                "request, `%b` of the answer, `%d` seconds, `%p` pid, `%n` pool and others, as `docs/limits.md` lists "
+                "them."
+            )
+        ),
+    ] = '%R - %u %t "%m %r%Q%q" %s'
     reload_timeout: Annotated[
         float,
         Seconds(positive=True),

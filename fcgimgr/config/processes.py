@@ -22,7 +22,8 @@ class ProcessPlan(msgspec.Struct, frozen=True):
     """One process, every expansion done.
 
     name: "app_00"; argv: with `preload` the zygote's; environment: only what the configuration adds to the manager's
-    own; directory: None for the manager's; stdout_logfile, stderr_logfile: an absolute path, "-" or "none".
+    own; directory: None for the manager's; stdout_logfile, stderr_logfile: an absolute path, "-" or "none"; access_log,
+    slowlog: an absolute path, "-", or None where there is none.
     """
 
     name: str
@@ -31,6 +32,8 @@ class ProcessPlan(msgspec.Struct, frozen=True):
     directory: str | None
     stdout_logfile: str
     stderr_logfile: str
+    access_log: str | None = None
+    slowlog: str | None = None
 
 
 def process_plan(settings: ProcessSettings, config: Config, index: int) -> ProcessPlan:
@@ -44,7 +47,10 @@ def process_plan(settings: ProcessSettings, config: Config, index: int) -> Proce
     names.update({f"ENV_{name}": value for name, value in own.items()})
     environment = {**config.manager.environment, **settings.file_environment, **own}
     argv = tuple(expand(word, names) for word in settings.command)
+    access_log = slowlog = None
     if isinstance(settings, PoolSettings) and settings.wsgi is not None:
+        access_log = None if settings.access_log is None else expand(settings.access_log, names)
+        slowlog = None if settings.slow_after is None else expand(settings.slowlog, names)
         argv = _worker(settings, settings.wsgi)
         paths = [expand(path, names) for path in settings.pythonpath]
         if paths:
@@ -57,6 +63,8 @@ def process_plan(settings: ProcessSettings, config: Config, index: int) -> Proce
         directory=None if settings.directory is None else expand(settings.directory, names),
         stdout_logfile=expand(settings.stdout_logfile, names),
         stderr_logfile=expand(settings.stderr_logfile, names),
+        access_log=access_log,
+        slowlog=slowlog,
     )
 
 
@@ -66,6 +74,11 @@ def _worker(settings: PoolSettings, wsgi: str) -> tuple[str, ...]:
         options += ("--threads", str(settings.threads))
     if settings.max_requests is not None:
         options += ("--max-requests", f"{settings.max_requests}+{settings.max_requests_jitter}")
+    # Their paths may differ from process to process, so they are in the environment: a zygote has one command line.
+    if settings.access_log is not None:
+        options += ("--access-format", settings.access_format)
+    if settings.slow_after is not None:
+        options += ("--slow-after", str(settings.slow_after))
     if settings.preload:
         options += ("--zygote", "3")
     return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *options, wsgi)

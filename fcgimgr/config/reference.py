@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
-from fcgimgr.config.compounds import Addresses, Codes, Command, Environment, Names, Paths, Wsgi
+from fcgimgr.config.compounds import AccessFormat, Addresses, Codes, Command, Environment, Names, Paths, Wsgi
 from fcgimgr.config.keys import Key, keys
 from fcgimgr.config.kinds import Kind
 from fcgimgr.config.limits import Limit
@@ -172,6 +172,7 @@ def _toml(value: Any) -> str:
 
 
 _WORDS: Final[dict[type[Kind], str]] = {
+    AccessFormat: "text",
     Flag: "`true`, `false`",
     Seconds: "seconds",
     Percent: "percentage",

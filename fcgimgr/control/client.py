@@ -6,6 +6,7 @@ One connection, one request after another. Notifications that arrive while a req
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -16,7 +17,7 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from . import codec
-from .messages import PARSE_ERROR, ControlError, ManagerGone, NoManager, NoParams, Notice, Params, Response
+from .messages import PARSE_ERROR, REFUSED, ControlError, ManagerGone, NoManager, NoParams, Notice, Params, Response
 
 T = TypeVar("T")
 
@@ -39,7 +40,12 @@ class Client:
         self._reader = codec.LineReader(ANSWER_LIMIT)
         self._received: deque[Response | Notice] = deque()
         self._last_id = 0
+        self._output: int | None = None
         self._socket = _connect(path, timeout)
+
+    def heed_reader(self, output: int) -> None:
+        """From now on give up waiting, by BrokenPipeError, when nobody reads any more what is written to this fd."""
+        self._output = output
 
     def call(
         self,
@@ -108,6 +114,7 @@ class Client:
     def _next_message(self) -> Response | Notice | None:
         """The next message of a kind that is known; None when the manager has hung up."""
         while not self._received:
+            self._wait_unless_nobody_reads()
             try:
                 received = self._socket.recv(256 * 1024)
             except TimeoutError as error:
@@ -121,6 +128,16 @@ class Client:
                 if message is not None:
                     self._received.append(message)
         return self._received.popleft()
+
+    def _wait_unless_nobody_reads(self) -> None:
+        """Return when something has come, or at once where no output is heeded."""
+        if self._output is None:
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._output, 0)  # errors come unasked: on a pipe without a reader, a terminal that has gone
+        if any(fd == self._output for fd, _ in poll.poll()):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _silent(self) -> ControlError:
         return ControlError(f"the manager at {self.path} has not answered for {self._timeout:g} s")
@@ -137,6 +154,13 @@ def _connect(path: str, timeout: float) -> socket.socket:
         # A Unix socket whose queue is full answers EAGAIN at once where the caller would not block.
         connection.close()
         raise ControlError(f"the manager at {path} takes no connections: its queue is full") from error
+    except PermissionError as error:
+        connection.close()
+        raise ControlError(
+            f"no permission to speak to the manager at {path}: do it as the user that it runs as, or as root "
+            f"(control_mode and control_owner in its configuration say who else may)",
+            code=REFUSED,
+        ) from error
     except OSError as error:
         connection.close()
         raise NoManager(f"no manager at {path}: {_why(error)}") from error
@@ -152,8 +176,6 @@ def _why(error: OSError) -> str:
             return "there is no such socket"
         case errno.ECONNREFUSED:
             return "nobody listens there (left over from one that was killed?)"
-        case errno.EACCES | errno.EPERM:
-            return "permission denied (it may run as another user)"
         case _:
             return error.strerror or str(error)
 

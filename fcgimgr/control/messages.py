@@ -47,7 +47,7 @@ class ControlError(Exception):
 
 
 class NoManager(ControlError):  # noqa: N818 - it is a finding, not a fault
-    """Nobody answers at the control socket: it is absent, refuses, or may not be reached."""
+    """Nobody answers at the control socket: it is absent, or left over."""
 
 
 class ManagerGone(ControlError):  # noqa: N818
@@ -346,7 +346,7 @@ class Reopened(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """`kind` is process_state, pool_state, reload, listener, manager or log; `time` is since the epoch."""
+    """`kind` is process_state, pool_state, reload, listener, manager, log or skipped; `time` is since the epoch."""
 
     time: float
     kind: str

@@ -42,7 +42,13 @@ _DOWN: Final = (Stopped, Exited, Fatal)
 def _as_zygote(settings: PoolSettings) -> PoolSettings:
     """The pool's settings as they hold for its zygote. It has nothing in hand, so that it can be killed at any time."""
     return msgspec.structs.replace(
-        settings, ready="notify", autorestart=True, stopsignal=process.SIGKILL, stopasgroup=True, killasgroup=True
+        settings,
+        ready="notify",
+        autorestart=True,
+        max_lifetime=None,
+        stopsignal=process.SIGKILL,
+        stopasgroup=True,
+        killasgroup=True,
     )
 
 

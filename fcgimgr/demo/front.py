@@ -217,6 +217,11 @@ class _Exchange(http.server.BaseHTTPRequestHandler):
             self._expected -= len(content)
         self.wfile.write(content)
 
+    def log_message(self, format: str, *args: object) -> None:
+        """On standard error, if anybody still reads that: a client is answered all the same."""
+        with contextlib.suppress(BrokenPipeError):
+            super().log_message(format, *args)
+
     def _say(self, status: int, reason: str) -> None:
         """An answer of our own, unless one has begun: then all that is left is to break it off."""
         self.log_error("%s", reason)

@@ -7,16 +7,19 @@ none can be left behind by a worker that dies. All sums are made by who reads.
     head   magic: 8 bytes, by the worker   reopen: u32, by the manager: log files are to be opened anew when it changes
     lane   count: u32 | state, requests, since, last, thread, method, uri | count again: u32
 
-A lane is written as one struct, from its first byte to its last, so a reader who was overtaken finds two counts that
-differ, and looks again. (Where the processor writes in another order, that can go unseen: then a URI may be half of one
-request and half of another, for one look.) The reader believes nothing: a worker runs other people's code, and may
-write anything here. So it copies the board with pread(2), and takes a number only where it can be one.
+A lane is written as one struct, from its first byte to its last, so while that goes on its two counts differ. A reader
+may overtake the writer, and be overtaken again before it comes to the second count; so it takes two copies, and
+believes them only if they are the same: with equal counts in the first one, the writing was over when the second was
+taken. (Where the processor writes in another order, a URI may be of two requests, for one look.)
+Else the reader believes nothing: a worker runs other people's code, and may write anything here. So it copies the board
+with pread(2), and takes a number only where it can be one.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"fcgibrd1"
@@ -41,6 +44,9 @@ TRACEBACK_SIGNAL: Final = 61
 #: Lanes that a board has at least: as many threads as an engine may have when nobody says how many.
 LANES: Final = 16
 
+# A writer needs a microsecond for a lane, and as a rule milliseconds between two.
+_TRIES: Final = 10
+
 _MOST_REQUESTS: Final = 1 << 53  # what JSON's readers can tell apart
 
 
@@ -64,6 +70,20 @@ class Reading(NamedTuple):
     requests: int
     last: float | None
     in_hand: tuple[Request, ...]  # the oldest first
+
+
+def read(copy: Callable[[], bytes], now: float) -> Reading | None:
+    """What the board says of which `copy` makes a copy, at `now` (monotonic); None: it cannot be told."""
+    for _ in range(_TRIES):
+        board = copy()
+        if board == copy():
+            try:
+                reading = parse(board, now)
+            except ValueError:
+                return None
+            if reading is not None:
+                return reading
+    return None
 
 
 def parse(board: bytes, now: float) -> Reading | None:

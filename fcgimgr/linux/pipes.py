@@ -7,7 +7,10 @@ sees no end of file before the last holder of that end closes it, which is what 
 
 import fcntl
 import os
+import stat
 from typing import Final
+
+from fcgimgr.linux import procfs
 
 DEFAULT_SIZE: Final = 64 * 1024
 _SMALLEST: Final = 4096
@@ -31,6 +34,18 @@ def log_pipe(size: int = DEFAULT_SIZE) -> tuple[int, int]:
     if size != DEFAULT_SIZE:
         _resize(both, size)
     return reader, both
+
+
+def open_pipe(pid: int, fd: int, inode: int) -> int | None:
+    """A non-blocking descriptor to read from the pipe of this inode that a process has as `fd`; None: it has not.
+
+    Its description is our own: the process's end stays as it is. OSError: it may not be looked at.
+    """
+
+    def is_it(there: os.stat_result) -> bool:
+        return stat.S_ISFIFO(there.st_mode) and there.st_ino == inode
+
+    return procfs.open_fd(pid, fd, os.O_RDONLY | os.O_NONBLOCK, is_it)
 
 
 def _resize(fd: int, size: int) -> None:

@@ -4,7 +4,7 @@ These are called for a thousand processes in one status, so they read with bare 
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -117,6 +117,22 @@ def sockets(pid: int) -> dict[int, int] | None:
         return None
     finally:
         os.close(directory)
+
+
+def open_fd(pid: int, fd: int, flags: int, is_it: Callable[[os.stat_result], bool]) -> int | None:
+    """Open once more, as `flags` say and close-on-exec, what a process has as its `fd`; None: there is another thing.
+
+    OSError: it may not be looked at.
+    """
+    try:
+        # A process may put there what it likes, a device that acts on being opened too. O_PATH does not open it yet.
+        found = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC) if is_it(os.fstat(found)) else None
+    finally:
+        os.close(found)
 
 
 def threads(pid: int) -> int:

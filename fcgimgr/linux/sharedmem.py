@@ -5,8 +5,10 @@ It is read and written here by pread(2) and pwrite(2) and never mapped: whatever
 
 import fcntl
 import os
+import stat
 from typing import Final
 
+from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import refuse
 
 _SEALED: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -32,11 +34,12 @@ def open_shared(pid: int, fd: int, inode: int) -> int | None:
 
     OSError: it may not be looked at.
     """
-    try:
-        ours = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except FileNotFoundError:
-        return None
-    if os.fstat(ours).st_ino == inode and fcntl_seals(ours):
+
+    def is_it(there: os.stat_result) -> bool:
+        return stat.S_ISREG(there.st_mode) and there.st_ino == inode
+
+    ours = procfs.open_fd(pid, fd, os.O_RDWR, is_it)
+    if ours is None or fcntl_seals(ours):
         return ours
     os.close(ours)
     return None

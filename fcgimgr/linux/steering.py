@@ -173,9 +173,13 @@ class Group:
         self.steer_to(end)
 
     def admit_again(self) -> None:
-        """Take back `refuse_new`: the traffic goes where it went before. Nothing to do if it was not said."""
+        """Take back `refuse_new`: the traffic goes where it went before, or has been steered since.
+
+        Nothing to do if it was not said.
+        """
         if self._dead_end:
-            self.steer_to(self._dead_end.before)
+            if self.current is self._dead_end.listener:
+                self.steer_to(self._dead_end.before)
             self.close(self._dead_end.listener)
 
     def close(self, listener: Listener) -> None:

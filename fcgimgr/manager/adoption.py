@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -34,6 +33,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import let_go
 from fcgimgr.linux.listeners import Listener, LostListener, take_back
 from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.pipes import open_pipe
 from fcgimgr.linux.steering import Group
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.draining import descendants
@@ -120,7 +120,7 @@ def running_config(saved: Saved, now: Config | None = None) -> Config:
 def adopt(daemon: Daemon, estate: Estate) -> list[PoolAdoption]:
     """Go on with these processes. What could not be had whole is to be replaced (`replace_incomplete`).
 
-    Each that comes back is to be told by `steer` when nobody of the dead manager is left that is not known.
+    Each that comes back is to be told by `settle` when nobody of the dead manager is left that is not known.
     """
     saved = estate.saved
     daemon.history.record("manager", daemon.config.manager.identifier, None, daemon.state, f"pid {os.getpid()}")
@@ -172,6 +172,7 @@ class PoolAdoption:
         self._generations = {number: record for (of, number), record in self._saved.generations.items() if of == name}
         self._listeners: dict[int, Listener] = {}  # by inode; of those that live
         self._incomplete: set[int] = set()
+        self._to_start: tuple[int, ...] = ()  # anew, when all that is left has its place
         self._shut_down: set[int] = set()  # of the listeners, by inode
         self._unsteered = ""  # why the kernel does not steer for this pool
 
@@ -256,14 +257,19 @@ class PoolAdoption:
         for pid in pids:
             yield from descendants(pid)
 
-    def steer(self) -> None:
-        """Have the groups where that could not be before, and say why not if it still cannot be.
+    def settle(self) -> None:
+        """Have the groups where that could not be before, and say why not if it still cannot be; start what is dead.
 
         A process that the dead manager had spawned and not yet written down listens beside us until it is ended.
         """
-        if not self._unsteered:
-            return
-        self._unsteered = ""
+        if self._unsteered:
+            self._unsteered = ""
+            self._steer_again()
+        if self._to_start and self._daemon.state != "STOPPING":
+            self._daemon.journal.warning("none of its processes is left: starting it", name=self._pool.name)
+            self._daemon.start_pool(self._pool, self._to_start)
+
+    def _steer_again(self) -> None:
         listenings = (generation.listening for generation in self._pool.generations.values())
         places = [place for listening in listenings if listening is not None for place in listening.places]
         here = {place.listener.inode for place in places}
@@ -283,8 +289,10 @@ class PoolAdoption:
             serving = self._listeners.get(record.inode)
             inodes = [inode for inode in record.order if inode in self._listeners and inode not in self._shut_down]
             members = [self._listeners[inode] for inode in inodes]
-            if serving is None or not members or any(isinstance(member, LostListener) for member in members):
+            if not members or any(isinstance(member, LostListener) for member in members):
                 continue
+            # If it is gone, what serves is opened beside those that are left.
+            serving = serving or members[-1]
             try:
                 # When one leaves, the last takes its place. If it was the last, all is as it was.
                 if members[1:] and inodes != list(record.order[: len(members)]):
@@ -382,9 +390,8 @@ class PoolAdoption:
         for index, process in processes.items():
             if index < len(at_rest):
                 self._fill(generation, index, process)
-        if record.core.up and again:
-            self._daemon.journal.warning("none of its processes is left: starting it", name=self._pool.name)
-            self._daemon.start_pool(self._pool, tuple(again))
+        if record.core.up:
+            self._to_start = tuple(again)
 
     def _fill(self, generation: Generation, index: int, record: ProcessRecord) -> None:
         slot = generation.slots[index]
@@ -441,7 +448,7 @@ class PoolAdoption:
         pumps: list[Pump | None] = [None, None]
         for number, (inode, stream) in enumerate(zip(record.pipes, ("stdout", "stderr"), strict=False)):
             try:
-                fd = pipe_of(pid, number + 1, inode)
+                fd = open_pipe(pid, number + 1, inode)
             except OSError as error:
                 self._incomplete.add(generation.number)
                 self._daemon.journal.warning(
@@ -465,23 +472,3 @@ def fd_of(pid: int, fd: int) -> int:
     """A descriptor of ours of what a process has as `fd`. LinuxError as of `PidFd.get_fd`."""
     with PidFd(pid) as pidfd:
         return pidfd.get_fd(fd)
-
-
-def pipe_of(pid: int, fd: int, inode: int) -> int | None:
-    """A descriptor to read from the pipe of this inode that a process has as `fd`; None: it has another thing there.
-
-    OSError: it may not be looked at.
-    """
-    try:
-        # What it has there may be anything, a device that acts on being opened too. So this does not open it yet.
-        found = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    try:
-        about = os.fstat(found)
-        if not stat.S_ISFIFO(about.st_mode) or about.st_ino != inode:
-            return None
-        # Not blocking, and a description of its own: the process's end stays as it is.
-        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(found)

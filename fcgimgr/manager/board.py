@@ -7,16 +7,12 @@ inherits the descriptor, and a manager that follows a killed one finds it again 
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.fastcgi.scoreboard import Reading
 from fcgimgr.linux.sharedmem import find_shared, open_shared, shared_memory
 from fcgimgr.linux.spawn import FIRST_LISTENER
-
-# A writer needs a microsecond for a lane, and milliseconds between two.
-_TRIES: Final = 5
 
 
 class Board:
@@ -49,14 +45,7 @@ class Board:
 
     def read(self, now: float) -> Reading | None:
         """What the worker says at `now`, monotonic seconds; None: it cannot be told."""
-        for _ in range(_TRIES):
-            try:
-                reading = scoreboard.parse(os.pread(self.fd, self._size, 0), now)
-            except ValueError:
-                return None
-            if reading is not None:
-                return reading
-        return None
+        return scoreboard.read(lambda: os.pread(self.fd, self._size, 0), now)
 
     def ask_to_reopen(self) -> None:
         """Let the worker open its log files anew before it writes the next line."""

@@ -290,7 +290,28 @@ async def events(daemon: Daemon, params: messages.EventsParams, caller: Caller) 
         return messages.Events(events=last)
     for event in last:
         caller.notify("event", event)
-    stop = daemon.history.follow(lambda event: caller.notify("event", event))
+    missed = 0
+
+    def pass_on(event: messages.Event) -> None:
+        nonlocal missed
+        if not caller.behind:
+            caller.notify("event", event)
+            return
+        if not missed:
+            caller.when_caught_up(catch_up)
+        missed += 1
+
+    def catch_up() -> None:
+        nonlocal missed
+        count, missed = missed, 0
+        remembered = daemon.history.last(count)
+        if lost := count - len(remembered):
+            detail = f"{lost} events: they came faster than they were read"
+            caller.notify("event", messages.Event(time=remembered[0].time, kind="skipped", name="", detail=detail))
+        for event in remembered:
+            caller.notify("event", event)
+
+    stop = daemon.history.follow(pass_on)
     try:
         await caller.gone()
     finally:

@@ -152,14 +152,16 @@ class Daemon:
 
     def _settle(self) -> None:
         """STARTING is over when every pool that was to start has started, or has failed to."""
+        on_their_way: dict[str, bool] = {}
+        hopeless: dict[str, bool] = {}
         if (
             self.state != "STARTING"
             or self.taking_over
-            or any(self._is_on_its_way(pool) for pool in self.pools.values())
+            or any(self._is_on_its_way(pool, on_their_way) for pool in self.pools.values())
         ):
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
-        if wanted and all(self._is_hopeless(pool) for pool in wanted):
+        if wanted and all(self._is_hopeless(pool, hopeless) for pool in wanted):
             self.journal.error("nothing at all could be started: giving up")
             self.exit_code = 1
             self.shutdown("nothing could be started")
@@ -170,21 +172,29 @@ class Daemon:
         self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
         self.manager_changed()
 
-    def _is_on_its_way(self, pool: Pool) -> bool:
-        """Whether it will be known if the pool comes up: not if it waits for what does not, or is tried for ever."""
-        if pool.state is not PoolState.STARTING:
-            return False
+    def _is_on_its_way(self, pool: Pool, known: dict[str, bool]) -> bool:
+        """Whether it will be known if the pool comes up: not if it waits for what does not, or is tried for ever.
+
+        `known`: what has been found out of others, each of which may be waited for on many ways.
+        """
+        if pool.name not in known:
+            known[pool.name] = pool.state is PoolState.STARTING and self._may_come_up(pool, known)
+        return known[pool.name]
+
+    def _may_come_up(self, pool: Pool, known: dict[str, bool]) -> bool:
         core = pool.serving.core
         if pool.settings.startretries < 0 and any(isinstance(state, Backoff) for state in core.processes):
             return False
         waited_for = [self.pools[name] for name in core.waiting]
-        return all(other.state is PoolState.RUNNING or self._is_on_its_way(other) for other in waited_for)
+        return all(other.state is PoolState.RUNNING or self._is_on_its_way(other, known) for other in waited_for)
 
-    def _is_hopeless(self, pool: Pool) -> bool:
-        """Whether the pool has failed to start, or waits for one that has."""
-        if pool.state is PoolState.STARTING:
-            return any(self._is_hopeless(self.pools[name]) for name in pool.serving.core.waiting)
-        return pool.state is PoolState.FATAL
+    def _is_hopeless(self, pool: Pool, known: dict[str, bool]) -> bool:
+        """Whether the pool has failed to start, or waits for one that has. `known`: as before."""
+        if pool.name not in known:
+            waits = pool.serving.core.waiting if pool.state is PoolState.STARTING else ()
+            hopeless = any(self._is_hopeless(self.pools[name], known) for name in waits)
+            known[pool.name] = hopeless or pool.state is PoolState.FATAL
+        return known[pool.name]
 
     def manager_changed(self) -> None:
         """The manager itself went into another state: whoever watches is told."""
@@ -368,6 +378,11 @@ class Daemon:
     def reopen_logs(self) -> tuple[int, list[str]]:
         """Open every log file anew (after logrotate): how many, and what went wrong."""
         count, problems = self.logs.reopen_all()
+        for pool in self.pools.values():
+            for generation in pool.generations.values():
+                more, wrong = generation.reopen_request_logs()
+                count += more
+                problems += wrong
         self.journal.info(f"reopened {count} log files")
         return count, problems
 

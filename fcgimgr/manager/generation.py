@@ -36,6 +36,7 @@ from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.recipes import Recipe
+from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
@@ -271,14 +272,27 @@ class Generation:
         try:
             self.recipes = self._make_recipes(settings, self.config)
             if isinstance(settings, PoolSettings):
-                beside = self.beside.listening if self.beside is not None else None
-                self.listening = open_listening(settings, self.daemon.sockets, beside)
+                listening = open_listening(settings, self.daemon.sockets, self._neighbours())
+                if self.pool.serving is self:
+                    listening.begin_serving()
+                self.listening = listening
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)
             return core.OpenFailed(str(error))
         if self.listening is not None:
             self._tell("listening on")
         return core.Opened()
+
+    def _neighbours(self) -> Listening | None:
+        """Beside whose listeners it opens its own: those of the generation that serves.
+
+        If that is this one, it was stopped, or has died, while another was leaving, which has the same ports.
+        """
+        if self.pool.serving is not self:
+            return self.beside.listening if self.beside is not None else None
+        others = [one.listening for one in self.pool.generations.values() if one is not self]
+        shared = [place for one in others if one is not None for place in one.places if place.group is not None]
+        return Listening(shared) if shared else None
 
     def _make_recipes(self, settings: ProcessSettings, config: Config) -> Recipes:
         return Recipes(
@@ -355,7 +369,25 @@ class Generation:
         """How to spawn this process now. LinuxError: it cannot be."""
         recipes = self._recipes()
         plan = recipes.plan(index)
+        for path in requestlogs.files(plan):
+            for problem in requestlogs.create(path, recipes.account):  # it serves without
+                self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
         return recipes.recipe(plan), plan
+
+    def reopen_request_logs(self) -> tuple[int, list[str]]:
+        """Let the workers open their log files anew: how many there are, and what is wrong with others."""
+        if self.recipes is None:
+            return 0, []
+        problems: dict[str, list[str]] = {}
+        for index, slot in enumerate(self.slots):
+            if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
+                for path in paths:
+                    if path not in problems:
+                        problems[path] = requestlogs.create(path, self.recipes.account)
+                slot.board.ask_to_reopen()
+        return sum(not found for found in problems.values()), [
+            problem for found in problems.values() for problem in found
+        ]
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made

@@ -50,7 +50,7 @@ async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
         daemon.state = "RUNNING"
         adoptions = adopt(daemon, estate)
         for adoption in adoptions:
-            adoption.steer()
+            adoption.settle()
         daemon.reap_children()  # those that died during the exec
         daemon.manager_changed()
         daemon.go_on()
@@ -61,7 +61,7 @@ async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
     adoptions = adopt(daemon, estate) if kept else []
     await end_unknown(daemon, estate)
     for adoption in adoptions:
-        adoption.steer()
+        adoption.settle()
     if kept and config.manager.orphans == "kill":
         daemon.journal.info('stopping the processes that were taken over (orphans = "kill")')
         await asyncio.gather(*(updating.stopped(daemon, pool) for pool in daemon.pools.values()))
@@ -118,14 +118,16 @@ def unknown(daemon: Daemon, manager: int | None) -> list[int]:
         (generation.name, str(generation.number), generation.slots[index].name)
         for generation, index in daemon.children.values()
     }
-    sockets = (os.path.join(daemon.config.manager.state_dir, "notify-"), f"@fcgimgr-{manager}-")
+    sockets = [os.path.join(daemon.config.manager.state_dir, "notify-")]
+    if manager is not None and (manager == os.getpid() or procfs.state(manager) is None):
+        sockets.append(f"@fcgimgr-{manager}-")  # else its number is another's by now, and may be another manager's
     found = []
     for pid in procfs.pids():
         if pid in daemon.children or procfs.session(pid) in daemon.children or procfs.parent(pid) == os.getpid():
             continue
         environment = procfs.environment_of(pid) or {}
         slot = tuple(environment.get(key) for key in ("FCGIMGR_POOL", "FCGIMGR_GENERATION", "FCGIMGR_PROCESS"))
-        if not environment.get("NOTIFY_SOCKET", "").startswith(sockets) or None in slot or slot in known:
+        if not environment.get("NOTIFY_SOCKET", "").startswith(tuple(sockets)) or None in slot or slot in known:
             continue
         if procfs.state(pid) not in (None, "Z", "X"):
             found.append(pid)

@@ -56,7 +56,8 @@ class Remains:
         """Signal what is left of the group; False if there is nobody, and then never again: its number is free."""
         if self.adopted:  # it was reaped by others: the number of its group may be anybody's by now
             return True
-        self.empty = self.empty or not signalled(self.group, number)
+        # Its leader was reaped. If there is a process of that number, it is another: it came when the group was empty.
+        self.empty = self.empty or state_of(self.group) is not None or not signalled(self.group, number)
         return not self.empty
 
 
@@ -92,19 +93,20 @@ class Leftovers:
             deadline = self._loop.time() if state.killed else state.due
         mark = (settings.name, generation.slots[index].name)
         remains = Remains(pid, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone, adopted=adopted)
+        if not adopted:
+            # Now, and not when it is reaped: its number is the group's for certain only as long as it is a zombie.
+            if deadline <= self._loop.time():
+                signalled(pid, SIGKILL)
+            elif not told:
+                signalled(pid, settings.stopsignal)
         self._new.append(remains)
         if gone is None:
             told_of()
 
     def look(self) -> None:
         """After a round of reaping: of whom is anybody left?"""
-        new, self._new = self._new, []
-        for remains in new:
-            if remains.deadline <= self._loop.time():
-                remains.signal_group(SIGKILL)
-            elif not remains.told:
-                remains.signal_group(remains.stopsignal)
-        self._remains += new
+        self._remains += self._new
+        self._new = []
         strays = self._strays()
         members = self._members()
         for remains in tuple(self._remains):

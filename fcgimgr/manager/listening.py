@@ -214,6 +214,21 @@ class Listening:
         for place in self.places:
             place.settle()
 
+    def begin_serving(self) -> None:
+        """Lead all new connections here, where another generation may have had them, or nobody.
+
+        LinuxError, and all is closed: that cannot be had.
+        """
+        try:
+            self.take_traffic()
+            for place in self.places:
+                if place.group is not None:
+                    place.group.admit_again()
+        except LinuxError:
+            with suppress(LinuxError):
+                self.close()
+            raise
+
     def share(self, percent: float) -> None:
         """Lead `percent` of the new connections here."""
         for place in self.places:

@@ -5,7 +5,9 @@ X_REQUESTS=n is how many requests it has served; X_RECYCLE=why asks for its repl
 There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
 writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent
 a message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any descendant in its
-session. What comes from anybody else is dropped.
+session. A helper that has said its word may have ended before it is heard, and then nothing tells whose it was. So
+from a user's own socket, which nobody else can write to, its READY=1 is taken for that of the one process of this user
+that waits to say it; where several wait it is dropped, with a warning. All else that comes from strangers is dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import ProcessSettings
 from fcgimgr.core.generation import Happened, Recycle
-from fcgimgr.core.process import ALIVE, Ready
+from fcgimgr.core.process import ALIVE, Ready, Starting
 from fcgimgr.linux.accounts import resolve_user
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LONGEST_PATH
@@ -103,17 +105,40 @@ class NotifySockets:
                 return
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                    self._hear(_CREDENTIALS.unpack(content)[0], message)
+                    pid, uid, _ = _CREDENTIALS.unpack(content)
+                    self._hear(receiver, pid, uid, message)
 
-    def _hear(self, pid: int, message: bytes) -> None:
+    def _hear(self, receiver: socket.socket, pid: int, uid: int, message: bytes) -> None:
         children = self._daemon.children
-        child = children.get(pid) or children.get(session(pid) or 0)
+        leader = session(pid)
+        child = children.get(pid) or children.get(leader or 0)
+        if child is None and leader is None and b"READY=1" in message.split(b"\n"):
+            child = self._only_one_that_waits(receiver, pid, uid)
         if child is None:
             self._daemon.journal.debug("a notification from a process that is not ours was dropped", pid=pid)
             return
         generation, index = child
         for line in message.decode("utf-8", "replace").split("\n"):
             self._heed(generation, index, *line.partition("=")[::2])
+
+    def _only_one_that_waits(self, receiver: socket.socket, pid: int, uid: int) -> tuple[Generation, int] | None:
+        """Whose READY=1 it must be that came from a process which has ended: the only one that can have sent it."""
+        path = next((path for path, own in self._sockets.items() if own is receiver), "@")
+        if path.startswith("@") or not path.endswith(f"-{uid}.sock"):
+            return None
+        waiting = [
+            (generation, index)
+            for generation, index in self._daemon.children.values()
+            if generation.settings.ready == "notify"
+            and isinstance(generation.core.processes[index], Starting)
+            and self.path_for(generation.settings) == path
+        ]
+        if len(waiting) > 1:
+            self._daemon.journal.warning(
+                f"READY=1 from a process that had ended before it was heard (pid {pid}): whose it was cannot be known; "
+                f"let the process itself say it, or its helper wait, as systemd-notify does"
+            )
+        return waiting[0] if len(waiting) == 1 else None
 
     def _heed(self, generation: Generation, index: int, key: str, value: str) -> None:
         slot = generation.slots[index]

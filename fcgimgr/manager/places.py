@@ -98,6 +98,14 @@ def ensure_directory(path: str, mode: int, key: str) -> bool:
         raise LinuxError(f"manager.{key}: {path} is not a directory; move it away or choose another place")
     if found.st_uid not in (0, os.geteuid()):
         raise LinuxError(f"manager.{key}: the directory {path} belongs to uid {found.st_uid}; choose one of our own")
-    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-        raise LinuxError(f"manager.{key}: everybody may write to the directory {path}; chmod o-w it, or choose another")
+    if not found.st_mode & stat.S_ISVTX:
+        if found.st_mode & stat.S_IWOTH:
+            raise LinuxError(
+                f"manager.{key}: everybody may write to the directory {path}; chmod o-w it, or choose another"
+            )
+        if found.st_mode & stat.S_IWGRP and found.st_gid != 0:  # whoever is in root's group is as good as root
+            raise LinuxError(
+                f"manager.{key}: the group {found.st_gid} may write to the directory {path}; chmod g-w it, or choose "
+                f"another"
+            )
     return made

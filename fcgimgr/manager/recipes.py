@@ -18,6 +18,7 @@ from fcgimgr.linux.accounts import Account, resolve_user
 from fcgimgr.linux.executables import find_executable
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import FIRST_LISTENER
+from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import board_fd
 
 # Tells a WSGI worker, which may run in a virtualenv without it, where flup is (fcgimgr/worker/__init__.py).
@@ -68,6 +69,7 @@ class Recipes:
             **self._environment,
             "FCGIMGR_PROCESS": plan.name,
             "SUPERVISOR_PROCESS_NAME": plan.name,
+            **requestlogs.environment(plan),
             **plan.environment,
         }
         return Recipe(

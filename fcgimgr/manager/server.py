@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
 
 IDLE_LIMIT: Final = 60.0  # seconds without a request under way
+IDLE_ENOUGH: Final = 1.0  # … that make room for another client, where there are as many as may be
 REQUEST_LIMIT: Final = 16  # under way at once, a client
 BEHIND: Final = 1024 * 1024  # bytes left unread from which on a client is told only what must be said
 UNREAD_LIMIT: Final = 16 * 1024 * 1024  # bytes that a client may leave unread before it is hung up on
@@ -54,6 +55,17 @@ class ControlServer:
     def may_speak(self, uid: int) -> bool:
         """Root, our own user and control_owner; others where control_mode lets them, which the kernel has checked."""
         return uid in (0, os.geteuid(), self._owner) or bool(self.daemon.config.manager.control_mode & 0o022)
+
+    def make_room(self) -> bool:
+        """Hang up on whoever has asked for nothing for the longest time. False: all have something under way."""
+        now = self.daemon.loop.time()
+        idle = [client for client in self.clients if not client.tasks and now - client.heard > IDLE_ENOUGH]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda client: client.heard)
+        longest.refuse("hung up on: it asked for nothing, and others wait for a connection")
+        self.clients.discard(longest)
+        return True
 
     async def close(self) -> None:
         """Let the last answers go out, then hang up on everybody."""
@@ -88,6 +100,7 @@ class Client(asyncio.Protocol):
         self._reader = LineReader()
         self._transport: asyncio.WriteTransport | None = None
         self._who = ""
+        self.heard = server.daemon.loop.time()  # when it last began to have nothing under way
         self._gone = server.daemon.loop.create_future()
         self._idle: asyncio.TimerHandle | None = None
         self.tasks: set[asyncio.Task[None]] = set()
@@ -103,14 +116,15 @@ class Client(asyncio.Protocol):
         pid, uid, _ = peer_credentials(transport.get_extra_info("socket"))
         self._who = f"pid {pid}, uid {uid}"
         if not self._server.may_speak(uid):
-            self._refuse(f"uid {uid} may not control this manager (control_mode and control_owner say who may)")
-        elif len(self._server.clients) >= CLIENT_LIMIT:
-            self._refuse(f"{CLIENT_LIMIT} clients are being served already; try again later")
+            self.refuse(f"uid {uid} may not control this manager (control_mode and control_owner say who may)")
+        elif len(self._server.clients) >= CLIENT_LIMIT and not self._server.make_room():
+            self.refuse(f"{CLIENT_LIMIT} clients are being served already; try again later")
         else:
             self._server.clients.add(self)
             self._watch_idling()
 
-    def _refuse(self, why: str) -> None:
+    def refuse(self, why: str) -> None:
+        """Say so, and hang up."""
         self._send(encode_error(None, REFUSED, why))
         self.hang_up()
 
@@ -194,6 +208,7 @@ class Client(asyncio.Protocol):
             self._watch_idling()
 
     def _watch_idling(self) -> None:
+        self.heard = self._daemon.loop.time()
         if self._idle is None:
             self._idle = self._daemon.loop.call_later(IDLE_LIMIT, self.hang_up)
 

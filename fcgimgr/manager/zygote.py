@@ -108,8 +108,9 @@ class Zygote:
 
     def want(self, index: int) -> None:
         """Fork the worker that is Spawning, as soon as can be; or have it fail to start."""
-        state = self.generation.core.processes[index]
-        assert isinstance(state, Spawning)
+        state = self.generation.core.processes[index] if index < len(self.generation.core.processes) else None
+        if not isinstance(state, Spawning):  # one before it could not be had, and so it is not wanted any more
+            return
         self._waiting[index] = None
         if (event := core.asked_for(self.state, state.tries)) is not None:
             self.feed(event)
@@ -262,12 +263,8 @@ class Zygote:
         while self._asked is None and self._waiting and isinstance(self.state, Running) and self._channel is not None:
             index = next(iter(self._waiting))
             del self._waiting[index]
-            if self._is_spawning(index):
+            if self.generation.is_spawning(index):
                 self._ask_for(index, self._channel)
-
-    def _is_spawning(self, index: int) -> bool:
-        processes = self.generation.core.processes
-        return index < len(processes) and isinstance(processes[index], Spawning)
 
     def _ask_for(self, index: int, channel: socket.socket) -> None:
         generation = self.generation
@@ -339,7 +336,9 @@ class Zygote:
         """The worker is there: let it go on."""
         pid, index = asked.pid, asked.index
         try:
-            if not self._is_spawning(index):  # a stop has overtaken it: it ends when it reads nothing from `go`
+            if not self.generation.is_spawning(
+                index
+            ):  # a stop has overtaken it: it ends when it reads nothing from `go`
                 asked.close()
             elif pid is None or self._is_known(pid) or procfs.parent(pid) != os.getpid():
                 asked.close()  # killed before it was known, and reaped: of its death we could not hear again
@@ -367,5 +366,5 @@ class Zygote:
         words = self.slot.last_words(alive=False)
         waiting, self._waiting = self._waiting, {}
         for index in waiting:
-            if self._is_spawning(index):
+            if self.generation.is_spawning(index):
                 self.generation.could_not_spawn(index, f"{NAME}: {why}", words)

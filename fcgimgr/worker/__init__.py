@@ -15,6 +15,9 @@ observing    what an engine tells of its requests, and to whom
 watching     who is told: keeps the scoreboard
 board        the scoreboard, as the worker writes it
 retiring     when a worker has served enough
+accesslog    a line a request
+slow         where a request is that takes long
+appending    the files that both are written to
 flup_engine  flup's FastCGI server, mended
 notify       READY=1 to the manager
 """

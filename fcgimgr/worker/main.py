@@ -18,10 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, NoReturn
-
-if TYPE_CHECKING:
-    from fcgimgr.worker.retiring import Retirement
+from typing import Final, NoReturn
 
 #: Threads of one process when nothing is said. flup: as many requests at once as one interpreter lock can usefully
 #: juggle. native: PHP-FPM's model, where a process is what can be counted, limited and killed.
@@ -38,11 +35,10 @@ def main(arguments: Sequence[str], first: str | None) -> int:
 
     # Now, with all that it needs of the standard library (start.py).
     from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
-    from fcgimgr.worker.board import inherited_board
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application
     from fcgimgr.worker.notify import notify
-    from fcgimgr.worker.watching import Watch
+    from fcgimgr.worker.watching import watch_over
 
     serve: Callable[..., None] | None = None
     if options.server == "native":
@@ -72,7 +68,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
             # This is a worker, and all that follows is as in any other.
             listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
-        watch = Watch(inherited_board(os.environ), _retirement(options))
+        watch = watch_over(options, os.environ)
         # In C, so that it also works while the interpreter is stuck in an extension (manager/limits.py).
         faulthandler.register(TRACEBACK_SIGNAL, file=2)
         threads = options.threads or DEFAULT_THREADS[options.server]
@@ -104,6 +100,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--max-requests", metavar="N+JITTER", type=_count_and_jitter, help="ask to be replaced after so many"
     )
     parser.add_argument(
+        "--access-format", metavar="FORMAT", default="json", help="of the lines in the file $FCGIMGR_ACCESS_LOG"
+    )
+    parser.add_argument(
+        "--slow-after", metavar="SECONDS", type=float, help="write slower requests to the file $FCGIMGR_SLOWLOG"
+    )
+    parser.add_argument(
         "--zygote", type=int, metavar="FD", help="import it, and fork workers when asked on this socket to the manager"
     )
     parser.add_argument("application", metavar="module:callable", help="the WSGI application")
@@ -121,15 +123,6 @@ def _count_and_jitter(text: str) -> tuple[int, int]:
     if not (most.isdecimal() and jitter.isdecimal() and int(most)):
         raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, as in 1000+100")
     return int(most), int(jitter)
-
-
-def _retirement(options: argparse.Namespace) -> Retirement | None:
-    from fcgimgr.worker.retiring import Retirement
-
-    if options.max_requests is None:
-        return None
-    most, jitter = options.max_requests
-    return Retirement(most, jitter, os.environ.get("NOTIFY_SOCKET"))
 
 
 def _give_up(reason: str) -> NoReturn:

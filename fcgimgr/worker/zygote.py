@@ -3,7 +3,7 @@
     PYTHON …/fcgimgr/worker/start.py --zygote 3 --server … module:callable
 
 A fork takes a millisecond where an import takes seconds, and shares the memory of all that was imported. The zygote
-itself never serves: it has no listener but for the moment of a fork, when it passes one on.
+itself never serves, and never has a listener.
 
 It talks to the manager on file descriptor 3, a Unix socket that keeps packets apart (SOCK_SEQPACKET), a message each:
 
@@ -18,9 +18,10 @@ It talks to the manager on file descriptor 3, a Unix socket that keeps packets a
 
 Requests come one at a time. The manager's end closes when it wants no more of the zygote, or has died.
 
-**Whose child a worker is.** The zygote forks a process between, which makes itself ready in the worker's place (output,
-environment, signals), forks the worker and ends: so the worker becomes the child of the manager, which is a subreaper
-and hears of its death at once. `forked` is said when the process between has been reaped: by then that is so.
+**Whose child a worker is.** The zygote forks a process between, in advance. This waits for the request, makes itself
+ready in the worker's place (output, environment, signals), forks the worker and ends: so the worker becomes the child
+of the manager, which is a subreaper and hears of its death at once. When the zygote has reaped the process between, it
+says `forked`, for by then that is so, and forks the next one.
 
 **No worker before its manager knows it.** A worker waits for a byte on `go` before it touches a listener. When that
 closes instead (the manager has died, or does not want this worker any more), it ends: nobody can be left over.
@@ -52,6 +53,7 @@ _IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _LONGEST: Final = 256 * 1024  # bytes of a request
 _MOST_FDS: Final = 253  # SCM_MAX_FD (linux/net/scm.h)
 _GO: Final = b"g"
+_HUNG_UP: Final = b"hung up"  # what the process between reports when there will be no request any more
 
 
 class Zygote:
@@ -76,76 +78,72 @@ class Zygote:
             if disposition is not None:  # else the application has set it, in C
                 signal.signal(ignored, signal.SIG_IGN)
         self._say(b"ready")
-        while True:
-            number, entries, fds = self._hear()
-            go = self._fork(number, entries, fds, before)
-            if go is not None:
-                break
+        while (go := self._fork(before)) is None:
+            pass
         if os.read(go, 1) != _GO:
             os._exit(0)
         os.close(go)
         show_as(os.environ.get("FCGIMGR_PROCESS", ""))
 
-    def _hear(self) -> tuple[bytes, Sequence[bytes], Sequence[int]]:
-        """The next request: its number, entries and descriptors. Without another one the zygote ends."""
-        try:
-            packet, fds, *_ = socket.recv_fds(self._channel, _LONGEST, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
-        except OSError:  # ECONNRESET: the manager has died before it read all that we said
-            packet, fds = b"", []
-        if not packet:
-            os._exit(0)  # not sys.exit: what atexit would clean up, the workers still use
-        number, *entries = packet.split(b"\0")
-        return number, entries, [_beyond_standard(fd) for fd in fds]
-
-    def _fork(
-        self, number: bytes, entries: Sequence[bytes], fds: Sequence[int], dispositions: dict[signal.Signals, Any]
-    ) -> int | None:
-        """In the worker: its `go`. In the zygote: None, and the manager has been told."""
+    def _fork(self, dispositions: dict[signal.Signals, Any]) -> int | None:
+        """In the worker: its `go`. In the zygote None, when the manager has been told how it went."""
         self._warn_of_threads()
         _flush()
         reader, writer = os.pipe()
         try:
             between = _fork_unnoticed()
         except OSError as error:
-            between, said = -1, f"cannot fork: {error.strerror}".encode()
+            os.close(reader)
+            os.close(writer)
+            self._refuse(f"cannot fork: {error.strerror}")
+            return None
         if between == 0:
             os.close(reader)
-            return self._bear(number, entries, fds, dispositions, writer)
-        for fd in (writer, *fds):
-            os.close(fd)
-        if between > 0:
-            with open(reader, "rb", buffering=0) as report:
-                said = report.read()  # until nobody can say more: nothing, if all is well
-            with contextlib.suppress(ChildProcessError):  # the application ignores SIGCHLD: the kernel has reaped it
-                os.waitpid(between, 0)
-        else:
-            os.close(reader)
-        self._say(b"failed %s %s" % (number, said[:1000]) if said else b"forked %s" % number)
+            return self._bear(dispositions, writer)
+        os.close(writer)
+        with open(reader, "rb", buffering=0) as report:
+            said = report.read()  # until nobody can say more
+        with contextlib.suppress(ChildProcessError):  # the application ignores SIGCHLD: the kernel has reaped it
+            os.waitpid(between, 0)
+        number, _, failure = said.partition(b" ")
+        if not number:  # somebody has killed it
+            print("fcgimgr worker: the process that was to fork the next worker has died", file=sys.stderr, flush=True)
+            os._exit(1)
+        if said == _HUNG_UP:
+            os._exit(0)  # not sys.exit: what atexit would clean up, the workers still use
+        self._say(b"failed %s %s" % (number, failure[:1000]) if failure else b"forked %s" % number)
         return None
 
-    def _bear(
-        self,
-        number: bytes,
-        entries: Iterable[bytes],
-        fds: Sequence[int],
-        dispositions: dict[signal.Signals, Any],
-        report: int,
-    ) -> int:
+    def _refuse(self, why: str) -> None:
+        number, _, fds = self._hear()
+        if not number:
+            os._exit(0)
+        for fd in fds:
+            os.close(fd)
+        self._say(b"failed %s %s" % (number, why.encode()))
+
+    def _hear(self) -> tuple[bytes, Sequence[bytes], Sequence[int]]:
+        """The next request: its number, entries and descriptors. An empty number: the manager has hung up."""
+        try:
+            packet, fds, *_ = socket.recv_fds(self._channel, _LONGEST, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+        except OSError:  # ECONNRESET: the manager has died before it read all that we said
+            packet, fds = b"", []
+        number, *entries = packet.split(b"\0")
+        return number, entries, [_beyond_standard(fd) for fd in fds]
+
+    def _bear(self, dispositions: dict[signal.Signals, Any], report: int) -> int:
         """In the process between: be as the worker is to be, and fork it. Returns in the worker, with its `go`."""
         try:
+            number, entries, fds = self._hear()
+            if not number:
+                os.write(report, _HUNG_UP)
+                os._exit(0)
+            os.write(report, number + b" ")
             go, stdout, stderr, *others = fds
             for fd, target in ((stdout, 1), (stderr, 2)):
                 os.dup2(fd, target)
                 os.close(fd)
-            for entry in entries:
-                name, _, value = os.fsdecode(entry[1:]).partition("=")
-                if entry[:1] == b"+":
-                    os.environ[name] = value
-                elif entry[:1] == b"*":
-                    os.environ[name] = ",".join(map(str, others[: int(value)]))
-                    del others[: int(value)]
-                else:
-                    os.environ.pop(name, None)
+            _put_on(entries, others)
             for signal_number, disposition in dispositions.items():
                 if disposition is not None:
                     signal.signal(signal_number, disposition)
@@ -213,6 +211,19 @@ def _find_libc_fork() -> Callable[[], int] | None:
 
 
 _libc_fork = _find_libc_fork()
+
+
+def _put_on(entries: Iterable[bytes], fds: Sequence[int]) -> None:
+    """Have the environment that these entries of a request make of the present one."""
+    left = iter(fds)
+    for entry in entries:
+        name, _, value = os.fsdecode(entry[1:]).partition("=")
+        if entry[:1] == b"+":
+            os.environ[name] = value
+        elif entry[:1] == b"*":
+            os.environ[name] = ",".join(str(next(left)) for _ in range(int(value)))
+        else:
+            os.environ.pop(name, None)
 
 
 def _beyond_standard(fd: int) -> int:

@@ -541,7 +541,9 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become anothe
 @root
 def test_another_user_is_refused(open_place: Path) -> None:
     with running(open_place, TWO) as manager:
-        assert "permission denied" in as_nobody(manager, "ping").fails(4)
+        refused = as_nobody(manager, "ping").fails(1)
+        assert "no permission to speak to the manager" in refused
+        assert "start one" not in refused
         manager.control.chmod(0o666)  # not what the configuration says: so the kernel is not the only guard
         assert "uid 65534 may not control this manager" in as_nobody(manager, "ping").fails(1)
         manager("ping").succeeds()
@@ -589,13 +591,37 @@ def test_so_many_clients_and_no_more(two: Manager) -> None:
     with contextlib.ExitStack() as clients:
         talks = [clients.enter_context(Talk(two)) for _ in range(CLIENT_LIMIT)]
         for talk in talks:
-            talk.ask("ping", {})
-            assert talk.answer()["result"]["pong"] is True
+            talk.ask("events", {"n": 1, "follow": True})
+            talk.answer()
         assert f"{CLIENT_LIMIT} clients are being served already" in two("ping").fails(1)
         talks[0].hang_up()
         eventually(lambda: two("ping").code == 0)
-        talks[1].ask("ping", {})
+        talks[1].ask("ping", {}, id=2)
         assert talks[1].answer()["result"]["pong"] is True
+
+
+def test_clients_that_ask_for_nothing_make_room(two: Manager) -> None:
+    with contextlib.ExitStack() as clients:
+        talks = [clients.enter_context(Talk(two)) for _ in range(CLIENT_LIMIT)]
+        for talk in talks:
+            talk.ask("ping", {})
+            talk.answer()
+        eventually(lambda: two("ping").code == 0)
+        assert "others wait for a connection" in talks[0].answer()["error"]["message"]
+        talks[-1].ask("ping", {})
+        assert talks[-1].answer()["result"]["pong"] is True
+
+
+@pytest.mark.parametrize("command", [["events", "-f", "-n", "1"], ["tail", "-f", "-n", "1", "queue"]])
+def test_who_follows_for_nobody_ends(command: list[str], two: Manager) -> None:
+    with subprocess.Popen(words("-c", two.config, *command), stdout=subprocess.PIPE) as follower:
+        assert follower.stdout is not None
+        follower.stdout.close()  # as `head -1` does, and nothing more happens that would be written
+        try:
+            follower.wait(30)
+        finally:
+            follower.kill()
+        assert follower.returncode not in (0, -9)
 
 
 def test_idle_clients_are_in_nobodys_way(two: Manager) -> None:

@@ -17,6 +17,8 @@ import pytest
 from fcgimgr.demo.front import MAX_REQUEST_BODY, serve
 from fcgimgr.fastcgi.records import FastCGIError, RecordReader, RecordType, encode_record, encode_stream, end_request
 from fcgimgr.worker import MAIN
+from tests.integration.ports import free_port
+from tests.waiting import eventually
 
 
 @contextlib.contextmanager
@@ -367,3 +369,20 @@ def test_the_demo_ends_with_its_terminal_and_leaves_nothing_behind(number: signa
         running.send_signal(number)
         assert running.wait(30) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_answers_also_when_nobody_reads_on_what_it_prints() -> None:
+    port = free_port()
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fcgimgr", "demo", "--port", str(port)], stdout=writer, stderr=writer
+    ) as running:
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)  # as `| head` does, before the demo is up
+        try:
+            assert eventually(lambda: ask(port), within=30).status == 200
+            assert ask(port).status == 200
+        finally:
+            running.terminate()
+        assert running.wait(20) == 0

@@ -15,7 +15,7 @@ from tests.integration.load import Load
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
 from tests.integration.scenes import is_alive, managing, scene
-from tests.integration.test_scoreboard import Pool, process
+from tests.integration.test_scoreboard import Pool, process, servers
 from tests.integration.test_upgrade import upgrade
 from tests.waiting import eventually
 
@@ -65,6 +65,7 @@ def most_at_once(manager: RunningManager) -> int:
     [
         ("wsgi", ("max_requests = 20", "max_requests_jitter = 10")),
         ("wsgi", ("max_lifetime = 0.5",)),
+        ("wsgi", ("max_requests = 20", "max_requests_jitter = 10", 'server = "native"')),
         # One thread each. (The Go runtime catches SIGTERM, and its other threads may accept one more before it ends.)
         ("php", ("max_lifetime = 0.5",)),
         ("c", ("max_lifetime = 0.5",)),
@@ -145,11 +146,12 @@ def test_another_lifetime_holds_at_once_for_those_that_run(tmp_path: Path) -> No
 # -- requests that take too long --------------------------------------------------------------------------------------
 
 
+@servers
 @pytest.mark.parametrize(("path", "where"), [("/hold", "answer_hold"), ("/stuck", "answer_stuck")])
 def test_a_stuck_request_is_logged_with_its_traceback_and_its_process_replaced(
-    path: str, where: str, tmp_path: Path
+    path: str, where: str, server: str, tmp_path: Path
 ) -> None:
-    pool = Pool(tmp_path, "request_timeout = 0.5", "stopwaitsecs = 0.5")
+    pool = Pool(tmp_path, "request_timeout = 0.5", "stopwaitsecs = 0.5", f'server = "{server}"')
     with managing(pool.config) as manager:
         (pid,) = manager.pids("app")
         request = pool.ask(path, REQUEST_URI=f"{path}?the=culprit")

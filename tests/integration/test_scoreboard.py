@@ -23,6 +23,8 @@ from tests.integration.test_adoption import edit_state
 from tests.integration.test_upgrade import upgrade
 from tests.waiting import eventually
 
+servers = pytest.mark.parametrize("server", ["flup", "native"])
+
 
 class Pool:
     """A wsgi pool `app`, asked over the wire."""
@@ -74,8 +76,9 @@ def in_hand(manager: RunningManager) -> list[tuple[str, str]]:
     return [(request.method, request.uri) for request in process(manager).current]
 
 
-def test_status_tells_of_every_request_in_hand_and_counts_those_that_are_over(tmp_path: Path) -> None:
-    pool = Pool(tmp_path, "threads = 4")
+@servers
+def test_status_tells_of_every_request_in_hand_and_counts_those_that_are_over(server: str, tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "threads = 4", f'server = "{server}"')
     with managing(pool.config) as manager:
         fresh = process(manager)
         assert (fresh.requests, fresh.in_hand, fresh.last_duration, fresh.current) == (0, 0, None, ())

@@ -1,5 +1,6 @@
 """Processes are kept alive: replaced at once, in the end given up, started in order, restarted one by one."""
 
+import json
 import os
 import socket
 import sys
@@ -295,6 +296,54 @@ def test_ping_does_not_take_a_process_for_ready_that_answers_nothing(tmp_path: P
     with managing(scene(tmp_path, tables), ready=False) as manager:
         eventually(lambda: manager.pool("deaf").state == "FATAL")
         assert states(manager, "deaf:deaf_00") == ["STARTING", "STOPPING", "FATAL"]
+
+
+HELPED = """\
+import os, signal, socket
+with open("ready") as line:
+    line.readline()
+manager = int(open(f"/proc/{os.getpid()}/stat").read().rpartition(")")[2].split()[1])
+os.kill(manager, signal.SIGSTOP)  # so that the helper has been reaped when its word is heard
+try:
+    if os.fork() == 0:
+        os.setsid()
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+        os._exit(0)
+    os.wait()
+finally:
+    os.kill(manager, signal.SIGCONT)
+signal.pause()
+"""
+
+
+def test_a_helper_that_has_ended_may_say_that_a_process_is_ready(tmp_path: Path) -> None:
+    (tmp_path / "helped.py").write_text(HELPED)
+    os.mkfifo(tmp_path / "ready")
+    tables = f"""
+        [program.helped]
+        command = "{sys.executable} -S -E helped.py"
+        directory = "%(here)s"
+        ready = "notify"
+        ready_timeout = 600
+    """
+    with managing(scene(tmp_path, tables), ready=False) as manager:
+        with open(tmp_path / "ready", "w") as ready:
+            ready.write("now\n")
+        eventually(manager.all_running)
+
+
+def test_a_web_of_dependencies_is_looked_through_once(tmp_path: Path) -> None:
+    layers = 40
+    tables = ['[program.first]\ncommand = "sleep 1000"\nstartsecs = 3600\n']
+    for layer in range(layers):
+        below = [f"a{layer - 1}", f"b{layer - 1}"] if layer else ["first"]
+        tables += [
+            f'[program.{side}{layer}]\ncommand = "sleep 1000"\ndepends_on = {json.dumps(below)}\n' for side in "ab"
+        ]
+    with managing(scene(tmp_path, "".join(tables)), ready=False) as manager:
+        states = {pool.name: pool.state for pool in manager.status().pools}
+        assert states == dict.fromkeys(states, "STARTING")
+        assert len(states) == 2 * layers + 1
 
 
 # -- order ------------------------------------------------------------------------------------------------------------

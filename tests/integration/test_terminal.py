@@ -39,6 +39,7 @@ class InTerminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
+            cwd=directory,  # nohup writes its nohup.out there
             env=os.environ | {MARK: self.mark},
         )
         os.close(slave)

@@ -61,6 +61,13 @@ def test_it_is_ready_when_it_says_so_whatever_the_pool_calls_ready() -> None:
         assert life.at(5.0, Ready()) == Running(pid=7, since=5.0)
 
 
+def test_the_lifetime_of_a_worker_is_none_of_the_zygotes() -> None:
+    life = Life(max_lifetime=60.0)
+    life.at(0.0, StartAsked())
+    life.at(0.0, Spawned(7))
+    assert life.at(5.0, Ready()).due is None
+
+
 def test_an_import_that_takes_too_long_is_killed_and_has_failed() -> None:
     starting = Starting(pid=7, since=0.0, tries=0, due=30.0)
     state, actions = zygote.step(settings(), starting, Due(), 30.0, 0.0)

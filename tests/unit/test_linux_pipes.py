@@ -2,10 +2,14 @@
 
 import fcntl
 import os
+import subprocess
+import threading
+from pathlib import Path
 
 import pytest
 
-from fcgimgr.linux.pipes import log_pipe
+from fcgimgr.linux.pipes import log_pipe, open_pipe
+from tests.waiting import eventually
 
 
 def test_a_write_survives_the_death_of_the_reader() -> None:
@@ -52,3 +56,43 @@ def test_no_fd_is_left() -> None:
     for fd in log_pipe():
         os.close(fd)
     assert os.listdir("/proc/self/fd") == before
+
+
+# -- of another process -----------------------------------------------------------------------------------------------
+
+
+def test_the_pipe_of_another_process_is_read_on() -> None:
+    reader, writer = log_pipe()
+    with subprocess.Popen(["sh", "-c", "echo one; read _; echo two"], stdin=subprocess.PIPE, stdout=writer) as child:
+        assert child.stdin is not None
+        eventually(lambda: os.read(reader, 100) == b"one\n")
+        inode = os.fstat(reader).st_ino
+        os.close(reader)
+        again = open_pipe(child.pid, 1, inode)
+        assert again is not None
+        assert not os.get_inheritable(again)
+        assert not os.get_blocking(again)
+        child.communicate(b"\n")
+        assert os.read(again, 100) == b"two\n"
+    os.close(again)
+    os.close(writer)
+
+
+def test_what_else_a_process_has_there_is_not_even_opened(tmp_path: Path) -> None:
+    """Opening can be an act: here it would let go who waits in open(2) for a reader."""
+    os.mkfifo(tmp_path / "fifo")
+    waiting = threading.Thread(target=lambda: os.close(os.open(tmp_path / "fifo", os.O_WRONLY)))
+    waiting.start()
+    fd = os.open(tmp_path / "fifo", os.O_PATH)
+    try:
+        assert open_pipe(os.getpid(), fd, os.fstat(fd).st_ino + 1) is None
+        waiting.join(0.2)
+        assert waiting.is_alive()
+    finally:
+        os.close(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK))
+        waiting.join()
+        os.close(fd)
+    with (tmp_path / "file").open("w") as file:
+        assert open_pipe(os.getpid(), file.fileno(), os.fstat(file.fileno()).st_ino) is None
+    assert open_pipe(os.getpid(), 9999, 1) is None
+    assert open_pipe(2**22 - 1, 1, 1) is None

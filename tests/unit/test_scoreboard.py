@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcgimgr.fastcgi import scoreboard
 from fcgimgr.fastcgi.scoreboard import (
     HEAD_SIZE,
     IDLE,
@@ -39,7 +40,7 @@ def fd():
 
 
 def read(fd: int) -> Reading | None:
-    return parse(os.pread(fd, 100_000, 0), time.monotonic())
+    return scoreboard.read(lambda: os.pread(fd, 100_000, 0), time.monotonic())
 
 
 def test_a_lane_is_as_long_as_it_says():

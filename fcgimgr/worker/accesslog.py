@@ -1,0 +1,169 @@
+r"""The access log: a line a request, in the characters of PHP-FPM's access.format, or as JSON.
+
+    %R client's address   %u user     %t start of the request, %T of its line   %m method   %r path   %q query, %Q "?"
+    before it             %s status   %l length of the request, %b of the answer, in bytes  %d time taken, in seconds
+    %f script's file      %e{NAME} a FastCGI parameter    %p pid, %P parent's   %n pool     %% a percent sign
+
+%t{FORMAT} and %T{FORMAT} take strftime(3), %d{milliseconds} and %d{microseconds} other units. What is not there is "-".
+
+No client can forge a line, or a field in quotes: of all that it may have chosen, whatever is not printable ASCII, and
+`"` and `\`, are written as \xHH.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from fcgimgr.worker.appending import AppendedFile
+
+DEFAULT_TIME: Final = "%d/%b/%Y:%H:%M:%S %z"
+_UNITS: Final = {
+    "seconds": (1, 3), "milliseconds": (1000, 0), "milli": (1000, 0), "microseconds": (10**6, 0), "micro": (10**6, 0),
+}  # fmt: skip
+
+_PLAIN: Final = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII but " and \
+_UNSAFE: Final = re.compile(r"[^ !#-\[\]-~]")
+
+
+class Served(NamedTuple):
+    """A request that is over. `uri`: path and query; `ended`: seconds since 1970; `took`: seconds."""
+
+    environ: Mapping[str, Any]
+    method: str
+    uri: str
+    status: int
+    sent: int
+    ended: float
+    took: float
+
+
+Field = Callable[[Served], str]
+
+
+class AccessLog:
+    """Writes a line for each request, in this `form` ("json", or as above), to `file`. ValueError: no such form."""
+
+    def __init__(self, form: str, file: AppendedFile) -> None:
+        self._line = json_line() if form == "json" else text_line(form)
+        self._file = file
+
+    def write(self, served: Served) -> None:
+        """Raises nothing."""
+        self._file.write(f"{self._line(served)}\n".encode("utf-8", "backslashreplace"))
+
+
+def escaped(text: str) -> str:
+    r"""`text` as one word of a line: "-" for none, and \xHH for what could be taken for an end of it."""
+    if not text:
+        return "-"
+    return text if _PLAIN(text) else _UNSAFE.sub(_as_bytes, text)
+
+
+def _as_bytes(match: re.Match[str]) -> str:
+    # WSGI's text is bytes in disguise (PEP 3333); what the application has put there itself may be real text.
+    found = match[0]
+    encoded = found.encode("latin-1") if ord(found) < 256 else found.encode("utf-8", "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in encoded)
+
+
+def text_line(form: str) -> Field:
+    """What makes a line, without its end, of a request."""
+    fields: list[Field] = []
+    at = 0
+    for match in re.finditer(r"%(.)(?:\{([^}]*)\})?", form):
+        fields += [_constant(form[at : match.start()]), _field(match[1], match[2])]
+        at = match.end()
+    fields.append(_constant(form[at:]))
+    return lambda served: "".join([field(served) for field in fields])
+
+
+def _constant(text: str) -> Field:
+    return lambda served: text
+
+
+def _param(name: str) -> Field:
+    return lambda served: escaped(str(served.environ.get(name) or ""))
+
+
+def _field(character: str, argument: str | None) -> Field:
+    if character == "e" and argument:
+        return _param(argument)
+    if character in "tT":
+        return _time(argument or DEFAULT_TIME, begun=character == "t")
+    if character == "d" and (argument or "seconds") in _UNITS:
+        factor, digits = _UNITS[argument or "seconds"]
+        return lambda served: f"{served.took * factor:.{digits}f}"
+    if argument is None and character in FIELDS:
+        return FIELDS[character]
+    raise ValueError(f"%{character}" + (f"{{{argument}}}" if argument is not None else "") + " is not known")
+
+
+def _time(form: str, *, begun: bool) -> Field:
+    known = -1, ""
+
+    def shown(served: Served) -> str:
+        nonlocal known
+        now = int(served.ended - served.took if begun else served.ended)
+        second, text = known  # at one go: another thread may replace it
+        if now != second:
+            text = time.strftime(form, time.localtime(now))
+            known = now, text
+        return text
+
+    return shown
+
+
+def _query(served: Served) -> str:
+    _, mark, query = served.uri.partition("?")
+    return escaped(query) if mark and query else ""
+
+
+FIELDS: Final[dict[str, Field]] = {
+    "%": lambda served: "%",
+    "R": _param("REMOTE_ADDR"),
+    "u": _param("REMOTE_USER"),
+    "f": _param("SCRIPT_FILENAME"),
+    "m": lambda served: escaped(served.method),
+    "r": lambda served: escaped(served.uri.partition("?")[0]),
+    "q": _query,
+    "Q": lambda served: "?" if _query(served) else "",
+    "s": lambda served: f"{served.status:03d}",
+    "l": lambda served: escaped(str(served.environ.get("CONTENT_LENGTH") or "0")),
+    "b": lambda served: str(served.sent),
+    "p": lambda served: str(os.getpid()),
+    "P": lambda served: str(os.getppid()),
+    "n": lambda served: os.environ.get("FCGIMGR_POOL", "-"),
+}
+
+
+def json_line() -> Field:
+    """What makes a JSON object, one line of ASCII, of a request."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    about = {"pool": os.environ.get("FCGIMGR_POOL"), "process": os.environ.get("FCGIMGR_PROCESS")}
+
+    def line(served: Served) -> str:
+        begun = served.ended - served.took
+        environ = served.environ
+        length = str(environ.get("CONTENT_LENGTH") or "0")
+        return encode(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(begun)) + f".{int(begun % 1 * 1000):03d}Z",
+                **about,
+                "pid": os.getpid(),
+                "remote": environ.get("REMOTE_ADDR") or None,
+                "user": environ.get("REMOTE_USER") or None,
+                "method": served.method,
+                "uri": served.uri,
+                "status": served.status or None,
+                "received": int(length) if length.isdecimal() and len(length) < 19 else None,
+                "sent": served.sent,
+                "seconds": round(served.took, 6),
+            }
+        )
+
+    return line

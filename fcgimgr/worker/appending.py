@@ -1,0 +1,120 @@
+"""A log file that the workers of a pool write to themselves: whole lines, whatever their length.
+
+Not through the manager's pipes, as standard output: a pipe takes 64 KB and then waits for its reader, so that a worker
+would stand still when the manager is gone; a line above PIPE_BUF may be mixed with another thread's; and at 40,000
+requests a second the manager would be as busy as the workers. A line is one write(2) to a file that is open with
+O_APPEND: Linux holds the inode's lock for all of it, so that lines of several processes never mix, at any length.
+
+The manager creates the file, with the pool's user as its owner, and a worker opens it by its path; after logrotate it
+does so again, before the next line, when the manager has changed the number on the scoreboard (`fcgimgr reopen`), and
+within a second when the file has been renamed or removed and nobody has said so. A worker never waits for its log: what
+cannot be written is counted, and said once on standard error, and once more when it is over.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+#: Seconds between two looks at whether the file is still at its path, or can be opened by now.
+LOOK_AGAIN: Final = 1.0
+
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
+_MODE: Final = 0o640
+
+
+class AppendedFile:
+    """The file at `path`; "-" is the descriptor `standard`. `reopen` gives a number that changes when it is to be
+    opened anew."""
+
+    def __init__(self, path: str, *, standard: int, reopen: Callable[[], int] = lambda: 0) -> None:
+        self._path = path
+        self._standard = standard if path == "-" else -1
+        self._reopen = reopen
+        self._number = reopen()
+        self._fd = -1
+        self._look_at = 0.0
+        self._inode = (0, 0)
+        self._lost = 0
+        self._trouble = ""
+        self._lock = threading.Lock()
+
+    def write(self, lines: bytes) -> None:
+        """Append `lines`, which end in a newline. Raises nothing."""
+        with self._lock:  # of this process's threads; a short write is to be completed before the next
+            if self._standard >= 0:
+                self._write(self._standard, lines)
+                return
+            now = monotonic()
+            if self._number != (number := self._reopen()):
+                self._number = number
+                self._open()
+            elif now >= self._look_at:
+                if self._fd < 0 or not self._is_at_its_path():
+                    self._open()
+            else:
+                now = self._look_at - LOOK_AGAIN
+            self._look_at = now + LOOK_AGAIN
+            if self._fd < 0:
+                self._lost += 1
+            else:
+                self._write(self._fd, lines)
+
+    def _write(self, fd: int, lines: bytes) -> None:
+        try:
+            written = os.write(fd, lines)
+            while written < len(lines):  # a disk that is nearly full takes a part
+                written += os.write(fd, lines[written:])
+        except OSError as error:
+            self._lost += 1
+            self._fail(f"cannot be written: {error.strerror}")
+        else:
+            if self._trouble:
+                self._recover()
+
+    def _open(self) -> None:
+        """Have the file that is at the path now; the one before, if that cannot be had."""
+        try:
+            fd = os.open(self._path, _FLAGS, _MODE)
+            about = os.fstat(fd)
+            if not (stat.S_ISREG(about.st_mode) or stat.S_ISCHR(about.st_mode)):
+                os.close(fd)
+                raise OSError(errno.EINVAL, "it is not a regular file")
+        except OSError as error:
+            self._fail(f"cannot be opened: {error.strerror}")
+            return
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+        self._inode = about.st_dev, about.st_ino
+
+    def _is_at_its_path(self) -> bool:
+        try:
+            about = os.stat(self._path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (about.st_dev, about.st_ino) == self._inode
+
+    def _fail(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            after = "the lines go on into the file before" if self._fd >= 0 else "its lines are lost"
+            self._say(f"{trouble}; {after} until this is mended")
+
+    def _recover(self) -> None:
+        lost, self._lost, self._trouble = self._lost, 0, ""
+        self._say(f"is written again; {lost} lines were lost")
+
+    def _say(self, what: str) -> None:
+        name = "its standard output" if self._standard >= 0 else self._path
+        try:
+            sys.stderr.write(f"fcgimgr worker: {name}: {what}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # closed by the application: then there is nobody left to tell
+            return

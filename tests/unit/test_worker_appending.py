@@ -1,0 +1,126 @@
+"""The files that workers write to themselves: whole lines, opened anew when asked, and never waited for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcgimgr.worker import appending
+from fcgimgr.worker.appending import AppendedFile
+from tests.waiting import eventually
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+class Number:
+    value = 0
+
+    def __call__(self) -> int:
+        return self.value
+
+
+def test_lines_of_several_processes_never_mix_at_any_length(tmp_path: Path):
+    script = (
+        "import sys\nfrom fcgimgr.worker.appending import AppendedFile\n"
+        "file = AppendedFile(sys.argv[1], standard=1)\n"
+        "for _ in range(100):\n    file.write(sys.argv[2].encode() * 300_000 + b'\\n')\n"
+    )
+    log = tmp_path / "log"
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(log), letter], cwd=CHECKOUT) for letter in "abc"]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    lines = log.read_bytes().split(b"\n")[:-1]
+    assert len(lines) == 300
+    assert {len(line) for line in lines} == {300_000}
+    assert all(len(set(line)) == 1 for line in lines)
+
+
+def test_it_is_opened_anew_before_the_next_line_when_the_number_changes(tmp_path: Path):
+    number = Number()
+    log = tmp_path / "log"
+    file = AppendedFile(str(log), standard=1, reopen=number)
+    file.write(b"one\n")
+    log.rename(tmp_path / "log.1")
+    file.write(b"two\n")
+    number.value += 1
+    file.write(b"three\n")
+    assert (tmp_path / "log.1").read_text() == "one\ntwo\n"
+    assert log.read_text() == "three\n"
+
+
+def test_within_a_second_it_follows_a_file_that_was_renamed_and_nobody_has_said_so(tmp_path: Path):
+    log = tmp_path / "log"
+    file = AppendedFile(str(log), standard=1)
+    file.write(b"one\n")
+    log.rename(tmp_path / "log.1")
+
+    def follows() -> bool:
+        file.write(b"more\n")
+        return log.exists()
+
+    eventually(follows, within=appending.LOOK_AGAIN + 5)
+
+
+def test_while_the_new_file_cannot_be_opened_it_writes_into_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    number = Number()
+    log = tmp_path / "log"
+    file = AppendedFile(str(log), standard=1, reopen=number)
+    file.write(b"one\n")
+    log.rename(tmp_path / "log.1")
+    log.mkdir()
+    number.value += 1
+    file.write(b"two\n")
+    assert (tmp_path / "log.1").read_text() == "one\ntwo\n"
+    assert "cannot be opened" in capfd.readouterr().err
+
+
+def test_a_trouble_is_told_once_and_once_more_when_it_is_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    number = Number()
+    file = AppendedFile(str(tmp_path / "missing" / "log"), standard=1, reopen=number)
+    for _ in range(5):
+        file.write(b"lost\n")
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot be opened: No such file or directory; its lines are lost until this is mended" in said
+    (tmp_path / "missing").mkdir()
+    number.value += 1
+    file.write(b"there\n")
+    assert (tmp_path / "missing" / "log").read_text() == "there\n"
+    assert "is written again; 5 lines were lost" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_no_reason_to_fail(capfd: pytest.CaptureFixture[str]):
+    file = AppendedFile("/dev/full", standard=1)
+    for _ in range(3):
+        file.write(b"lost\n")
+    assert capfd.readouterr().err.count("cannot be written: No space left on device") == 1
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_what_is_no_file_is_not_written_to(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    log = tmp_path / "log"
+    (tmp_path / "other").touch()
+    if kind == "link":
+        log.symlink_to(tmp_path / "other")
+    else:
+        os.mkfifo(log)
+    AppendedFile(str(log), standard=1).write(b"lost\n")
+    assert "cannot be opened" in capfd.readouterr().err
+    assert (tmp_path / "other").read_text() == ""
+
+
+def test_no_program_of_the_application_gets_it_and_the_world_does_not_read_it(tmp_path: Path):
+    before = set(os.listdir("/proc/self/fd"))
+    file = AppendedFile(str(tmp_path / "log"), standard=1)
+    file.write(b"x\n")
+    new = set(os.listdir("/proc/self/fd")) - before
+    assert not any(os.get_inheritable(int(fd)) for fd in new if os.path.exists(f"/proc/self/fd/{fd}"))
+    assert (tmp_path / "log").stat().st_mode & 0o007 == 0
+
+
+def test_a_dash_is_the_standard_output(capfd: pytest.CaptureFixture[str]):
+    AppendedFile("-", standard=1).write(b"here\n")
+    assert capfd.readouterr().out == "here\n"
