@@ -35,7 +35,8 @@ from fcgimgr.worker.solo import SoloLoop
 
 #: Seconds that a request may take to come, from its first byte to the last of its parameters (and of a short body).
 HEAD_PATIENCE: Final = 30.0
-#: Seconds for which the application may be kept waiting for a body, and bytes for which it is one second more.
+#: Seconds for which the application is kept waiting for the next piece of a body, and bytes a second below which it is
+#: not kept waiting for longer than that in all: a peer that sends a byte a second shall not hold a worker for days.
 BODY_PATIENCE: Final = 30.0
 BODY_RATE: Final = 500
 #: A body that is announced with at most so many bytes is there when the application is called.
@@ -287,7 +288,7 @@ class _Connection:
                 incoming = self.socket.recv(_READ, _NOW)
             except BlockingIOError:
                 begun = monotonic()
-                patience = BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited
+                patience = min(BODY_PATIENCE, BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited)
                 if not _comes(self.socket, select.POLLIN, patience):
                     raise self._timed_out(
                         f"{arrival.body_length} bytes of a body came in {self._waited + patience:.0f} s"

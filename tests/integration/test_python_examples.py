@@ -24,9 +24,7 @@ def server(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def site(
-    example: str, address: int, port: int, directory: Path, server: str
-) -> Iterator[tuple[RunningManager, Nginx]]:
+def site(example: str, address: int, port: int, directory: Path, server: str) -> Iterator[tuple[RunningManager, Nginx]]:
     """The example of that FastCGI port, and nginx with demo.conf, which includes its site: asked on that HTTP port."""
     conf, port_for = demo_with_free_ports(directory)
     config = copy_example(example, directory, f"127.0.0.1:{port_for[address]}")
@@ -103,7 +101,7 @@ def test_events_arrive_as_they_are_sent_and_end_with_the_browser(tmp_path: Path,
         eventually(lambda: "events the browser was gone" in manager.output())
 
 
-def test_a_file_of_any_length_is_streamed(tmp_path: Path) -> None:
+def test_a_file_of_any_length_is_streamed(tmp_path: Path, server: str) -> None:
     with site("streaming", 9010, 8085, tmp_path, server) as (_, nginx):
         answer = nginx.get("/numbers.csv?rows=200000")
         assert answer.status == 200
