@@ -31,8 +31,8 @@ MOST: Final = 24
 
 
 class Keeping:
-    """`busy`: requests since this process last had nothing to do; whoever waits for work sets it to 0. `kept`: the connections
-    that are kept now; who closes one takes it out.
+    """`busy`: requests since this process last had nothing to do; whoever waits for work sets it to 0.
+    `kept`: the connections that are kept now; who closes one takes it out.
 
     Threads may share it: a request that is lost to a mean is no harm.
     """
