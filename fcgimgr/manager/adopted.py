@@ -47,11 +47,20 @@ class Adopted:
             return signal_group(pid, number)
         return pidfd.signal(number)
 
+    def forget(self, pid: int, place: tuple[Generation, int]) -> None:
+        """It has turned out to be our child, by whoever was its parent before: its death is told as a child's."""
+        if pid in self._processes and self._processes[pid][1] is place:
+            pidfd, _ = self._processes.pop(pid)
+            self._daemon.loop.remove_reader(pidfd)
+            pidfd.close()
+
     def _ended(self, pid: int) -> None:
         self._daemon.loop.remove_reader(self._processes[pid][0])
         self._ask(pid, QUESTIONS)
 
     def _ask(self, pid: int, questions: int) -> None:
+        if pid not in self._processes:  # forgotten meanwhile
+            return
         pidfd, place = self._processes[pid]
         status = pidfd.wait_status()
         if status is None and questions > 1:

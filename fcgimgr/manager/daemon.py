@@ -297,6 +297,7 @@ class Daemon:
         if child is None:
             self.journal.debug("reaped a stranger", pid=death.pid)
             return
+        self.adopted.forget(death.pid, child)
         self.died(*child, death.pid, exit)
 
     # Going down

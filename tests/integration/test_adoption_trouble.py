@@ -129,6 +129,39 @@ def test_who_dies_right_after_the_manager_does_not_confuse_the_next(tmp_path: Pa
         manager.stop()
 
 
+def test_a_process_that_is_a_child_by_now_dies_once(tmp_path: Path) -> None:
+    """The next manager is executed by whoever was the parent of the dead one, and adopted its children."""
+    config = write(tmp_path, pool(free_address("tcp", tmp_path), "numprocs = 2", "stopwaitsecs = 1"))
+    parent = f"""
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+words = [sys.executable, "-m", "fcgimgr", "-c", {str(config)!r}]
+first = subprocess.Popen(words)
+with open("go-on") as line:
+    line.readline()
+first.kill()
+first.wait()
+os.execv(words[0], words)
+"""
+    (tmp_path / "parent.py").write_text(parent)
+    os.mkfifo(tmp_path / "go-on")
+    prefix = ["env", "-C", str(tmp_path), sys.executable, "parent.py"]
+    with managing(config, prefix=prefix) as manager:
+        pids = manager.pids("app")
+        (tmp_path / "go-on").write_text("now\n")
+        eventually(lambda: manager.output().count(" info up\n") == 2)
+        assert manager.pids("app") == pids
+        assert set(pids) <= set(Child(manager.pid).children)
+        assert manager.halt("app:app_00").ok
+        assert manager.start("app:app_00").ok
+        kill(pids[1])
+        eventually(lambda: len(set(manager.pids("app")) - set(pids)) == 2)
+        assert [process.restarts for process in manager.pool("app").processes] == [1, 1]
+        assert "internal error" not in manager.output()
+        assert "only its parent was told" not in manager.output()
+        assert sorted(manager.pids("app")) == sorted(Child(manager.pid).children)
+
+
 # -- what may not be looked at ----------------------------------------------------------------------------------------
 
 
