@@ -457,7 +457,7 @@ def _enough(arrival: Arrival) -> bool:
         return True
     assert arrival.parameters is not None
     announced = arrival.parameters.get("CONTENT_LENGTH", "")
-    return not (announced.isascii() and announced.isdigit() and int(announced) <= SHORT_BODY)
+    return not (announced.isascii() and announced.isdigit() and len(announced) < 10 and int(announced) <= SHORT_BODY)
 
 
 def _finish(environ: dict[str, Any]) -> None:

@@ -232,6 +232,13 @@ def test_what_is_no_request_is_answered_on_the_connection_and_the_next_request_s
         assert ask(connection).body == str(worker.pid).encode()
 
 
+@pytest.mark.parametrize("length", ["", "-1", "many", "\xb2", "9" * 5000])
+def test_a_length_that_is_none_is_the_applications_to_judge(bench: Bench, length: str) -> None:
+    start(bench)
+    assert bench.fetch("/count", b"abc", CONTENT_LENGTH=length).body.split()[0] == b"3"
+    assert bench.stderr() == ""
+
+
 def test_a_request_with_another_number_is_answered_with_it(bench: Bench) -> None:
     bench.start()
     with bench.connect() as connection:
