@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -371,15 +370,16 @@ def test_an_answer_that_nobody_takes_is_given_up(bench: Bench) -> None:
 # --- several workers
 
 
-def test_idle_workers_take_turns_on_kept_connections_too(bench: Bench) -> None:
+def test_idle_workers_take_turns_and_each_serves_what_it_keeps(bench: Bench) -> None:
     workers = [bench.start() for _ in range(4)]
-    counts: Counter[bytes] = Counter()
     with contextlib.ExitStack() as stack:
-        kept = [stack.enter_context(bench.connect()) for _ in range(32)]
-        for _ in range(3):
-            counts.update(ask(connection).body for connection in kept)
-    assert counts.keys() == {str(worker.pid).encode() for worker in workers}
-    assert min(counts.values()) >= 6
+        kept: list[socket.socket] = []
+        first: list[bytes] = []
+        for _ in range(40):
+            kept.append(stack.enter_context(bench.connect()))
+            first.append(ask(kept[-1]).body)
+        assert set(first) == {str(worker.pid).encode() for worker in workers}
+        assert [ask(connection).body for connection in kept] == first
 
 
 def test_a_stopped_worker_answers_on_kept_connections_what_has_come(bench: Bench) -> None:
