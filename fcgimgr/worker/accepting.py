@@ -73,6 +73,9 @@ class Connection(Protocol):
     def serve(self) -> bool:
         """Serve what has come. True: to be called again when more comes. False: over."""
 
+    def drop(self) -> None:
+        """Close it while it waits: nothing has to be read by the peer any more."""
+
     def close(self) -> None:
         """Close it so that the peer can still read the last answer; may take seconds, raises nothing."""
 
@@ -219,7 +222,7 @@ class AcceptLoop:
         """No descriptor or memory for one more connection. Never try again at once: that would be a busy loop."""
         with self._changed:
             if self._waiting:
-                self._take_waiting(next(iter(self._waiting))).socket.close()
+                self._take_waiting(next(iter(self._waiting))).drop()
             elif self._busy:
                 self._disarm()  # the next request to end arms again
             else:
@@ -280,7 +283,7 @@ class AcceptLoop:
         with self._changed:
             now = time.monotonic()
             for fd in [fd for fd, connection in self._waiting.items() if connection.until <= now]:
-                self._take_waiting(fd).socket.close()
+                self._take_waiting(fd).drop()
             self._look_at = min((connection.until for connection in self._waiting.values()), default=math.inf)
 
     # --- in the threads
@@ -298,7 +301,7 @@ class AcceptLoop:
             if fresh and not _speaks(connection.socket):
                 connection.until = time.monotonic() + FIRST_BYTE_PATIENCE
                 if not self._wait(connection, silent=True):
-                    connection.socket.close()
+                    connection.drop()
             elif not (connection.serve() and self._wait(connection)):
                 connection.close()
         except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
@@ -316,7 +319,7 @@ class AcceptLoop:
                 if fd in readable:  # a request has come meanwhile: it gets its answer
                     self._wake(fd)
                 elif connection.idle and fd not in self._silent:
-                    self._take_waiting(fd).socket.close()  # its answer was read long ago: nothing to wait for
+                    self._take_waiting(fd).drop()  # its answer was read long ago: nothing to wait for
         if not self._retiring:
             self._serve_the_queue(begun + QUEUE_PATIENCE)
         for listener in self._listeners.values():
@@ -325,7 +328,7 @@ class AcceptLoop:
         with self._changed:
             self._changed.wait_for(lambda: self._busy == 0)
             for fd in list(self._waiting):
-                self._take_waiting(fd).socket.close()
+                self._take_waiting(fd).drop()
         for _ in self._threads:
             self._handed_over.put(None)
         for thread in self._threads:
