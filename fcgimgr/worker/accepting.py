@@ -258,7 +258,7 @@ class AcceptLoop:
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
         """Wait for what it says next, without a thread; False when it is to be closed instead."""
         with self._changed:
-            if (self._stopping and connection.idle and not silent) or len(self._waiting) >= MOST_WAITING:
+            if len(self._waiting) >= MOST_WAITING or (not silent and self._shall_go(connection)):
                 return False
             fd = connection.socket.fileno()
             self._waiting[fd] = connection
@@ -269,6 +269,10 @@ class AcceptLoop:
                 self._look_at = connection.until
                 self._tell_main(0)
             return True
+
+    def _shall_go(self, connection: Connection) -> bool:
+        """Whether a connection that would wait has to be closed, because we are stopping and it has nothing to say."""
+        return self._stopping and connection.idle and not _speaks(connection.socket, 0)
 
     def _take_waiting(self, fd: int) -> Connection:
         self._epoll.unregister(fd)
@@ -298,7 +302,7 @@ class AcceptLoop:
 
     def _attend(self, connection: Connection, fresh: bool) -> None:
         try:
-            if fresh and not _speaks(connection.socket):
+            if fresh and not _speaks(connection.socket, FIRST_BYTE_AT_ONCE):
                 connection.until = time.monotonic() + FIRST_BYTE_PATIENCE
                 if not self._wait(connection, silent=True):
                     connection.drop()
@@ -362,8 +366,8 @@ class AcceptLoop:
                     self._wake(fd)
 
 
-def _speaks(connection: socket.socket) -> bool:
-    """Whether a new connection sends anything (an end of file counts) at once."""
+def _speaks(connection: socket.socket, within: float) -> bool:
+    """Whether it sends anything (an end of file counts) within so many seconds."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    return bool(poll.poll(FIRST_BYTE_AT_ONCE * 1000))
+    return bool(poll.poll(within * 1000))
