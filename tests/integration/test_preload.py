@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +423,31 @@ def test_a_reload_forks_from_a_new_zygote_and_the_old_one_goes(transport: str, s
         assert ask(address)["code"] == 2
         assert are_gone(*before)
         assert len(lines_of(tmp_path / "imported")) == 2
+
+
+@pytest.mark.parametrize("server", ["flup", "native"])
+def test_reloads_and_scaling_under_load_lose_no_request(server: str, tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    over = threading.Event()
+
+    def asked_on_and_on() -> int:
+        count = 0
+        while not over.is_set():
+            ask(address)  # Or it raises.
+            count += 1
+        return count
+
+    config = pool(tmp_path, address, f'server = "{server}"')
+    with managing(config) as manager, ThreadPoolExecutor(2) as clients:
+        asked = [clients.submit(asked_on_and_on) for _ in range(2)]
+        try:
+            for _ in range(3):
+                assert reload(manager).ok
+                assert manager.scale("app", "4").ok
+                assert manager.scale("app", "2").ok
+        finally:
+            over.set()
+        assert all(count.result() > 0 for count in asked)
 
 
 def test_an_import_error_is_the_verdict_of_a_reload_and_the_old_code_serves_on(tmp_path: Path) -> None:
