@@ -66,7 +66,8 @@ def serve(
     observer: Observer | None = None,
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
-    engine = _Engine(application, threads, observer)
+    keeping = Keeping(lambda: any(_comes(listener, select.POLLIN, 0) for listener in listeners), threads)
+    engine = _Engine(application, threads, observer, keeping)
     for listener in listeners:
         if listener.family != socket.AF_UNIX:
             # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
@@ -77,7 +78,7 @@ def serve(
 
     loop: AcceptLoop
     if threads == 1:
-        loop = SoloLoop(listeners, connect, keeping=engine.keeping, allowed=allowed, ready=ready)
+        loop = SoloLoop(listeners, connect, keeping=keeping, allowed=allowed, ready=ready)
     else:
         loop = AcceptLoop(listeners, connect, threads=threads, allowed=allowed, ready=ready)
     engine.loop = loop
@@ -92,10 +93,12 @@ class _Engine:
 
     loop: AcceptLoop
 
-    def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
+    def __init__(
+        self, application: Callable[..., Any], threads: int, observer: Observer | None, keeping: Keeping
+    ) -> None:
         self.application = application
         self.observer = observer
-        self.keeping = Keeping(threads)
+        self.keeping = keeping
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
