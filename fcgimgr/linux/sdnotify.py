@@ -24,24 +24,25 @@ _FDS_AT_ONCE: Final = 253
 class Notifier:
     """Where to send to. Taken from the environment once: the variables are for us and not for our children."""
 
-    def __init__(self, address: str | None, watchdog: float | None = None) -> None:
+    def __init__(self, address: str | None, watchdog: float | None = None, room: int = 0) -> None:
         """address: absolute path, or "@name" in the abstract namespace; None: nobody listens.
 
-        watchdog: seconds within which it wants to hear from us each time; None: never.
+        watchdog: seconds within which it wants to hear from us each time; None: never. room: how many fds it keeps.
         """
         self.address = address
         self.watchdog = watchdog
+        self.room = room
         self.environment: dict[str, str] = {}  # what it was made from: for the same process after an exec
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> "Notifier":
-        """Takes NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID out of `environ`.
+        """Takes NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID and FDSTORE out of `environ`.
 
         LinuxError: one is malformed, or the socket is of a kind that is not built (vsock:…).
         """
-        address, microseconds, pid = (
-            environ.pop(key, "") for key in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-        )
+        keys = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
+        values = {key: environ.pop(key, "") for key in keys}
+        address, microseconds, pid, room = values.values()
         if address and address[0] not in "/@":
             raise LinuxError(
                 f"NOTIFY_SOCKET: {address!r} is neither an absolute path nor an abstract socket (@name); unset it, or "
@@ -54,8 +55,9 @@ class Notifier:
                 raise LinuxError(f"WATCHDOG_USEC: {microseconds!r} is not a positive number of microseconds")
             if not pid or pid == str(os.getpid()):
                 watchdog = number / 1e6
-        notifier = cls(address or None, watchdog if address else None)
-        values = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
+        if room and not (room.isascii() and room.isdigit()):
+            raise LinuxError(f"FDSTORE: {room!r} is not a number; it is that of FileDescriptorStoreMax=")
+        notifier = cls(address or None, watchdog if address else None, int(room or 0) if address else 0)
         notifier.environment = {key: value for key, value in values.items() if value}
         return notifier
 
@@ -91,7 +93,8 @@ class Notifier:
     def store_fds(self, name: str, fds: Sequence[int]) -> bool:
         """Leave copies of these with systemd (FileDescriptorStoreMax= above 0), which passes them to our next start.
 
-        They come back as `listeners.inherited_sockets` finds them, under `name`. Told again, the same is kept once.
+        They come back as `listeners.inherited_sockets` finds them, under `name`. Told again, the same is kept once, and
+        under the name of the first time.
         """
         return self._say("FDSTORE=1", _fd_name(name), "FDPOLL=0", fds=fds)
 
