@@ -50,15 +50,18 @@ class Notifier:
             )
         watchdog = None
         if microseconds:
-            number = int(microseconds) if microseconds.isascii() and microseconds.isdigit() else 0
+            number = _number(microseconds)
             if not number:
                 raise LinuxError(f"WATCHDOG_USEC: {microseconds!r} is not a positive number of microseconds")
             if not pid or pid == str(os.getpid()):
                 watchdog = number / 1e6
-        if room and not (room.isascii() and room.isdigit()):
+        if room and _number(room) is None:
             raise LinuxError(f"FDSTORE: {room!r} is not a number; it is that of FileDescriptorStoreMax=")
-        notifier = cls(address or None, watchdog if address else None, int(room or 0) if address else 0)
-        notifier.environment = {key: value for key, value in values.items() if value}
+        notifier = cls(address or None, watchdog if address else None, _number(room) or 0 if address else 0)
+        # Whose watchdog it is has been settled, and a daemon has another pid than the one that was told.
+        interval = microseconds if watchdog is not None else ""
+        ours = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": interval, "FDSTORE": room}
+        notifier.environment = {key: value for key, value in ours.items() if value}
         return notifier
 
     def ready(self, status: str = "") -> bool:
@@ -121,6 +124,11 @@ class Notifier:
         except OSError:
             return False
         return True
+
+
+def _number(text: str) -> int | None:
+    """What fits into 64 bits; None: it is no such number."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _status(text: str) -> str:

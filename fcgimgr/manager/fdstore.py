@@ -70,11 +70,10 @@ class FdStore:
         """As `let_go`, of one. `shut_down`: else whoever closes it does that."""
         if self._open.pop(listener.inode, None) is None and listener.inode not in self._left:
             return
-        if listener.inode in self._left:
-            # Before systemd has closed its own, a client would come to a queue that nobody serves.
-            if shut_down and not isinstance(listener, LostListener):
-                returning.shut_down(listener.sock)
-            self._take_away(listener.inode)
+        # Before systemd has closed its own, a client would come to a queue that nobody serves.
+        if shut_down and not isinstance(listener, LostListener):
+            returning.shut_down(listener.sock)
+        self._take_away(listener.inode)
         self._leave_them()
 
     def stays(self, listening: Listening) -> bool:
@@ -86,6 +85,10 @@ class FdStore:
     def leave(self, listening: Listening) -> None:
         """They are not closed, but for our descriptors, with the manager itself: groups are steered by them."""
         self._kept.append(listening)
+
+    def lost(self) -> None:
+        """Something was not delivered: whether systemd has any of them is unknown, so none is relied on."""
+        self._left.clear()
 
     def _leave_them(self) -> None:
         for listener in [listener for inode, listener in self._open.items() if inode not in self._left]:

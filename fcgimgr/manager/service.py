@@ -119,7 +119,7 @@ class Service(Watcher):
         step = max((max(one.startsecs, one.ready_timeout) + one.backoff_max for one in all_settings), default=0.0)
         if now + step > self._patient_until:
             self._patient_until = now + step + SPARE  # said again when SPARE of it has been used up
-            self._notifier.extend_timeout(step + SPARE)
+            self.say(partial(self._notifier.extend_timeout, step + SPARE))
 
     def _summary(self) -> str:
         self._status = summary(self._daemon)
@@ -164,6 +164,7 @@ class Service(Watcher):
                 self._daemon.journal.warning(f"{self._notifier.address} (NOTIFY_SOCKET) takes no message; given up")
                 self._owed.clear()
                 self._tries = 0
+                self._daemon.fd_store.lost()
                 return
             self._owed.popleft()
         self._tell_soon()
