@@ -37,7 +37,8 @@ class FdStore:
         self._tell: Callable[[Callable[[], bool]], None] = lambda message: None
         self._came: dict[int, socket.socket] = {}  # by inode, from the manager before, until somebody wants it
         self._open: dict[int, Listener] = {}  # by inode: those that are ours, and to be left
-        self._left: set[int] = set()  # the inodes of those that systemd has
+        self._left: set[int] = set()  # the inodes of those that systemd has, or is about to get
+        self._arrived: set[int] = set()  # of those that it has got
         self._kept: list[Listening] = []  # of what has ended and is not to be closed
         self._served: Collection[int] = ()
         self._told_of_lack = False
@@ -48,7 +49,7 @@ class FdStore:
         """`tell`: has a message delivered, in its turn. `came`: from the manager before us, by inode."""
         self._notifier, self._tell = notifier, tell
         self._came = dict(came)
-        self._left = set(came)
+        self._left, self._arrived = set(came), set(came)
 
     # Left there
 
@@ -80,7 +81,7 @@ class FdStore:
         """Whether clients may go on coming to all of these when the manager has ended."""
         own = [place for place in listening.places if isinstance(place.address, TcpAddress | UnixAddress)]
         inodes = {place.listener.inode for place in own}
-        return bool(own) and inodes <= self._left and inodes <= self._open.keys()
+        return bool(own) and inodes <= self._arrived and inodes <= self._open.keys()
 
     def leave(self, listening: Listening) -> None:
         """They are not closed, but for our descriptors, with the manager itself: groups are steered by them."""
@@ -89,6 +90,7 @@ class FdStore:
     def lost(self) -> None:
         """Something was not delivered: whether systemd has any of them is unknown, so none is relied on."""
         self._left.clear()
+        self._arrived.clear()
 
     def _leave_them(self) -> None:
         for listener in [listener for inode, listener in self._open.items() if inode not in self._left]:
@@ -101,10 +103,14 @@ class FdStore:
     def _leave(self, listener: Listener) -> bool:
         if listener.sock.fileno() < 0:  # closed before systemd would listen; its number may be another's by now
             return True
-        return self._notifier.store_fds(returning.name_for(listener.inode), [listener.fileno()])
+        if not self._notifier.store_fds(returning.name_for(listener.inode), [listener.fileno()]):
+            return False
+        self._arrived.add(listener.inode)
+        return True
 
     def _take_away(self, inode: int) -> None:
         self._left.discard(inode)
+        self._arrived.discard(inode)
         if self._notifier.address is not None:
             self._tell(partial(self._notifier.forget_fds, returning.name_for(inode)))
 

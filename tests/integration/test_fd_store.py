@@ -411,6 +411,14 @@ def test_nothing_is_left_where_nothing_is_kept(
     assert refuses(steerable)
 
 
+def test_what_could_not_be_delivered_is_not_relied_on(steerable: str, tmp_path: Path) -> None:
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "FDSTORE": "16"}
+    with managing(write(tmp_path, pool(steerable)), environment=environment) as manager:
+        assert served_by(steerable) in manager.pids("app")
+    assert refuses(steerable)
+    assert not (tmp_path / "app.sock").exists()
+
+
 # -- together with processes that live on -----------------------------------------------------------------------------
 
 
