@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import asking, idle, logs, preload, reload, resident, respawn, startstop
+from bench import asking, idle, logs, preload, reload, resident, respawn, startstop, wsgi
 from bench.figure import Figure, Setting, say
 from bench.peers import find_peers
 from bench.proc import precise_sleeps
@@ -27,6 +27,7 @@ FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "logs": logs.measure,
     "reload": reload.measure,
     "preload": preload.measure,
+    "wsgi": wsgi.measure,
 }
 
 
@@ -78,7 +79,7 @@ def arguments() -> argparse.Namespace:
         "--only",
         action="append",
         metavar="MANAGER",
-        help="this one only: fcgimgr, supervisor, php-fpm; for reload also gunicorn, uwsgi",
+        help="this one only: fcgimgr, supervisor, php-fpm; for reload also gunicorn, uwsgi; for wsgi also flup",
     )
     parser.add_argument("--json", metavar="FILE", help="also write all samples there")
     parser.add_argument(

@@ -24,8 +24,8 @@ from bench.proc import wait_until
 _PORTS: Final = range(30000, 32000)
 PATIENCE: Final = 10  # seconds without an answer after which wrk counts a failure
 
-# One request on one upstream server: nginx tries once, and what it answers is what happened. All else is its default:
-# no connection to the server is kept.
+# One request on one upstream server: nginx tries once, and what it answers is what happened. All else is its default,
+# unless connections to the server are to be kept.
 _NGINX: Final = """
 daemon off;
 pid nginx.pid;
@@ -41,10 +41,13 @@ http {{
     fastcgi_temp_path temp;
     uwsgi_temp_path temp;
     scgi_temp_path temp;
+    client_max_body_size 0;
+    {upstream}
     server {{
         listen 127.0.0.1:{port};
         location / {{
             {parameters}
+            {keep}
             {protocol}_pass {address};
         }}
     }}
@@ -65,13 +68,27 @@ _PARAMETERS: Final = """
             {kind}_param SCRIPT_NAME "";
 """
 
+_KEPT: Final = """
+    upstream kept {{
+        server {server};
+        keepalive 128;
+        keepalive_requests 100000;
+    }}
+"""
+
+_KEEPING: Final = {
+    "fastcgi": "fastcgi_keep_conn on;",
+    "http": 'proxy_http_version 1.1; proxy_set_header Connection "";',
+}
+
 # wrk hands over what it has counted (its SCRIPTING file); times are microseconds.
 _LUA: Final = """
 done = function(summary, latency, requests)
     local errors = summary.errors
     io.write(string.format(
-        'counted {"requests": %d, "seconds": %f, "longest": %f, "status": %d, "sockets": %d}\\n',
-        summary.requests, summary.duration / 1e6, latency.max / 1e6, errors.status,
+        'counted {"requests": %d, "seconds": %f, "longest": %f, "p99": %f, "status": %d, "sockets": %d}\\n',
+        summary.requests, summary.duration / 1e6, latency.max / 1e6,
+        latency:percentile(99) / 1e6, errors.status,
         errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
@@ -86,12 +103,14 @@ _CAUSES: Final[dict[Cause, re.Pattern[str]]] = {
 
 @dataclass(frozen=True)
 class Counted:
-    """By wrk: requests that came to an end, failed ones among them or besides, seconds of load, longest of them."""
+    """By wrk: requests that came to an end, failed ones among them or besides, seconds of load; seconds of the longest
+    answer, and of that which 99 of 100 do not exceed."""
 
     requests: int
     failed: int
     seconds: float
     longest: float
+    p99: float
 
     @property
     def rate(self) -> float:
@@ -139,17 +158,20 @@ class Front:
 
 
 @contextmanager
-def front(directory: Path, protocol: str, address: str) -> Iterator[Front]:
-    """nginx, passing all to `address`; on leaving it is ended."""
+def front(directory: Path, protocol: str, address: str, *, keep: bool = False) -> Iterator[Front]:
+    """nginx, passing all to `address`, on connections that it keeps if it is to; on leaving it is ended."""
     directory.mkdir()
     port = free_port()
     if protocol == "http":
         parameters = ""
-        address = f"http://{address}"
     else:
         parameters = _PARAMETERS.format(kind=protocol)
         if protocol == "fastcgi":
             parameters += f"fastcgi_param SCRIPT_FILENAME {directory.parent}/app.php;"
+    upstream = keeping = ""
+    if keep:
+        upstream, address = _KEPT.format(server=address), "kept"
+        keeping = _KEEPING[protocol]
     (directory / "nginx.conf").write_text(
         _NGINX.format(
             directory=directory,
@@ -157,8 +179,10 @@ def front(directory: Path, protocol: str, address: str) -> Iterator[Front]:
             user="user root;" if os.geteuid() == 0 else "",
             port=port,
             parameters=parameters,
+            upstream=upstream,
+            keep=keeping,
             protocol="proxy" if protocol == "http" else protocol,
-            address=address,
+            address=f"http://{address}" if protocol == "http" else address,
         )
     )
     with (directory / "output").open("wb") as output:
@@ -180,11 +204,14 @@ def front(directory: Path, protocol: str, address: str) -> Iterator[Front]:
 
 
 class Load:
-    """wrk at work: `connections` clients, each asking again as soon as it has its answer. It ends with `end`."""
+    """wrk at work: `connections` clients, each asking again as soon as it has its answer. It ends with `end`.
 
-    def __init__(self, url: str, connections: int, directory: Path, at_most: int) -> None:
+    `request`: Lua that says what they ask for, if it is no plain GET.
+    """
+
+    def __init__(self, url: str, connections: int, directory: Path, at_most: int, request: str = "") -> None:
         script = directory / "counted.lua"
-        script.write_text(_LUA)
+        script.write_text(request + _LUA)
         words = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{at_most}s", "--timeout", f"{PATIENCE}s"]
         self._process = subprocess.Popen(
             [*words, "-s", str(script), url],
@@ -197,12 +224,16 @@ class Load:
     def end(self) -> Counted:
         """wrk ends on SIGINT as at the end of its time."""
         self._process.send_signal(signal.SIGINT)
-        said, _ = self._process.communicate(timeout=30)
+        return self.result(0)
+
+    def result(self, seconds: float) -> Counted:
+        """Wait for the end of its time, in so many seconds."""
+        said, _ = self._process.communicate(timeout=seconds + 30)
         for line in said.splitlines():
             if line.startswith("counted "):
                 told = json.loads(line.removeprefix("counted "))
                 failed = told["status"] + told["sockets"]
-                return Counted(told["requests"], failed, told["seconds"], told["longest"])
+                return Counted(told["requests"], failed, told["seconds"], told["longest"], told["p99"])
         raise RuntimeError(f"wrk: {said[-1000:]}")
 
     def kill(self) -> None:

@@ -2,7 +2,8 @@
 
 Memory is PSS, which counts a page that n processes share as 1/n, after requests to every worker; what all of the pool
 takes has the zygote in it. For the time there is one worker, killed when it is older than startsecs; the request is
-sent at once, waits in the socket's queue and is answered by the replacement, so that nothing needs to be polled.
+sent at once, waits in the socket's queue and is answered by the replacement, so that nothing needs to be polled. The
+application answers a request of its own while it is imported, for half of Django is loaded at the first one.
 """
 
 import importlib.util
@@ -50,12 +51,11 @@ from django.contrib import admin
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 from django.template import engines
-from django.urls import get_resolver, path
+from django.urls import path
 
 page = engines["django"].from_string("Hello {{ request.META.PATH_INFO }}\\n")
 urlpatterns = [path("admin/", admin.site.urls), path("", lambda request: HttpResponse(page.render({}, request)))]
 application = get_wsgi_application()
-get_resolver()._populate()  # what else the first request would have to do, in each worker
 """
 
 PARAMETERS: Final = {
@@ -133,12 +133,15 @@ def running(directory: Path, preload: bool, workers: int) -> Process:
     directory.mkdir(parents=True)
     (directory / "app.py").write_text(APP)
     (directory / "who.py").write_text(
-        "import os\n"
+        "import io, os, sys\n"
         "from app import application\n"
         "def app(environ, start_response):\n"
         "    def start(status, headers, exc_info=None):\n"
         "        return start_response(status, [*headers, ('X-Pid', str(os.getpid()))], exc_info)\n"
         "    return application(environ, start)\n"
+        # What Django loads at the first request only, every worker would have to load for itself.
+        "PARTS = {'wsgi.input': io.BytesIO(), 'wsgi.errors': sys.stderr, 'wsgi.url_scheme': 'http'}\n"
+        f"app({{**{PARAMETERS!r}, **PARTS}}, lambda *words: None).close()\n"
     )
     (directory / "fcgimgr.toml").write_text(f"""
 [manager]
@@ -148,6 +151,7 @@ logfile = "{directory}/manager.log"
 [pool.app]
 socket = "unix:{directory}/app.sock"
 wsgi = "who:app"
+server = "native"
 directory = "{directory}"
 numprocs = {workers}
 preload = {str(preload).lower()}

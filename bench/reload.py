@@ -80,8 +80,7 @@ def measure_one(
     process = Process(title, place.directory, *start(server.configure(place), place.directory))
     try:
         process.wait_for_children(WORKERS)
-        unix = "http://unix:" if server.protocol == "http" else "unix:"
-        with front(place.directory / "nginx", server.protocol, place.address(unix).removeprefix("http://")) as nginx:
+        with front(place.directory / "nginx", server.protocol, place.address("unix:")) as nginx:
             nginx.wait_for_answer(30)
             sleep(SETTLED)
             load = Load(nginx.url, CONNECTIONS, place.directory, AT_MOST)

@@ -119,8 +119,9 @@ class Zygote:
         self._ask_for_next()
 
     def start(self) -> None:
-        """Be there before a worker is wanted."""
-        self.feed(StartAsked())
+        """Be there before a worker has to be forked, if one may have to be."""
+        if core.is_wanted(self.generation.core.processes):
+            self.feed(StartAsked())
 
     def renew(self) -> None:
         """The workers that are forked from now on are to run the code that is on the disk now."""

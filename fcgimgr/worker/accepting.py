@@ -73,6 +73,9 @@ class Connection(Protocol):
     def serve(self) -> bool:
         """Serve what has come. True: to be called again when more comes. False: over."""
 
+    def drop(self) -> None:
+        """Close it while it waits: nothing has to be read by the peer any more."""
+
     def close(self) -> None:
         """Close it so that the peer can still read the last answer; may take seconds, raises nothing."""
 
@@ -219,7 +222,7 @@ class AcceptLoop:
         """No descriptor or memory for one more connection. Never try again at once: that would be a busy loop."""
         with self._changed:
             if self._waiting:
-                self._take_waiting(next(iter(self._waiting))).socket.close()
+                self._take_waiting(next(iter(self._waiting))).drop()
             elif self._busy:
                 self._disarm()  # the next request to end arms again
             else:
@@ -255,7 +258,7 @@ class AcceptLoop:
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
         """Wait for what it says next, without a thread; False when it is to be closed instead."""
         with self._changed:
-            if (self._stopping and connection.idle and not silent) or len(self._waiting) >= MOST_WAITING:
+            if len(self._waiting) >= MOST_WAITING or (not silent and self._shall_go(connection)):
                 return False
             fd = connection.socket.fileno()
             self._waiting[fd] = connection
@@ -266,6 +269,10 @@ class AcceptLoop:
                 self._look_at = connection.until
                 self._tell_main(0)
             return True
+
+    def _shall_go(self, connection: Connection) -> bool:
+        """Whether a connection that would wait has to be closed, because we are stopping and it has nothing to say."""
+        return self._stopping and connection.idle and not _speaks(connection.socket, 0)
 
     def _take_waiting(self, fd: int) -> Connection:
         self._epoll.unregister(fd)
@@ -280,7 +287,7 @@ class AcceptLoop:
         with self._changed:
             now = time.monotonic()
             for fd in [fd for fd, connection in self._waiting.items() if connection.until <= now]:
-                self._take_waiting(fd).socket.close()
+                self._take_waiting(fd).drop()
             self._look_at = min((connection.until for connection in self._waiting.values()), default=math.inf)
 
     # --- in the threads
@@ -295,10 +302,10 @@ class AcceptLoop:
 
     def _attend(self, connection: Connection, fresh: bool) -> None:
         try:
-            if fresh and not _speaks(connection.socket):
+            if fresh and not _speaks(connection.socket, FIRST_BYTE_AT_ONCE):
                 connection.until = time.monotonic() + FIRST_BYTE_PATIENCE
                 if not self._wait(connection, silent=True):
-                    connection.socket.close()
+                    connection.drop()
             elif not (connection.serve() and self._wait(connection)):
                 connection.close()
         except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
@@ -316,7 +323,7 @@ class AcceptLoop:
                 if fd in readable:  # a request has come meanwhile: it gets its answer
                     self._wake(fd)
                 elif connection.idle and fd not in self._silent:
-                    self._take_waiting(fd).socket.close()  # its answer was read long ago: nothing to wait for
+                    self._take_waiting(fd).drop()  # its answer was read long ago: nothing to wait for
         if not self._retiring:
             self._serve_the_queue(begun + QUEUE_PATIENCE)
         for listener in self._listeners.values():
@@ -325,7 +332,7 @@ class AcceptLoop:
         with self._changed:
             self._changed.wait_for(lambda: self._busy == 0)
             for fd in list(self._waiting):
-                self._take_waiting(fd).socket.close()
+                self._take_waiting(fd).drop()
         for _ in self._threads:
             self._handed_over.put(None)
         for thread in self._threads:
@@ -359,8 +366,8 @@ class AcceptLoop:
                     self._wake(fd)
 
 
-def _speaks(connection: socket.socket) -> bool:
-    """Whether a new connection sends anything (an end of file counts) at once."""
+def _speaks(connection: socket.socket, within: float) -> bool:
+    """Whether it sends anything (an end of file counts) within so many seconds."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    return bool(poll.poll(FIRST_BYTE_AT_ONCE * 1000))
+    return bool(poll.poll(within * 1000))

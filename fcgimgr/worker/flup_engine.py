@@ -184,6 +184,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             return False  # the client went away, which is its right
         return False
 
+    def drop(self) -> None:
+        self.socket.close()
+
     def close(self) -> None:
         with contextlib.suppress(OSError), self.socket:
             if self._all_read or any(_ends_stdin(record) for record in self._arrived):

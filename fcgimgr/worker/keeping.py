@@ -9,6 +9,8 @@ while another process is idle. That costs nothing while requests take microsecon
   large at once.
 - Nothing is kept while a process that is busy more than half of the time has requests longer than MEAN, where 50 µs are
   nothing.
+- A process keeps at most MOST for each of its threads; all other requests come through the socket that all processes
+  share. While it does not get the processor, whatever is sent to it waits: that must be few.
 - A process that has not been idle for SHED requests lets one connection go: the web server's next one goes to whichever
   process is free. So connections spread evenly, however they began.
 
@@ -25,21 +27,26 @@ MEAN: Final = 0.001
 WEIGHT: Final = 1 / 64
 SHED: Final = 256
 
+MOST: Final = 24
+
 
 class Keeping:
     """`busy`: requests since this process last had nothing to do; whoever waits for work sets it to 0.
+    `kept`: the connections that are kept now; who closes one takes it out.
 
     Threads may share it: a request that is lost to a mean is no harm.
     """
 
-    __slots__ = ("_ended", "_mean", "_pause", "_square", "busy")
+    __slots__ = ("_ended", "_mean", "_most", "_pause", "_square", "busy", "kept")
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self._most = MOST * threads
         self._mean = 0.0
         self._square = 0.0
         self._pause = 1.0
         self._ended = 0.0
         self.busy = 0
+        self.kept: set[object] = set()
 
     def served(self, begun: float, ended: float) -> None:
         """A request was in hand from one monotonic time to another."""
@@ -52,13 +59,17 @@ class Keeping:
         self._pause += ((pause if pause < 1.0 else 1.0) - self._pause) * WEIGHT if pause > 0 else 0.0
         self._ended = ended
 
-    @property
-    def worth(self) -> bool:
-        """Whether a connection shall be kept now."""
+    def keeps(self, connection: object) -> bool:
+        """Whether this connection shall be kept now."""
+        known = connection in self.kept
+        if not known and len(self.kept) >= self._most:
+            return False
         mean, pause = self._mean, self._pause
         if self._square > 2 * WAIT * (mean + pause) or (mean > MEAN and mean > pause):
             return False
         if self.busy >= SHED:
             self.busy = 0
             return False
+        if not known:
+            self.kept.add(connection)
         return True

@@ -65,13 +65,15 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         application = load_application(options.application)
         if zygote is not None:
             zygote.fork_workers()
-            # This is a worker, and all that follows is as in any other.
+            # This is a worker by now, and all that follows is as in any other.
             listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
         watch = watch_over(options, os.environ)
         # In C, so that it also works while the interpreter is stuck in an extension (manager/limits.py).
         faulthandler.register(TRACEBACK_SIGNAL, file=2)
         threads = options.threads or DEFAULT_THREADS[options.server]
+        if zygote is not None:
+            zygote.wait_for_go()
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
     except (ListenError, LoadError) as error:
         _give_up(str(error))

@@ -35,7 +35,8 @@ from fcgimgr.worker.solo import SoloLoop
 
 #: Seconds that a request may take to come, from its first byte to the last of its parameters (and of a short body).
 HEAD_PATIENCE: Final = 30.0
-#: Seconds for which the application may be kept waiting for a body, and bytes for which it is one second more.
+#: Seconds for which the application is kept waiting for the next piece of a body, and bytes a second below which it is
+#: not kept waiting for longer than that in all: a peer that sends a byte a second shall not hold a worker for days.
 BODY_PATIENCE: Final = 30.0
 BODY_RATE: Final = 500
 #: A body that is announced with at most so many bytes is there when the application is called.
@@ -94,8 +95,7 @@ class _Engine:
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
         self.application = application
         self.observer = observer
-        self.keeping = Keeping()
-        # One thread hears of a hang-up from its epoll, and is asked where it cannot have heard of it.
+        self.keeping = Keeping(threads)
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
@@ -182,7 +182,10 @@ class _Connection:
             return False
 
     def close(self) -> None:
+        self._engine.keeping.kept.discard(self)
         self.socket.close()
+
+    drop = close
 
     # --- a request in
 
@@ -285,7 +288,7 @@ class _Connection:
                 incoming = self.socket.recv(_READ, _NOW)
             except BlockingIOError:
                 begun = monotonic()
-                patience = BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited
+                patience = min(BODY_PATIENCE, BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited)
                 if not _comes(self.socket, select.POLLIN, patience):
                     raise self._timed_out(
                         f"{arrival.body_length} bytes of a body came in {self._waited + patience:.0f} s"
@@ -310,7 +313,10 @@ class _Connection:
     def _answer(self, environ: dict[str, Any], request_id: int, body: io.BytesIO | io.BufferedReader) -> bool:
         """Run the application on a request. Whether its answer is complete."""
         engine = self._engine
-        if self.hung_up or ((engine.always_asks or engine.keeping.busy) and _comes(self.socket, select.POLLRDHUP, 0)):
+        # Of one that it kept, SoloLoop hears with the request; one that is new and came from a queue must be asked.
+        keeping = engine.keeping
+        may_have_left = engine.always_asks or (keeping.busy and self not in keeping.kept)
+        if self.hung_up or (may_have_left and _comes(self.socket, select.POLLRDHUP, 0)):
             return False
         _finish(environ)
         environ["wsgi.input"] = body
@@ -329,7 +335,7 @@ class _Connection:
                     self._closing = True
                     engine.loop.retire()
         now = monotonic()
-        engine.keeping.served(begun, now)
+        keeping.served(begun, now)
         self.until = now + KEPT_PATIENCE
         return whole
 
@@ -423,7 +429,7 @@ class _Connection:
 
     def _goes_on(self) -> bool:
         """Decide whether this answer is the last one."""
-        self._closing = not (self._keep and self._engine.keeping.worth)
+        self._closing = not (self._keep and self._engine.keeping.keeps(self))
         return not self._closing
 
     def _linger(self) -> bool:
@@ -451,7 +457,7 @@ def _enough(arrival: Arrival) -> bool:
         return True
     assert arrival.parameters is not None
     announced = arrival.parameters.get("CONTENT_LENGTH", "")
-    return not (announced.isascii() and announced.isdigit() and 0 < int(announced) <= SHORT_BODY)
+    return not (announced.isascii() and announced.isdigit() and len(announced) < 10 and int(announced) <= SHORT_BODY)
 
 
 def _finish(environ: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ class SoloLoop(AcceptLoop):
         connection.close()
 
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
-        if self._stopping and connection.idle:
+        if self._stopping and self._shall_go(connection):
             return False
         fd = connection.socket.fileno()
         if fd not in self._waiting:

@@ -23,8 +23,8 @@ ready in the worker's place (output, environment, signals), forks the worker and
 of the manager, which is a subreaper and hears of its death at once. When the zygote has reaped the process between, it
 says `forked`, for by then that is so, and forks the next one.
 
-**No worker before its manager knows it.** A worker waits for a byte on `go` before it touches a listener. When that
-closes instead (the manager has died, or does not want this worker any more), it ends: nobody can be left over.
+**No worker before its manager knows it.** A worker waits for a byte on `go` before it serves. When that closes instead
+(the manager has died, or does not want this worker any more), it ends: nobody can be left over.
 
 **Hooks of os.register_at_fork** run once a worker, with the worker's own environment and output, the session its own:
 the process between is made by libc's fork, of which Python does not know. (With threads about, whose locks only the
@@ -53,6 +53,7 @@ _IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _LONGEST: Final = 256 * 1024  # bytes of a request
 _MOST_FDS: Final = 253  # SCM_MAX_FD (linux/net/scm.h)
 _GO: Final = b"g"
+_VARIABLE: Final = b"FCGIMGR_PROCESS="
 _HUNG_UP: Final = b"hung up"  # what the process between reports when there will be no request any more
 
 
@@ -64,6 +65,8 @@ class Zygote:
         os.set_inheritable(channel, False)
         self._channel = socket.socket(fileno=channel)
         self._bearing: tuple[bytes, int] | None = None  # in the process between: request, report
+        self._go = -1  # in a worker: by which it is told that it may serve
+        self._place = Place.find()
         self._warned = False
         os.register_at_fork(after_in_child=self._born)
         name_process(f"zygote:{os.environ.get('FCGIMGR_POOL', '')}")
@@ -80,10 +83,17 @@ class Zygote:
         self._say(b"ready")
         while (go := self._fork(before)) is None:
             pass
-        if os.read(go, 1) != _GO:
+        self._go = go
+
+    def wait_for_go(self) -> None:
+        """In a worker that is ready to serve: until it may, or never."""
+        name = os.environ.get("FCGIMGR_PROCESS", "")
+        name_process(name)
+        if os.read(self._go, 1) != _GO:
             os._exit(0)
-        os.close(go)
-        show_as(os.environ.get("FCGIMGR_PROCESS", ""))
+        os.close(self._go)
+        if self._place is not None:
+            self._place.write(name)
 
     def _fork(self, dispositions: dict[signal.Signals, Any]) -> int | None:
         """In the worker: its `go`. In the zygote None, when the manager has been told how it went."""
@@ -248,23 +258,34 @@ def name_process(name: str) -> None:
         comm.write(os.fsencode(name)[:15])
 
 
-def show_as(process: str) -> None:
-    """Be this process to who looks at /proc, in its name and in the environment it was started with.
+class Place:
+    """Where the kernel has what this process was started with as $FCGIMGR_PROCESS (proc(5): env_start): `room` bytes.
 
-    That tells the manager whose descendants are whose. Python's os.environ changes nothing of it, so it is written over
-    where the kernel has it (proc(5): env_start); the zygote was started with room enough. Without /proc it stays.
+    By that the manager tells whose descendants are whose, and Python's os.environ changes nothing of it. So a worker
+    writes its own name over the zygote's, which was started with room enough.
     """
-    name_process(process)
-    variable = b"FCGIMGR_PROCESS="
-    with contextlib.suppress(OSError), open("/proc/self/mem", "r+b", buffering=0) as memory:
-        with open("/proc/self/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-        start, end = int(fields[47]), int(fields[48])
-        memory.seek(start)
-        block = b"\0" + (memory.read(end - start) or b"")
-        at = block.find(b"\0" + variable)
-        room = block.find(b"\0", at + 1) - at - 1
-        written = variable + os.fsencode(process)
-        if at >= 0 and room >= len(written):
-            memory.seek(start + at)
-            memory.write(written.ljust(room, b"\0"))
+
+    def __init__(self, at: int, room: int) -> None:
+        self._at = at
+        self._room = room
+
+    @classmethod
+    def find(cls) -> Place | None:
+        """None: there is no /proc (in a chroot), or no such variable."""
+        try:
+            with open("/proc/self/stat", "rb") as stat, open("/proc/self/environ", "rb") as environ:
+                start = int(stat.read().rpartition(b")")[2].split()[47])
+                block = b"\0" + environ.read()
+        except OSError:
+            return None
+        at = block.find(b"\0" + _VARIABLE)
+        return (
+            cls(start + at + len(_VARIABLE), block.find(b"\0", at + 1) - at - 1 - len(_VARIABLE)) if at >= 0 else None
+        )
+
+    def write(self, process: str) -> None:
+        written = os.fsencode(process)
+        if len(written) <= self._room:
+            with contextlib.suppress(OSError), open("/proc/self/mem", "r+b", buffering=0) as memory:
+                memory.seek(self._at)
+                memory.write(written.ljust(self._room, b"\0"))

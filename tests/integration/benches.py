@@ -51,8 +51,11 @@ class Bench:
         python: str = popen.pop("python", sys.executable)  # type: ignore[assignment]
         worker = self.launch([*before, python, MAIN, *self.engine, *options, application], **popen)
         if ready:
-            assert self._notified.recv(100) == b"READY=1"
+            self.wait_until_ready()
         return worker
+
+    def wait_until_ready(self) -> None:
+        assert self._notified.recv(100) == b"READY=1"
 
     def launch(self, words: list[str], **popen: object) -> subprocess.Popen[bytes]:
         """Start any program on the listener."""

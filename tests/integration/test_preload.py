@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from fcgimgr.control.messages import ProcessStatus
 from fcgimgr.fastcgi.client import fetch
 from tests.integration.commands import fcgimgr, lines_of
 from tests.integration.ports import free_address
+from tests.integration.pythons import other_pythons
 from tests.integration.running import RunningManager
 from tests.integration.scenes import (
     Child,
@@ -125,13 +128,14 @@ def both(address: str) -> dict[str, Any]:
 # -- forks ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("server", ["flup", "native"])
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 def test_the_application_is_imported_once_and_each_worker_is_a_child_of_the_manager(
-    transport: str, tmp_path: Path
+    transport: str, server: str, tmp_path: Path
 ) -> None:
     address = free_address(transport, tmp_path)
-    own = 'environment = { WHO = "number %(process_num)d" }'
-    with managing(pool(tmp_path, address, own)) as manager:
+    own = 'environment = { WHO = "number %(process_num)d" }', f'server = "{server}"'
+    with managing(pool(tmp_path, address, *own)) as manager:
         answers = both(address)
         itself = zygote_pid(manager)
         assert lines_of(tmp_path / "imported") == [str(itself)]
@@ -160,12 +164,29 @@ def test_hooks_of_a_fork_run_once_a_worker_and_chance_is_its_own(tmp_path: Path)
             assert one != other
 
 
-def test_signals_and_masks_are_as_without_preload(tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", other_pythons())
+def test_other_pythons_fork_as_well(python: str, tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    more = f'python = "{python}"', 'environment = { PYTHONWARNINGS = "error" }'
+    with managing(pool(tmp_path, address, *more)) as manager:
+        both(address)
+        assert len(lines_of(tmp_path / "hooks")) == 2
+        dead = manager.pids("app")[0]
+        kill(dead)
+        replaced(manager, "app", dead, number=2)
+        both(address)
+        assert len(lines_of(tmp_path / "imported")) == 1
+        assert Child(manager.pids("app")[0]).environ["FCGIMGR_PROCESS"] == "app_00"
+
+
+@pytest.mark.parametrize("server", ["flup", "native"])
+def test_signals_and_masks_are_as_without_preload(server: str, tmp_path: Path) -> None:
     shown = {}
     for word in ("true", "false"):
         directory = tmp_path / word
         directory.mkdir()
-        with managing(pool(directory, free_address("unix", directory), f"preload = {word}")) as manager:
+        config = pool(directory, free_address("unix", directory), f"preload = {word}", f'server = "{server}"')
+        with managing(config) as manager:
             status = Child(manager.pids("app")[0]).status
             shown[word] = {key: status[key] for key in ("SigBlk", "SigIgn", "SigCgt", "NoNewPrivs", "Seccomp")}
     assert shown["true"] == shown["false"]
@@ -391,16 +412,42 @@ zygote.Zygote._fork = lambda *words: (honest if os.path.exists("honest") else li
 # -- reloads ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("server", ["flup", "native"])
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
-def test_a_reload_forks_from_a_new_zygote_and_the_old_one_goes(transport: str, tmp_path: Path) -> None:
+def test_a_reload_forks_from_a_new_zygote_and_the_old_one_goes(transport: str, server: str, tmp_path: Path) -> None:
     address = free_address(transport, tmp_path)
-    with managing(pool(tmp_path, address)) as manager:
+    with managing(pool(tmp_path, address, f'server = "{server}"')) as manager:
         before = [zygote_pid(manager), *manager.pids("app")]
         write(tmp_path, APP, version=2)
         assert reload(manager).ok
         assert ask(address)["code"] == 2
         assert are_gone(*before)
         assert len(lines_of(tmp_path / "imported")) == 2
+
+
+@pytest.mark.parametrize("server", ["flup", "native"])
+def test_reloads_and_scaling_under_load_lose_no_request(server: str, tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    over = threading.Event()
+
+    def asked_on_and_on() -> int:
+        count = 0
+        while not over.is_set():
+            ask(address)  # Or it raises.
+            count += 1
+        return count
+
+    config = pool(tmp_path, address, f'server = "{server}"')
+    with managing(config) as manager, ThreadPoolExecutor(2) as clients:
+        asked = [clients.submit(asked_on_and_on) for _ in range(2)]
+        try:
+            for _ in range(3):
+                assert reload(manager).ok
+                assert manager.scale("app", "4").ok
+                assert manager.scale("app", "2").ok
+        finally:
+            over.set()
+        assert all(count.result() > 0 for count in asked)
 
 
 def test_an_import_error_is_the_verdict_of_a_reload_and_the_old_code_serves_on(tmp_path: Path) -> None:

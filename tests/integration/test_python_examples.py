@@ -18,18 +18,26 @@ from tests.integration.test_nginx_files import demo_with_free_ports
 from tests.waiting import eventually
 
 
+@pytest.fixture(params=["flup", "native"])
+def server(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @contextlib.contextmanager
-def site(example: str, address: int, port: int, directory: Path) -> Iterator[tuple[RunningManager, Nginx]]:
+def site(example: str, address: int, port: int, directory: Path, server: str) -> Iterator[tuple[RunningManager, Nginx]]:
     """The example of that FastCGI port, and nginx with demo.conf, which includes its site: asked on that HTTP port."""
     conf, port_for = demo_with_free_ports(directory)
     config = copy_example(example, directory, f"127.0.0.1:{port_for[address]}")
+    text = config.read_text()
+    assert "\nserver =" not in text
+    config.write_text(text.replace("\nwsgi =", f'\nserver = "{server}"\nwsgi ='))
     with example_manager(config) as manager, Nginx(directory, conf, port_for[port]) as nginx:
         yield manager, nginx
 
 
-def test_flask_answers_serves_its_files_and_takes_an_upload(tmp_path: Path) -> None:
+def test_flask_answers_serves_its_files_and_takes_an_upload(tmp_path: Path, server: str) -> None:
     pytest.importorskip("flask")
-    with site("flask", 9008, 8083, tmp_path) as (manager, nginx):
+    with site("flask", 9008, 8083, tmp_path, server) as (manager, nginx):
         answer = nginx.get("/?a=%20b")
         assert answer.says("Hello") == "from Flask"
         assert answer.says("asked") == "GET /?a=%20b"
@@ -64,12 +72,12 @@ def upload(port: int, content: bytes) -> bytes:
         return connection.getresponse().read()
 
 
-def test_django_migrates_collects_its_files_and_answers(tmp_path: Path) -> None:
+def test_django_migrates_collects_its_files_and_answers(tmp_path: Path, server: str) -> None:
     pytest.importorskip("django")
     project = copy_example("django", tmp_path).parent
     run([sys.executable, "manage.py", "migrate"], project)
     run([sys.executable, "manage.py", "collectstatic", "--noinput"], project)
-    with site("django", 9009, 8084, tmp_path) as (manager, nginx):
+    with site("django", 9009, 8084, tmp_path, server) as (manager, nginx):
         assert nginx.get("/").says("orders") == "0"
         answer = nginx.post("/?a=1", "a chair")
         assert (answer.says("asked"), answer.says("orders")) == ("POST /?a=1", "1")
@@ -81,8 +89,8 @@ def test_django_migrates_collects_its_files_and_answers(tmp_path: Path) -> None:
         assert nginx.get("/").says("orders") == "1"
 
 
-def test_events_arrive_as_they_are_sent_and_end_with_the_browser(tmp_path: Path) -> None:
-    with site("streaming", 9010, 8085, tmp_path) as (manager, nginx):
+def test_events_arrive_as_they_are_sent_and_end_with_the_browser(tmp_path: Path, server: str) -> None:
+    with site("streaming", 9010, 8085, tmp_path, server) as (manager, nginx):
         connection = http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=30)
         with contextlib.closing(connection):
             connection.request("GET", "/events")
@@ -93,8 +101,8 @@ def test_events_arrive_as_they_are_sent_and_end_with_the_browser(tmp_path: Path)
         eventually(lambda: "events the browser was gone" in manager.output())
 
 
-def test_a_file_of_any_length_is_streamed(tmp_path: Path) -> None:
-    with site("streaming", 9010, 8085, tmp_path) as (_, nginx):
+def test_a_file_of_any_length_is_streamed(tmp_path: Path, server: str) -> None:
+    with site("streaming", 9010, 8085, tmp_path, server) as (_, nginx):
         answer = nginx.get("/numbers.csv?rows=200000")
         assert answer.status == 200
         rows = answer.text.splitlines()

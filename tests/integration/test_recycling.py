@@ -4,7 +4,7 @@ at a time, behind a stand-in, and no client notices."""
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from tests.integration.load import Load
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
 from tests.integration.scenes import is_alive, managing, scene
+from tests.integration.succession import killed, next_one
 from tests.integration.test_scoreboard import Pool, process, servers
 from tests.integration.test_upgrade import upgrade
 from tests.waiting import eventually
@@ -66,6 +67,7 @@ def most_at_once(manager: RunningManager) -> int:
         ("wsgi", ("max_requests = 20", "max_requests_jitter = 10")),
         ("wsgi", ("max_lifetime = 0.5",)),
         ("wsgi", ("max_requests = 20", "max_requests_jitter = 10", 'server = "native"')),
+        ("wsgi", ("max_requests = 20", "max_requests_jitter = 10", "preload = true")),
         # One thread each. (The Go runtime catches SIGTERM, and its other threads may accept one more before it ends.)
         ("php", ("max_lifetime = 0.5",)),
         ("c", ("max_lifetime = 0.5",)),
@@ -141,6 +143,26 @@ def test_another_lifetime_holds_at_once_for_those_that_run(tmp_path: Path) -> No
         assert "no process is touched" in with_update("update").succeeds()
         eventually(lambda: manager.pids("app") not in ([], [pid]))
         assert "recycling: max_lifetime (0.1 s) is over" in manager.output()
+
+
+@pytest.mark.parametrize("how", ["upgrade", "kill"])
+def test_what_one_manager_has_begun_the_next_one_ends(how: str, tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "max_requests = 1", "threads = 2", "stopwaitsecs = 30")
+    with killed(pool.config) as first:
+        (pid,) = first.pids("app")
+        with pool.holding("/long"):
+            assert pool.ask("/pid").result().status == 200
+            eventually(lambda: [p.state for p in first.pool("app").processes] == ["STOPPING", "RUNNING"])
+            if how == "upgrade":
+                upgrade(first).succeeds()
+            else:
+                first.kill()
+            with next_one(first, ready=False) if how == "kill" else nullcontext(first) as second:
+                assert second.pool("app").processes[0].pid == pid
+                assert pool.ask("/pid").result().status == 200  # by the stand-in
+                pool.release()
+                eventually(lambda: [p.state for p in second.pool("app").processes] == ["RUNNING"], within=30)
+                assert second.pids("app") != [pid]
 
 
 # -- requests that take too long --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from itertools import cycle, islice
 
-from fcgimgr.worker.keeping import SHED, Keeping
+from fcgimgr.worker.keeping import MOST, SHED, Keeping
 
 
 def history(*requests: tuple[float, float], times: int) -> list[bool]:
@@ -13,7 +13,7 @@ def history(*requests: tuple[float, float], times: int) -> list[bool]:
             keeping.busy = 0
         keeping.served(now + pause, now + pause + taken)
         now += pause + taken
-        kept.append(keeping.worth)
+        kept.append(keeping.keeps("connection"))
     return kept
 
 
@@ -53,4 +53,12 @@ def test_what_was_slow_once_is_forgotten() -> None:
         keeping.busy = 0
         keeping.served(now, now + taken)
         now += taken + 0.0002
-    assert keeping.worth
+    assert keeping.keeps("connection")
+
+
+def test_few_are_kept_at_once() -> None:
+    keeping = Keeping(threads=2)
+    assert [keeping.keeps(number) for number in range(3 * MOST)] == [True] * 2 * MOST + [False] * MOST
+    keeping.kept.discard(0)
+    assert keeping.keeps("another")
+    assert keeping.keeps(1)

@@ -1,0 +1,245 @@
+"""WSGI servers behind nginx: answers a second, how long the slowest take, memory; the same app, the same four workers.
+
+Each in the nginx configuration that suits it best: connections to it are kept where it can do that. All are started
+once and then asked in turn, for a few seconds each, again and again, so that what else goes on in the machine hits all
+alike; the ratios are between neighbours of one round. The app answers six bytes, or 100 kB, or reads 1 MB.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Final, Literal
+
+from bench.figure import OURS, Figure, Setting, say
+from bench.front import Counted, Front, Load, free_port, front
+from bench.peers import Process, start
+from bench.proc import children, memory
+from bench.servers import TRANSPORTS, WORKERS, Place, Transport
+
+SECONDS: Final = 4
+QUICK_SECONDS: Final = 1
+
+APP: Final = """
+LARGE = b"x" * 100_000
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/large":
+        body = LARGE
+    elif path == "/upload":
+        left = int(environ["CONTENT_LENGTH"])
+        read = environ["wsgi.input"].read
+        while left:
+            left -= len(read(min(left, 65536)))
+        body = b"Thanks\\n"
+    else:
+        body = b"Hello\\n"
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+application = app
+"""
+
+PLAIN_FLUP: Final = """
+from flup.server.fcgi import WSGIServer
+from app import app
+WSGIServer(app).run()
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """`request`: Lua for wrk."""
+
+    name: str
+    path: str
+    connections: int
+    request: str = ""
+
+
+TASKS: Final = (
+    Task("hello", "", 64),
+    Task("100 kB", "large", 64),
+    Task("1 MB upload", "upload", 16, 'wrk.method = "POST"\nwrk.body = string.rep("x", 1048576)\n'),
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """`manager`: its name in --only. `keep`: nginx keeps connections to it. configure: as in bench/servers.py."""
+
+    manager: str
+    title: str
+    protocol: Literal["fastcgi", "http", "uwsgi"]
+    configure: Callable[[Place], list[str]]
+    keep: bool = False
+
+
+#: With whom fcgimgr's native server is compared, and in how many answers a second it shall be ahead of them: hello
+#: world on TCP and on Unix sockets; in all else it shall not be behind.
+PEERS: Final = {"uWSGI": (1.4, 1.1), "gunicorn": (3.0, 3.0), "gunicorn, gthread": (3.0, 3.0), "plain flup": (4.0, 4.0)}
+NATIVE: Final = "fcgimgr, native"
+
+
+def measure(setting: Setting) -> list[Figure]:
+    for program, package in {"nginx": "nginx-light", "wrk": "wrk"}.items():
+        if shutil.which(program) is None:
+            raise RuntimeError(f"{program} is not installed: apt-get install {package}")
+    servers = [server for server in find() if setting.wants(server.manager)]
+    figures: dict[str, Figure] = {}
+
+    def add(table: str, name: str, unit: str, row: str, sample: float, better: Literal["less", "more"]) -> None:
+        figure = figures.setdefault(f"{table} {name}", Figure(name, unit, better=better, table=f"wsgi {table}"))
+        figure.add(row, sample)
+
+    with ExitStack() as stack:
+        running = {
+            (server.title, transport): stack.enter_context(Running(setting, server, transport))
+            for server in servers
+            for transport in TRANSPORTS
+        }
+        for run in range(setting.times(5, 1)):
+            for task in TASKS:
+                for transport in TRANSPORTS:
+                    rates: dict[str, float] = {}
+                    for server in servers:
+                        counted = running[server.title, transport].ask(task, setting.quick)
+                        said = f"wsgi: run {run + 1}, {task.name}, {transport}, {server.title}: {counted.rate:,.0f}/s"
+                        say(
+                            f"{said}, p99 {counted.p99 * 1000:.1f} ms"
+                            + f", {counted.failed} failed" * bool(counted.failed)
+                        )
+                        rates[server.title] = counted.rate
+                        add(task.name, f"{task.name}, {transport}", "1/s", server.title, counted.rate, "more")
+                        add(
+                            task.name,
+                            f"{task.name}, {transport}, p99",
+                            "ms",
+                            server.title,
+                            counted.p99 * 1000,
+                            "less",
+                        )
+                    for peer, ahead in PEERS.items():
+                        if rates.get(peer) and NATIVE in rates:
+                            must = ahead[TRANSPORTS.index(transport)] if task.name == "hello" else 1.0
+                            row = f"{NATIVE} ÷ {peer}"
+                            name = f"{task.name}, {transport}"
+                            add("ratios", name, "×", row, rates[NATIVE] / rates[peer], "more")
+                            add("ratios", f"{name}, at least", "×", row, must, "more")
+        for (title, transport), server_running in running.items():
+            if transport == "TCP":
+                add("memory", "a worker, PSS", "MB", title, server_running.memory() / 1e6, "less")
+    return list(figures.values())
+
+
+class Running:
+    """A server with nginx in front of it."""
+
+    def __init__(self, setting: Setting, server: Server, transport: Transport) -> None:
+        title = f"{server.title}, {transport}"
+        self._server = server
+        self._title = title
+        self._place = Place(setting.place("wsgi", "-".join(re.findall(r"\w+", title))), transport, free_port())
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Running:
+        place, server = self._place, self._server
+        place.directory.mkdir(parents=True)
+        (place.directory / "app.py").write_text(APP)
+        (place.directory / "plain.py").write_text(PLAIN_FLUP)
+        with self._stack as stack:
+            self._process = Process(self._title, place.directory, *start(server.configure(place), place.directory))
+            stack.callback(self._process.end)
+            self._process.wait_for_children(WORKERS)
+            nginx = front(place.directory / "nginx", server.protocol, place.address("unix:"), keep=server.keep)
+            self._front: Front = stack.enter_context(nginx)
+            self._front.wait_for_answer(30)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def ask(self, task: Task, quick: bool) -> Counted:
+        seconds = QUICK_SECONDS if quick else SECONDS
+        load = Load(self._front.url + task.path, task.connections, self._place.directory, seconds, task.request)
+        try:
+            return load.result(seconds)
+        finally:
+            load.kill()
+
+    def memory(self) -> float:
+        """Of a worker, in the mean, in bytes."""
+        return mean(memory(pid).pss for pid in children(self._process.pid))
+
+
+# -- how each is configured --------------------------------------------------------------------------------------------
+
+
+def find() -> list[Server]:
+    """Those that are installed."""
+    servers = [
+        Server(OURS, NATIVE, "fastcgi", _fcgimgr('wsgi = "app:app"\nserver = "native"'), keep=True),
+        Server(OURS, f"{NATIVE}, no connection kept", "fastcgi", _fcgimgr('wsgi = "app:app"\nserver = "native"')),
+        Server(OURS, "fcgimgr, flup", "fastcgi", _fcgimgr('wsgi = "app:app"\nserver = "flup"'), keep=True),
+        Server(
+            "flup", "plain flup", "fastcgi", _fcgimgr(f'command = "{sys.executable} plain.py"\nsocket_blocking = false')
+        ),
+    ]
+    gunicorn = Path(sys.prefix, "peers", "bin", "gunicorn")
+    uwsgi = shutil.which("uwsgi")
+    if uwsgi:
+        servers.append(Server("uwsgi", "uWSGI", "uwsgi", _uwsgi(uwsgi)))
+    else:
+        say("uwsgi is left out of wsgi: it is not installed (scripts/bench installs it)")
+    if gunicorn.exists():
+        threads = ("--worker-class", "gthread", "--threads", "1")
+        servers.append(Server("gunicorn", "gunicorn", "http", _gunicorn(gunicorn)))
+        servers.append(Server("gunicorn", "gunicorn, gthread", "http", _gunicorn(gunicorn, *threads), keep=True))
+    else:
+        say("gunicorn is left out of wsgi: it is not installed (scripts/bench installs it)")
+    return servers
+
+
+def _fcgimgr(serve: str) -> Callable[[Place], list[str]]:
+    def configure(place: Place) -> list[str]:
+        here = place.directory
+        (here / "fcgimgr.toml").write_text(f"""
+[manager]
+control = "{here}/control.sock"
+logfile = "{here}/manager.log"
+
+[pool.app]
+socket = "{place.address("unix:")}"
+{serve}
+directory = "{here}"
+numprocs = {WORKERS}
+""")
+        return [str(Path(sys.executable).with_name("fcgimgr")), "-c", str(here / "fcgimgr.toml")]
+
+    return configure
+
+
+def _uwsgi(program: str) -> Callable[[Place], list[str]]:
+    def configure(place: Place) -> list[str]:
+        here = place.directory
+        words = ["--plugin", "python3", "--master", "--die-on-term", "--need-app", "--disable-logging"]
+        words += ["--processes", str(WORKERS), "--socket", place.address(""), "--wsgi-file", str(here / "app.py")]
+        return [program, *words, "--logto", str(here / "manager.log")]
+
+    return configure
+
+
+def _gunicorn(program: Path, *more: str) -> Callable[[Place], list[str]]:
+    def configure(place: Place) -> list[str]:
+        log = ["--log-level", "warning", "--error-logfile", str(place.directory / "manager.log")]
+        return [str(program), "--workers", str(WORKERS), "--bind", place.address("unix:"), *log, *more, "app:app"]
+
+    return configure

@@ -1,0 +1,168 @@
+"""The application that test_native_worker.py runs in real workers: what WSGI allows, and what it does not."""
+
+import io
+import sys
+from pathlib import Path
+from wsgiref.validate import validator
+
+HERE = Path(__file__).parent
+PLAIN = [("Content-Type", "text/plain")]
+
+
+def application(environ, start_response):
+    return globals()["answer_" + environ["PATH_INFO"].strip("/")](environ, start_response)
+
+
+def note(what):
+    """For the test to find, also when nobody can be told any more."""
+    with (HERE / "notes").open("a") as notes:
+        notes.write(f"{what}\n")
+
+
+class Closing:
+    """An iterable that notes its close()."""
+
+    def __init__(self, blocks):
+        self.blocks = blocks
+
+    def __iter__(self):
+        return iter(self.blocks)
+
+    def close(self):
+        note("closed")
+
+
+def answer_called(environ, start_response):
+    note("called")
+    start_response("200 OK", PLAIN)
+    return [b"called"]
+
+
+@validator
+def answer_valid(environ, start_response):
+    """Whatever the server does against PEP 3333 raises AssertionError here, and is a 500."""
+    environ["wsgi.errors"].write("")
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    start_response("200 OK", PLAIN)
+    return [str(len(body)).encode()]
+
+
+def answer_lines(environ, start_response):
+    source = environ["wsgi.input"]
+    found = [source.readline(), source.readline(3), source.readline(), *source.readlines(1), *source, source.read()]
+    start_response("200 OK", PLAIN)
+    return [repr(found).encode()]
+
+
+def answer_count(environ, start_response):
+    """The length of a body that is read to its end, however long, and the memory that this took."""
+    length = 0
+    before = resident()
+    while piece := environ["wsgi.input"].read(65536):
+        length += len(piece)
+    start_response("200 OK", PLAIN)
+    return [f"{length} {'CONTENT_LENGTH' in environ} {resident() - before}".encode()]
+
+
+def resident():
+    return int((Path("/proc/self/statm").read_text().split())[1]) * 4096
+
+
+def answer_ignore(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [b"not read"]
+
+
+def answer_write(environ, start_response):
+    write = start_response("200 OK", PLAIN)
+    write(b"one ")
+    write(b"two ")
+    return Closing([b"three", b"", b" four"])
+
+
+def answer_stream(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return Closing(iter(lambda: b"x" * 1000, None))
+
+
+def answer_slowly(environ, start_response):
+    """A block, then one each time that the test says so."""
+    start_response("200 OK", PLAIN)
+
+    def blocks():
+        yield b"first"
+        while True:
+            (HERE / "gate").read_bytes()
+            yield b"more"
+
+    return Closing(blocks())
+
+
+def answer_file(environ, start_response):
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    return environ["wsgi.file_wrapper"](Noted(HERE / "large"), 10)
+
+
+class Noted(io.FileIO):
+    def close(self):
+        if not self.closed:
+            note("closed")
+        super().close()
+
+
+def answer_second_thought(environ, start_response):
+    start_response("200 OK", PLAIN)
+    try:
+        raise LookupError("too late?")
+    except LookupError:
+        start_response("503 Service Unavailable", PLAIN, sys.exc_info())
+    return [b"sorry"]
+
+
+def answer_late_thought(environ, start_response):
+    start_response("200 OK", PLAIN)
+    yield b"so far so good"
+    try:
+        raise LookupError("too late")
+    except LookupError:
+        start_response("500 No", PLAIN, sys.exc_info())
+
+
+def answer_bodiless(environ, start_response):
+    start_response(environ["QUERY_STRING"], [*PLAIN, ("X-Name", "\xe9t\xe9")])
+    return Closing([b"no", b"body"])
+
+
+def answer_header(environ, start_response):
+    name, value = environ["QUERY_STRING"].encode("latin-1").decode("unicode_escape").split("=")
+    start_response("200 OK", [*PLAIN, (name, value)])
+    return [b"not refused"]
+
+
+def answer_status(environ, start_response):
+    start_response(environ["QUERY_STRING"].encode("latin-1").decode("unicode_escape"), PLAIN)
+    return [b"not refused"]
+
+
+def answer_length(environ, start_response):
+    """A body of five bytes, and another Content-Length; in one block or in two."""
+    length, blocks = environ["QUERY_STRING"].split(",")
+    start_response("200 OK", [*PLAIN, ("Content-Length", length)])
+    return [b"12345"] if blocks == "1" else iter([b"123", b"45"])
+
+
+def answer_silence(environ, start_response):
+    return [b"start_response was not called"]
+
+
+def answer_text(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return ["text"]
+
+
+def answer_paths(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [f"{environ['SCRIPT_NAME']}|{environ['PATH_INFO']}|{environ['wsgi.url_scheme']}".encode()]
+
+
+answer_ = answer_paths
