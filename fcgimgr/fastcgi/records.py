@@ -137,6 +137,19 @@ def begin_request(request_id: int, role: int = Role.RESPONDER, *, keep_connectio
     return encode_record(RecordType.BEGIN_REQUEST, request_id, _BEGIN.pack(role, flags))
 
 
+def ends_request(sent: bytes) -> bool:
+    """Whether these last bytes of what was sent, 16 or more, are an END_REQUEST record as everybody writes it.
+
+    Its last three bytes are reserved, and PHP leaves in them what was there.
+    """
+    return sent[-16:-14] == b"\x01\x03" and sent[-12:-8] == b"\x00\x08\x00\x00" and sent[-4:-3] <= b"\x03"
+
+
+def ends_stdin(unread: bytes) -> bool:
+    """Whether that is nothing, or only the end of a request's STDIN, which some read with the next request."""
+    return not unread or (len(unread) == HEADER_LENGTH and unread[:2] == b"\x01\x05" and not any(unread[4:]))
+
+
 def end_request(request_id: int, app_status: int = 0, protocol_status: int = ProtocolStatus.REQUEST_COMPLETE) -> bytes:
     """`app_status` is the application's exit status as 32 bits, unsigned."""
     return encode_record(RecordType.END_REQUEST, request_id, _END.pack(app_status & 0xFFFFFFFF, protocol_status))

@@ -11,9 +11,10 @@ not be cut. Whether it is idle can only be gathered from outside, and these are 
 - TCP: nothing was ever sent: not answered. The last byte went out after the last one came in: answered. The kernel
   notes both times in ticks of 1 to 10 ms, and a fast answer goes out in the tick its request came in. Then what
   acknowledges what decides: an answer not yet acknowledged, or acknowledged by a packet later than the last bytes, came
-  last. Answered is not *wholly* answered, so no thread of the process may be computing or writing either; one that
-  waits for a database between two halves of an answer passes for idle. And where the client acknowledges at once,
-  nothing is decided: unknown, as after most fast answers of a Go program to nginx.
+  last. Answered is not *wholly* answered: no thread of the process may be computing or writing either, and it must
+  have brought more than one request or be silent for a second; one that waits longer for a database between two halves
+  of an answer passes for idle. And where the client acknowledges at once, nothing is decided: unknown, as after most
+  fast answers of a Go program to nginx.
 - Unix sockets tell no times. Without a thread that reads it, a connection there is unknown; with one, it counts as
   idle once it has been seen for EXPECTED, since its first request may be on the way.
 
@@ -24,16 +25,21 @@ better news is the caller's to decide.
 import platform
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
 from fcgimgr.linux import procfs, sockdiag
 from fcgimgr.linux.netlink import attributes_from
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.sockdiag import SocketName
 
 #: Seconds for which a connection that has said nothing yet is in use: its request is on the way. nginx sends it at
 #: once; lost on the network it is sent again after 0.2 s and 0.6 s. Who is silent longer is a health check, or dead.
 EXPECTED: Final = 1.0
+
+#: Seconds of silence after which an answer counts as whole, where the connection has not yet brought a second request.
+HALF_AN_ANSWER: Final = 1.0
 
 _INET_DIAG_INFO: Final = 2
 _CLOSE_WAIT: Final = 8
@@ -41,6 +47,7 @@ _SYN_RECV: Final = 3
 # Established, in a close by the client (CLOSE_WAIT); the others that have an inode, the worker has closed for writing.
 _OPEN: Final = frozenset({1, _CLOSE_WAIT})
 
+_FEW: Final = 64
 _MESSAGE_SIZE: Final = 72  # inet_diag_msg; attributes follow
 _MESSAGE_UNREAD: Final = 56  # idiag_rqueue
 _INFO_ENOUGH: Final = 160  # struct tcp_info up to tcpi_data_segs_out (Linux 4.6)
@@ -56,9 +63,11 @@ _RECEIVING, _SENDING = _CALLS.get(platform.machine(), (frozenset[int](), frozens
 
 
 class Connection(NamedTuple):
-    """An accepted connection in a process's hands. idle: None is unknown. silent: seconds; None on Unix sockets."""
+    """An accepted connection in a process's hands, its fd there. idle: None is unknown. silent: seconds; None on Unix
+    sockets."""
 
     inode: int
+    fd: int
     idle: bool | None
     silent: float | None
 
@@ -94,6 +103,7 @@ class Watch:
         self._first_seen: dict[int, float] = {}
         # Connections that a thread waited to read from when its process was last seen at large, and what had come.
         self._read: dict[int, int | None] = {}
+        self._answered: dict[int, int] = {}  # bytes that had come when it was first seen answered
 
     def look(self, pids: Iterable[int], now: float, *, held: bool = False) -> dict[int, list[Connection] | None] | None:
         """What each process holds; None for one that is gone or may not be looked at; None for all without sock_diag.
@@ -110,6 +120,7 @@ class Watch:
         self._first_seen = {inode: self._first_seen.get(inode, now) for inode in seen}
         if not held:
             self._read = {inode: received for inode, received in self._read.items() if inode in seen}
+            self._answered = {inode: received for inode, received in self._answered.items() if inode in seen}
         return {
             pid: None if sockets is None else self._judge(pid, sockets, reports, now, held=held)
             for pid, sockets in open_ones.items()
@@ -126,8 +137,17 @@ class Watch:
         for fd, (inode, sign) in ours.items():
             young = now - self._first_seen[inode] < EXPECTED
             is_read = self._is_read(inode, sign, fd in heard, held=held)
-            connections.append(Connection(inode, _idle(sign, is_read, active, young), sign.silent))
+            kept = self._is_kept(inode, sign)
+            connections.append(Connection(inode, fd, _idle(sign, is_read, active, young, kept), sign.silent))
         return connections
+
+    def _is_kept(self, inode: int, sign: _Signs) -> bool:
+        """Whether it was seen to bring another request after an answer."""
+        if sign.received is None:
+            return False
+        if sign.answered and not sign.unread:
+            self._answered[inode] = min(sign.received, self._answered.get(inode, sign.received))
+        return sign.received > self._answered.get(inode, sign.received)
 
     def _is_read(self, inode: int, sign: _Signs, seems_so: bool, *, held: bool) -> bool:
         """Whether a thread waits to read from it, and has not just done so."""
@@ -138,6 +158,37 @@ class Watch:
         else:
             self._read.pop(inode, None)
         return seems_so
+
+
+def hang_up(
+    pid: int, fd: int, names: Iterable[SocketName], may_wait: Callable[[bytes], bool] = lambda unread: not unread
+) -> None:
+    """Close a connection of these listeners for a process that stands still, if nothing waits on it to be read.
+
+    may_wait: whether these unread bytes, the first few, are not a request either.
+
+    As if the client had done it: the process reads the end of it, and the client makes a new one. A client that keeps
+    connections expects them to be closed when they are idle, and one that sends a request at that very moment repeats
+    it, if that is safe. LinuxError: it is not permitted, or not there.
+    """
+    with PidFd(pid) as process, socket.socket(fileno=process.get_fd(fd)) as ours:
+        if may_wait(_unread(ours)) and any(_is_of(ours.getsockname(), name) for name in names):
+            with suppress(OSError):  # the client was quicker
+                ours.shutdown(socket.SHUT_RDWR)
+
+
+def _unread(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(_FEW, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:  # nothing; or the client has broken it off
+        return b""
+
+
+def _is_of(local: SocketName, listener: SocketName) -> bool:
+    """Whether a connection with this name was made to the listener of that name, which may be a wildcard."""
+    if isinstance(local, tuple) and isinstance(listener, tuple):
+        return bool(local[1] == listener[1])
+    return local == listener
 
 
 def handshakes(names: Iterable[SocketName]) -> set[Handshake] | None:
@@ -181,7 +232,7 @@ def _bytes_taken(report: _Report) -> int:
     return int(struct.unpack_from("=Q", tcp_info, 120)[0]) if len(tcp_info) >= _INFO_ENOUGH else 0
 
 
-def _idle(sign: _Signs, is_read: bool, active: bool, young: bool) -> bool | None:
+def _idle(sign: _Signs, is_read: bool, active: bool, young: bool, kept: bool) -> bool | None:
     if sign.unread:
         return False
     if sign.received == 0:
@@ -189,9 +240,12 @@ def _idle(sign: _Signs, is_read: bool, active: bool, young: bool) -> bool | None
     if is_read and sign.answered is not False:
         # Of a Unix socket nobody knows whether anything was said yet, so it must have been there a while.
         return sign.silent is not None or not young
-    if sign.answered:
-        return not active
-    return sign.answered
+    if not sign.answered:
+        return sign.answered
+    if active:
+        return False
+    # Half an answer, and a wait for a database: so it looks until it has been silent for longer than that takes.
+    return True if sign.silent is None or kept or sign.silent >= HALF_AN_ANSWER else None
 
 
 def _reports(names: Iterable[SocketName]) -> dict[int, _Report]:

@@ -7,6 +7,9 @@ still there, on one that does not it hears EAGAIN, "nobody waits". All else goes
 seen. The connections wait for the process's siblings. With nothing new the work in hand comes to its end, and then the
 process can be ended; a thread that stands before accept hears EINTR then, as if the signal had come while it waited.
 
+In the same way it is seen what a process sends, and so that an answer is whole: `sent` is told of the end of it at the
+moment when it has been sent, with the thread that did it standing still.
+
 Nothing of this outlives the manager: when a tracer dies, the kernel lets go of all it traced. Not everywhere may one
 trace (ptrace(2): another tracer, a sandbox, another architecture than x86-64); then there is a LinuxError at once and
 nothing has changed.
@@ -17,9 +20,9 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 from fcgimgr.linux import ptrace
 from fcgimgr.linux.errors import LinuxError
@@ -27,6 +30,10 @@ from fcgimgr.linux.holding import is_held
 from fcgimgr.linux.ptrace import Stop
 
 _PAUSE: Final = 0.00005
+#: So many of the last bytes of what is sent are told.
+ENOUGH: Final = 16
+#: pid, descriptor, the last bytes.
+Sent: TypeAlias = Callable[[int, int, bytes], None]
 
 
 class Gates:
@@ -35,11 +42,11 @@ class Gates:
     def __init__(self) -> None:
         self._gates: dict[int, Gate] = {}
 
-    def close(self, pid: int, listeners: Collection[int], *, blocking: bool) -> Gate:
-        """As `Gate`; one that is closed already stays so."""
+    def close(self, pid: int, barred: Collection[int], *, blocking: bool, sent: Sent | None = None) -> Gate:
+        """As `Gate`; one that is closed already stays so, as it is."""
         gate = self._gates.get(pid)
         if gate is None:
-            gate = self._gates[pid] = Gate(pid, listeners, blocking=blocking)
+            gate = self._gates[pid] = Gate(pid, barred, blocking=blocking, sent=sent)
         return gate
 
     def of(self, pid: int) -> Gate | None:
@@ -93,13 +100,17 @@ class Gates:
 class Gate:
     """The gate of one process; closed when made."""
 
-    def __init__(self, pid: int, listeners: Collection[int], *, blocking: bool) -> None:
-        """listeners: their inodes. blocking: whether accept() on them waits. LinuxError: it cannot be closed."""
+    def __init__(self, pid: int, barred: Collection[int], *, blocking: bool, sent: Sent | None = None) -> None:
+        """barred: inodes of listeners from which nothing is to be accepted; there may be none. blocking: whether
+        accept() on them waits. sent: is told of what goes out through a descriptor. LinuxError: it cannot be closed.
+        """
         if not ptrace.AVAILABLE:
             raise LinuxError("only on x86-64 can a process be kept from accepting")
         self.pid = pid
-        self._listeners = {f"socket:[{inode}]" for inode in listeners}
+        self._barred = {f"socket:[{inode}]" for inode in barred}
         self._blocking = blocking
+        self._sent = sent
+        self._sending: dict[int, ptrace.Call] = {}
         self._threads: dict[int, Stop | None] = {}  # where each stands still; None: it runs
         self._waiting: set[int] = set()  # those of them that stand before an accept()
         self._told: set[int] | None = None  # who has heard EINTR there; None: it is not to end yet
@@ -155,19 +166,29 @@ class Gate:
         self._waiting.discard(thread)
 
     def _judge(self, thread: int) -> None:
-        """Of a thread at a system call: is it to wait there, or to be sent away?"""
+        """Of a thread at a system call: is it to wait there, or to be sent away? Or has it sent something?"""
         try:
-            call = ptrace.call_begun(thread)
-            if call is None or call.number not in ptrace.ACCEPTING:
-                return
-            if os.readlink(f"/proc/{self.pid}/fd/{call.argument & 0xFFFFFFFF}") not in self._listeners:
-                return
+            call = ptrace.call_at(thread)
+            if not isinstance(call, ptrace.Call):
+                self._take_note(thread, call)
+            elif call.number in ptrace.ACCEPTING:
+                self._bar(thread, call)
+            elif self._sent is not None and call.number in ptrace.SENDING:
+                self._sending[thread] = call
+        except OSError:  # killed meanwhile; or its descriptor is none, and the call itself says so
+            return
+
+    def _bar(self, thread: int, call: ptrace.Call) -> None:
+        if os.readlink(f"/proc/{self.pid}/fd/{call.arguments[0] & 0xFFFFFFFF}") in self._barred:
             if self._blocking:
                 self._waiting.add(thread)
             else:
                 ptrace.answer_call(thread, errno.EAGAIN)
-        except OSError:  # killed meanwhile; or its descriptor is none, and the call itself says so
-            return
+
+    def _take_note(self, thread: int, gave: int | None) -> None:
+        call = self._sending.pop(thread, None)
+        if call is not None and self._sent is not None and gave is not None and gave > 0:
+            self._sent(self.pid, call.arguments[0] & 0xFFFFFFFF, ptrace.sent_by(self.pid, call, gave, ENOUGH))
 
     def _go_on(self, thread: int) -> None:
         stop = self._threads[thread]

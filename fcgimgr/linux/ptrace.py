@@ -33,7 +33,8 @@ _GROUP_STOPS: Final = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN,
 _WALL: Final = 0x40000000
 
 _ENTRY: Final = 1
-_SYSCALL_INFO: Final = struct.Struct("=BxxxIQQQQ")  # op, arch, instruction and stack pointer, number, first argument
+_ENTRY_INFO: Final = struct.Struct("=BxxxI16xQQQQ")  # op, arch, (instruction and stack pointer), number, arguments
+_EXIT_INFO: Final = struct.Struct("=24xq")  # what it gave back
 _AUDIT_ARCH_X86_64: Final = 0xC000003E
 # struct user: offsets of two of the registers.
 _ORIG_RAX: Final = 15 * 8
@@ -41,6 +42,11 @@ _RAX: Final = 10 * 8
 
 #: accept(2) and accept4(2).
 ACCEPTING: Final = frozenset({43, 288})
+#: write(2), sendto(2), writev(2).
+_WRITEV: Final = 20
+SENDING: Final = frozenset({1, 44, _WRITEV})
+_IOVEC: Final = struct.Struct("=QQ")
+_BUFFERS: Final = 1024  # as many as the kernel takes
 
 AVAILABLE: Final = platform.machine() == "x86_64" and sys.maxsize > 1 << 32
 
@@ -55,10 +61,10 @@ class Stop(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A system call that a thread is about to make: its number and its first argument."""
+    """A system call that a thread is about to make: its number and its first three arguments."""
 
     number: int
-    argument: int
+    arguments: tuple[int, int, int]
 
 
 def seize(thread: int) -> None:
@@ -102,12 +108,39 @@ def look(thread: int) -> Stop | None:
     return Stop(made_thread=event == _EVENT_CLONE) if event else Stop(signal=number)
 
 
-def call_begun(thread: int) -> Call | None:
-    """The call that a thread stopped `at_call` is about to make; None at the end of one, or in a 32-bit program."""
-    buffer = ctypes.create_string_buffer(_SYSCALL_INFO.size)
+def call_at(thread: int) -> Call | int | None:
+    """The call that a thread stopped `at_call` is about to make, or what the one that it has made gave back.
+
+    None: it is a 32-bit program's, whose numbers are others.
+    """
+    buffer = ctypes.create_string_buffer(_ENTRY_INFO.size)
     _ptrace(_GET_SYSCALL_INFO, thread, len(buffer), ctypes.addressof(buffer))
-    operation, architecture, _, _, number, argument = _SYSCALL_INFO.unpack(buffer.raw)
-    return Call(number, argument) if operation == _ENTRY and architecture == _AUDIT_ARCH_X86_64 else None
+    operation, architecture, number, *arguments = _ENTRY_INFO.unpack(buffer.raw)
+    if architecture != _AUDIT_ARCH_X86_64:
+        return None
+    if operation == _ENTRY:
+        return Call(number, (arguments[0], arguments[1], arguments[2]))
+    return int(_EXIT_INFO.unpack_from(buffer.raw)[0])
+
+
+def sent_by(process: int, call: Call, count: int, length: int) -> bytes:
+    """The last bytes, at most `length`, of the `count` that a call of SENDING has sent. OSError: it is gone.
+
+    Nothing where it sent from several buffers and not all of them whole.
+    """
+    _, address, size = call.arguments
+    with open(f"/proc/{process}/mem", "rb", buffering=0) as memory:
+        if call.number == _WRITEV:
+            if not 0 < size <= _BUFFERS:
+                return b""
+            memory.seek(address)
+            buffers = list(_IOVEC.iter_unpack(memory.read(size * _IOVEC.size)))
+            if sum(each for _, each in buffers) != count:
+                return b""
+            address, count = buffers[-1]
+        length = min(length, count)
+        memory.seek(address + count - length)
+        return memory.read(length)
 
 
 def answer_call(thread: int, error: int) -> None:

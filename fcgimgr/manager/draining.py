@@ -6,10 +6,16 @@ A process that may die on its stopsignal with a request in hand is looked at whi
 process that runs would be out of date before the signal arrives. Held, it can accept nothing, so what it has in hand is
 what it has; if that is nothing, the stopsignal is sent before it is let go again, and is the next thing it hears.
 
+A connection that its client keeps between requests brings new ones as long as it is open, and several are hardly ever
+idle together. So each that is seen idle while others are not is hung up; its client makes a new one, to those that
+serve. One that is hardly ever seen idle is hung up as its process has sent the end of an answer (FastCGI), which is
+seen through its gate (linux/gate.py).
+
 On a listener that others serve too a process may find new work again and again, and one of several threads may find it
-between the signal and the end. There its gate is closed (linux/gate.py): at once if that moment has come and it has
-several threads; and for as long as it takes if after GATE_AFTER it has not, so that what it has in hand comes to an end
-with nothing new. Not earlier, for every system call of it takes longer then.
+between the signal and the end. There its gate is closed: at once if that moment has come and it has several threads;
+and for as long as it takes if it does not come, so that what it has in hand comes to an end with nothing new.
+
+Either is done only GATE_AFTER the first look, for every system call of the process takes longer from then on.
 
 Where no gate can be closed, the moment is found by looking often: one that serves a request at a time has empty hands
 for some ten microseconds between two. Whoever is seen with another connection each time is held and looked at again
@@ -22,9 +28,11 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
+from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.generation import Happened, QueueEmpty
 from fcgimgr.core.process import Idle, Retiring, Running
-from fcgimgr.linux.draining import Connection, Handshake, Watch, handshakes
+from fcgimgr.fastcgi.records import ends_request, ends_stdin
+from fcgimgr.linux.draining import Connection, Handshake, Watch, handshakes, hang_up
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.gate import Gate
 from fcgimgr.linux.holding import hold, let_go
@@ -89,17 +97,18 @@ class Looks:
         generation = self._generation
         if generation.core.draining is not None:
             if not self._nothing_can_come():
+                if generation.listening is not None and not drains_itself(generation.settings):
+                    self._hang_up_idle_ones(generation.listening)
                 return True
             generation.feed(QueueEmpty())
         retiring = [(i, s.pid) for i, s in enumerate(generation.core.processes) if isinstance(s, Retiring)]
         listening = generation.listening
         if retiring and listening is not None:
-            if self._watch is None:
-                self._watch = Watch(listening.names)
+            watch = self._watch_of(listening)
             self._close_gates_due(listening, [pid for _, pid in retiring])
-            for index, pid, times in self._worth_holding(listening, self._watch, retiring):
+            for index, pid, times in self._worth_holding(listening, watch, retiring):
                 for _ in range(times):
-                    self._let_go_if_idle(listening, index, pid, self._watch)
+                    self._let_go_if_idle(listening, index, pid, watch)
                     if not isinstance(generation.core.processes[index], Retiring):
                         break
         self._settle_gates()
@@ -143,7 +152,9 @@ class Looks:
         self.hurried = False
         worth = []
         for index, pid in retiring:
-            if all(is_idle(seen[member]) for member in members[pid]):
+            if all(is_idle(seen[member]) for member in members[pid]) or (
+                self._can_hang_up(listening, pid) and any(idle_ones(seen[member]) for member in members[pid])
+            ):
                 worth.append((index, pid, 1))
             elif before.get(pid) and self._in_hand[pid] and before[pid].isdisjoint(self._in_hand[pid]):
                 worth.append((index, pid, IN_A_ROW))
@@ -164,11 +175,56 @@ class Looks:
             idle = seen is not None and all(is_idle(seen[member]) for member in held)
             if idle:
                 self._generation.feed(Happened(index, Idle()))
+            elif seen is not None and self._can_hang_up(listening, pid):
+                for member in held:
+                    for connection in idle_ones(seen[member]):
+                        hang_up(member, connection.fd, listening.names)
         except LinuxError as error:  # another user's process: it can only be waited for
             self._daemon.journal.debug(str(error), name=self._generation.name)
         finally:
             for member in held:
                 self._let_go(member, ending=idle)
+
+    def _hang_up_idle_ones(self, listening: Listening) -> None:
+        """Kept connections must not keep those from being served that wait in the queue."""
+        pids = [state.pid for state in self._generation.core.processes if state.pid is not None]
+        self._close_gates_due(listening, pids)
+        watch = self._watch_of(listening)
+        members = [member for pid in pids for member in (pid, *descendants(pid))]
+        seen = watch.look(members, self._daemon.loop.time()) or {}
+        for pid in members:
+            if idle_ones(seen.get(pid)):
+                try:
+                    self._hang_up_held(listening, pid, watch)
+                except LinuxError as error:
+                    self._daemon.journal.debug(str(error), name=self._generation.name)
+
+    def _hang_up_held(self, listening: Listening, pid: int, watch: Watch) -> None:
+        if self._hold(pid):
+            try:
+                seen = watch.look([pid], self._daemon.loop.time(), held=True) or {}
+                for connection in idle_ones(seen.get(pid)):
+                    hang_up(pid, connection.fd, listening.names)
+            finally:
+                self._let_go(pid, ending=False)
+
+    def _hang_up_if_answered(self, pid: int, fd: int, sent: bytes) -> None:
+        """A process that stands still at this moment has just sent this."""
+        listening = self._generation.listening
+        if listening is not None and ends_request(sent):
+            try:
+                hang_up(pid, fd, listening.names, may_wait=ends_stdin)
+            except LinuxError as error:
+                self._daemon.journal.debug(str(error), name=self._generation.name)
+
+    def _watch_of(self, listening: Listening) -> Watch:
+        if self._watch is None:
+            self._watch = Watch(listening.names)
+        return self._watch
+
+    def _can_hang_up(self, listening: Listening, pid: int) -> bool:
+        """Whether who is hung up on is sure to come to another process."""
+        return not self._is_shared(listening) or self._gate(pid) is not None
 
     def _hold(self, pid: int) -> bool:
         gate = self._gate(pid)
@@ -187,10 +243,10 @@ class Looks:
         return self._daemon.gates.of(pid)
 
     def _close_gates_due(self, listening: Listening, pids: list[int]) -> None:
-        """Keep those that never have empty hands from accepting, with all processes below them."""
+        """Of those that never have empty hands, and of the processes below them."""
         now = self._daemon.loop.time()
         for pid in pids:
-            if now - self._since.setdefault(pid, now) >= GATE_AFTER and self._is_shared(listening):
+            if now - self._since.setdefault(pid, now) >= GATE_AFTER:
                 for member in (pid, *descendants(pid)):
                     self._close_gate(listening, member, pid)
 
@@ -198,9 +254,10 @@ class Looks:
         if member in self._gated:
             return
         self._gated[member] = pid
-        listeners = {listener.inode for listener in listening.listeners}
+        barred = {listener.inode for listener in listening.listeners} if self._is_shared(listening) else set[int]()
+        blocking = all(map(os.get_blocking, listening.fds))
         try:
-            self._daemon.gates.close(member, listeners, blocking=all(map(os.get_blocking, listening.fds)))
+            self._daemon.gates.close(member, barred, blocking=blocking, sent=self._hang_up_if_answered)
         except LinuxError as error:
             self._daemon.journal.debug(str(error), name=self._generation.name)
 
@@ -212,6 +269,8 @@ class Looks:
             match states.get(pid):
                 case Retiring() if now - self._since[pid] >= GATE_AFTER:
                     continue
+                case Running() if self._generation.core.draining is not None:
+                    continue
                 case Retiring() | Running():
                     self._daemon.gates.open(member)
                 case _:
@@ -222,6 +281,16 @@ class Looks:
 def is_idle(connections: list[Connection] | None) -> bool:
     """Whether a process with these connections has nothing in hand, for certain; unknown is not certain."""
     return connections is not None and all(connection.idle for connection in connections)
+
+
+def drains_itself(settings: ProcessSettings) -> bool:
+    """Whether its processes are ours, which let go of kept connections by themselves."""
+    return isinstance(settings, PoolSettings) and settings.wsgi is not None
+
+
+def idle_ones(connections: list[Connection] | None) -> list[Connection]:
+    """Those of a process's connections that are kept between two requests."""
+    return [connection for connection in connections or () if connection.idle]
 
 
 def descendants(pid: int) -> list[int]:

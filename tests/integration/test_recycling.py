@@ -157,7 +157,7 @@ def test_what_one_manager_has_begun_the_next_one_ends(how: str, tmp_path: Path) 
                 upgrade(first).succeeds()
             else:
                 first.kill()
-            with next_one(first) if how == "kill" else nullcontext(first) as second:
+            with next_one(first, ready=False) if how == "kill" else nullcontext(first) as second:
                 assert second.pool("app").processes[0].pid == pid
                 assert pool.ask("/pid").result().status == 200  # by the stand-in
                 pool.release()

@@ -59,34 +59,24 @@ def test_so_it_is_on_every_kind_of_tcp_address(kind: str, tmp_path: Path) -> Non
     assert load.failures == []
 
 
-@pytest.mark.parametrize(("backend", "transport"), [("wsgi", "tcp"), ("wsgi", "unix"), ("uvicorn", "tcp")])
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+@pytest.mark.parametrize("backend", ["go", "c", "php", "wsgi", "uvicorn"])
 def test_a_reload_loses_no_request_on_connections_that_nginx_keeps(
     backend: str, transport: str, tmp_path: Path
 ) -> None:
+    """C and php-cgi serve a connection as long as it is kept, so there are no more clients than processes."""
     address = free_address(transport, tmp_path)
+    # uvicorn ends well at any time, and on a Unix socket nobody sees when it is idle.
+    patience = 1 if backend == "uvicorn" else 30
     with (
-        running(tmp_path, pool(tmp_path, backend, address, "stopwaitsecs = 1")) as manager,
+        running(tmp_path, pool(tmp_path, backend, address, f"stopwaitsecs = {patience}")) as manager,
         front(tmp_path, backend, address, keep=True) as nginx,
-        Load(nginx.port, paths=["/0"]) as load,
+        Load(nginx.port, paths=["/0"], clients=3) as load,
     ):
+        begun = monotonic()
         reload_again_and_again(manager, load)
+        assert monotonic() - begun < 30, "kept connections have held a reload until its deadline"
     assert load.failures == []
-
-
-@pytest.mark.parametrize("transport", ["tcp", "unix"])
-def test_a_reload_refuses_nobody_where_a_program_that_dies_on_term_keeps_its_connections(
-    transport: str, tmp_path: Path
-) -> None:
-    """Whether such a connection is between two requests cannot be seen of Go (docs/reload.md): at stopwaitsecs one
-    that is in hand may be cut. No request is refused or answered with an error, before that or after."""
-    address = free_address(transport, tmp_path)
-    with (
-        running(tmp_path, pool(tmp_path, "go", address, "stopwaitsecs = 1")) as manager,
-        front(tmp_path, "go", address, keep=True) as nginx,
-        Load(nginx.port, paths=["/0"]) as load,
-    ):
-        reload_again_and_again(manager, load)
-    assert [failure for failure in load.failures if "another answer than" not in failure.why] == []
 
 
 def test_all_sockets_of_a_pool_are_switched(tmp_path: Path) -> None:

@@ -96,6 +96,23 @@ def test_one_that_is_never_idle_goes_without_losing_a_request(backend: str, tran
     assert load.failures == []
 
 
+@transports
+@pytest.mark.parametrize("backend", ["go", "c"])
+def test_connections_that_nginx_keeps_do_not_hold_it(backend: str, transport: str, tmp_path: Path) -> None:
+    address = free_address(transport, tmp_path)
+    with (
+        running(tmp_path, pool(tmp_path, backend, address, "stopwaitsecs = 60", numprocs=2)) as manager,
+        front(tmp_path, backend, address, keep=True) as nginx,
+        Load(nginx.port, paths=["/0"], clients=2) as load,
+    ):
+        for index in (0, 1):
+            begun = monotonic()
+            manager("restart", f"app:app_0{index}").succeeds()
+            assert monotonic() - begun < 30, "it was let go at its deadline, not at a good moment"
+            load.goes_on(10)
+    assert load.failures == []
+
+
 def test_a_hard_restart_is_what_the_soft_one_is_measured_by(tmp_path: Path) -> None:
     """The load of these tests does find a loss where there is one."""
     address = free_address("tcp", tmp_path)

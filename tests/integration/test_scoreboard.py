@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,8 @@ class Pool:
         return list(self.directory.glob("held-*"))
 
     def release(self) -> None:
-        for fifo in self.held():
-            os.close(os.open(fifo, os.O_WRONLY))
+        for fifo in self.held():  # each worker opens its own soon; one that is dead never will
+            os.close(eventually(partial(os.open, fifo, os.O_WRONLY | os.O_NONBLOCK)))
 
     @contextmanager
     def holding(self, *uris: str) -> Iterator[list[Future[Response]]]:
