@@ -26,6 +26,7 @@ from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
+from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.history import History
 from fcgimgr.manager.journal import Journal
@@ -66,6 +67,7 @@ class Daemon:
         self.logs = logs
         self.soft_nofile = soft_nofile
         self.sockets = sockets  # passed by systemd, by name, or by another who started us, as fd:N
+        self.fd_store = FdStore(journal)
         self.service_environment: dict[str, str] = {}  # what systemd told the manager about itself
         self.started = loop.time()
         self.updating = False
@@ -168,6 +170,7 @@ class Daemon:
             return
         self.state = "RUNNING"
         failed = [pool.name for pool in wanted if pool.state in (PoolState.FATAL, PoolState.STARTING)]
+        self.fd_store.give_up_rest()
         self.journal.info("up" + (f", without {', '.join(failed)}" if failed else ""))
         self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
         self.manager_changed()
