@@ -213,6 +213,8 @@ def begun(manager: Manager, order: str) -> subprocess.Popen[str]:
     command = subprocess.Popen(words("-c", manager.config, order, "app"), stdout=subprocess.PIPE, text=True)
     eventually(lambda: manager.output().count(f"asked to {order} app") == 1)
     return command
+
+
 def answer(command: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit code, and what it said last."""
     said, _ = command.communicate(timeout=30)
