@@ -379,6 +379,14 @@ class Daemon:
             for watcher in tuple(self.watchers):
                 watcher.reload_over()
 
+    def fault(self, error: BaseException) -> None:
+        """A fault of ours has cut something short: whoever waits for its end is told, since that may never come."""
+        why = f"internal error in the manager: {error!r}; how far it came is shown by: fcgimgr status"
+        for pool in self.pools.values():
+            pool.fault(why)
+        for watcher in tuple(self.watchers):
+            watcher.fault(why)
+
     def reopen_logs(self) -> tuple[int, list[str]]:
         """Open every log file anew (after logrotate): how many, and what went wrong."""
         count, problems = self.logs.reopen_all()
@@ -402,6 +410,9 @@ class Watcher:
 
     def manager_changed(self) -> None:
         """The manager itself went into another state."""
+
+    def fault(self, why: str) -> None:
+        """A fault of the manager's may have swallowed what is waited for."""
 
     def reload_began(self) -> None:
         """An update or a reload of everything begins; another one may be under way."""

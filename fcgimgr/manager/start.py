@@ -150,7 +150,7 @@ def run(
         loop = asyncio.new_event_loop()
         held.callback(loop.close)
         journal, logs = open_logs(settings, loop, held, must_be_writable=handover is None)
-        loop.set_exception_handler(partial(confess, journal))
+        loop.set_exception_handler(partial(confess, journal, None))
         for warning in config.warnings:
             journal.warning(warning)
         if handover is not None:
@@ -170,6 +170,7 @@ def run(
             sockets=sockets,
             made_dir=places.made_state_dir,
         )
+        loop.set_exception_handler(partial(confess, journal, daemon))
         daemon.service_environment = notifier.environment
         service = Service(daemon, notifier)
         held.callback(service.end)
@@ -192,8 +193,8 @@ def run(
         return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
 
-def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A fault of ours that nothing caught: the manager goes on, and the log says where it was."""
+def confess(journal: Journal, daemon: Daemon | None, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A fault of ours that nothing caught: the manager goes on, the log says where it was, and who waits is told."""
     error = context.get("exception")
     where = ""
     if isinstance(error, BaseException) and error.__traceback__ is not None:
@@ -202,6 +203,9 @@ def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str
             frame = frame.tb_next
         where = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
     journal.error("internal error", message=context.get("message"), error=repr(error), where=where)
+    # With a socket or transport it is about one client of the control socket: no descriptor for it, say.
+    if daemon is not None and isinstance(error, Exception) and not {"socket", "transport"} & context.keys():
+        daemon.fault(error)
 
 
 async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: Estate | None, config: Config) -> int:

@@ -59,16 +59,23 @@ class Wait(Watcher):
         for target in [target for target in self._open if target[0].pool is pool]:
             self._judge(*target)
 
+    def fault(self, why: str) -> None:
+        for generation, index in tuple(self._open):
+            self._close(generation, index, verdict(False, "failed", why))
+
     def _tell(self, generation: Generation, index: int) -> None:
         if index < len(generation.core.processes):
             name, _ = self._targets[generation, index]
             self._progress(Progress(name=name, state=generation.core.processes[index].name))
 
     def _judge(self, generation: Generation, index: int) -> None:
-        name, judge = self._targets[generation, index]
+        _, judge = self._targets[generation, index]
         verdict = judge(generation, index)
-        if verdict is None:
-            return
+        if verdict is not None:
+            self._close(generation, index, verdict)
+
+    def _close(self, generation: Generation, index: int, verdict: ProcessVerdict) -> None:
+        name, _ = self._targets[generation, index]
         self._verdicts[generation, index] = ProcessVerdict(
             name=name, ok=verdict.ok, result=verdict.result, detail=verdict.detail, lines=verdict.lines
         )
