@@ -81,4 +81,6 @@ def _worker(settings: PoolSettings, wsgi: str) -> tuple[str, ...]:
         options += ("--slow-after", str(settings.slow_after))
     if settings.preload:
         options += ("--zygote", "3")
+    if settings.ready != "startsecs":
+        options += ("--ready-timeout", f"{settings.ready_timeout:g}")
     return (settings.python or sys.executable, WORKER_MAIN, "--server", settings.server, *options, wsgi)

@@ -6,6 +6,7 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
+import signal
 from asyncio import TimerHandle
 from collections import deque
 from functools import partial
@@ -476,7 +477,9 @@ class Generation:
 
     def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
         if self.core.processes[index].name == "STOPPING":
-            return  # by the signal that it was sent: nothing that an operator need look at
+            if exit.signal != signal.SIGKILL or self.settings.stopsignal == signal.SIGKILL:
+                return  # by the signal that it was sent: nothing that an operator need look at
+            in_hand = f", as it had not stopped{in_hand}"
         age = self.daemon.loop.time() - self.slots[index].started
         self.daemon.journal.warning(f"{exit} after {age:.1f} s{in_hand}", name=self.process_name(index), pid=pid)
 

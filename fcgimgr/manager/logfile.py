@@ -101,7 +101,7 @@ class LogFile(Target):
         self._close_fd()
         self._resting = True
         self._check_at = float("inf")
-        self._outage.end("closed")
+        self._outage.close()
         self._outage.tell()
 
     # -- writing ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from fcgimgr.control.codec import (
     LineReader,
     encode_error,
@@ -21,7 +23,7 @@ from fcgimgr.control.codec import (
     encode_result,
     parse_request,
 )
-from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, ControlError, Notice, Params, Request
+from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, ControlError, Notice, Request
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener
@@ -180,7 +182,7 @@ class Client(asyncio.Protocol):
             self._idle.cancel()
             self._idle = None
         if request.method in CHANGING:
-            self._daemon.journal.info(f"asked to {request.method} {wish(request.params)}", by=self._who)
+            self._daemon.journal.info(f"asked to {wish(request)}", by=self._who)
         task = self._daemon.loop.create_task(self._answer(request))
         self.tasks.add(task)
         task.add_done_callback(self._answered)
@@ -244,15 +246,19 @@ def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
     return struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
 
 
-def wish(params: Params) -> str:
-    """What was asked for, for the log."""
-    words: list[str] = []
-    for key in params.__struct_fields__:
-        value = getattr(params, key)
+def wish(request: Request) -> str:
+    """What was asked for, for the log: "reload app canary 5"."""
+    words = [request.method]
+    for field in msgspec.structs.fields(request.params):
+        value = getattr(request.params, field.name)
+        if value == field.default:
+            continue
         if isinstance(value, tuple):
             words += value
-        elif value is True and key != "wait":
-            words.append(key)
+        elif value is True:
+            words.append(field.name)
         elif isinstance(value, str):
             words.append(value)
+        elif isinstance(value, float):
+            words += (field.name, f"{value:g}")
     return " ".join(words)

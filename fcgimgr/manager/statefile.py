@@ -9,6 +9,7 @@ It is not fsynced: a process whose machine has lost its memory is lost as well.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -95,14 +96,15 @@ class StateFile:
             elif changed:
                 lines = b"".join(map(state.encode, changed))
                 if os.write(self._fd, lines) != len(lines):
-                    raise OSError("the disk is full")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._lines += len(changed)
         except (OSError, ValueError) as error:  # ValueError: an environment that is not UTF-8
             self._close_fd()
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             if not self._failing:
                 self._failing = True
                 self._daemon.journal.error(
-                    f"{self.path}: cannot be written: {error}; if the manager were killed now, the next one would not "
+                    f"{self.path}: cannot be written: {reason}; if the manager were killed now, the next one would not "
                     "know its processes"
                 )
             return

@@ -107,7 +107,7 @@ class Stream(Target):
             self._outage.begin("closed while something waited for its reader")
             self._outage.lose(self._waiting)
             self._waiting.clear()
-        self._outage.end("closed")
+        self._outage.close()
         self._outage.tell()
         self._outage.lasts = True
         self._resting_until = float("inf")

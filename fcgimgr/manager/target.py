@@ -64,6 +64,12 @@ class Outage:
             lost, self.lost = self.lost, 0
             self.note(f"{recovery}; {'1 line was' if lost == 1 else f'{lost} lines were'} lost" if lost else recovery)
 
+    def close(self) -> None:
+        """The target is to be no more; what was lost until then is told, a trouble that lost nothing is over."""
+        if self.lost:
+            self.end("closed")
+        self.lasts = False
+
     def lose(self, chunk: bytes | bytearray | memoryview, start: int = 0) -> None:
         """Count the lines that end in `chunk` from `start` on as lost."""
         self.lost += bytes(chunk).count(b"\n", start)

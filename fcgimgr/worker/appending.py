@@ -73,7 +73,7 @@ class AppendedFile:
                 written += os.write(fd, lines[written:])
         except OSError as error:
             self._lost += 1
-            self._fail(f"cannot be written: {error.strerror}")
+            self._fail(f"cannot be written: {error.strerror}", "its lines are lost")
         else:
             if self._trouble:
                 self._recover()
@@ -87,7 +87,8 @@ class AppendedFile:
                 os.close(fd)
                 raise OSError(errno.EINVAL, "it is not a regular file")
         except OSError as error:
-            self._fail(f"cannot be opened: {error.strerror}")
+            after = "the lines go on into the file before" if self._fd >= 0 else "its lines are lost"
+            self._fail(f"cannot be opened: {error.strerror}", after)
             return
         if self._fd >= 0:
             os.close(self._fd)
@@ -101,10 +102,9 @@ class AppendedFile:
             return False
         return (about.st_dev, about.st_ino) == self._inode
 
-    def _fail(self, trouble: str) -> None:
+    def _fail(self, trouble: str, after: str) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            after = "the lines go on into the file before" if self._fd >= 0 else "its lines are lost"
             self._say(f"{trouble}; {after} until this is mended")
 
     def _recover(self) -> None:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     # Now, with all that it needs of the standard library (start.py).
     from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
-    from fcgimgr.worker.loading import LoadError, load_application
+    from fcgimgr.worker.loading import LoadError, load_application, told_when_late
     from fcgimgr.worker.notify import notify
     from fcgimgr.worker.watching import watch_over
 
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     del sys.argv[1:]
     try:
         listeners = [] if zygote is not None else inherited_listeners(os.environ)
-        application = load_application(options.application)
+        with told_when_late(options.application, options.ready_timeout):
+            application = load_application(options.application)
         if zygote is not None:
             zygote.fork_workers()
             # This is a worker by now, and all that follows is as in any other.
@@ -107,6 +108,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--slow-after", metavar="SECONDS", type=float, help="write slower requests to the file $FCGIMGR_SLOWLOG"
     )
+    parser.add_argument("--ready-timeout", metavar="SECONDS", type=float, help="that it has, in all, until its READY=1")
     parser.add_argument(
         "--zygote", type=int, metavar="FD", help="import it, and fork workers when asked on this socket to the manager"
     )

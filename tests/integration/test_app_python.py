@@ -13,7 +13,7 @@ import flup  # type: ignore[import-untyped,unused-ignore]
 import msgspec
 import pytest
 
-from fcgimgr.control.messages import Status
+from fcgimgr.control.messages import ReloadParams, Status
 from fcgimgr.fastcgi.client import fetch
 from fcgimgr.worker import MAIN
 from tests.integration.benches import Bench, parameters, unix_bench
@@ -158,6 +158,29 @@ def test_the_answer_of_start_and_the_log_say_why(tmp_path: Path, table: str, sai
         expected = said.replace("{here}", str(tmp_path))
         assert any(expected in line for line in texts(msgspec.to_builtins(verdict)))
         eventually(lambda: expected in manager.output())
+
+
+@pytest.mark.parametrize("preload", ["false", "true"])
+def test_an_import_that_hangs_is_shown_where_it_is(tmp_path: Path, preload: str) -> None:
+    """In a thread of its own: what hangs is as a rule in C, and no signal handler of Python runs then."""
+    served = "def answer(): return 'served'\n" + APP
+    (tmp_path / "app.py").write_text(served)
+    tables = (
+        '[pool.app]\nsocket = "%(here)s/s"\ndirectory = "%(here)s"\nwsgi = "app:application"\n'
+        f"ready_timeout = 10\npreload = {preload}\n"
+    )
+    with managing(scene(tmp_path, tables)) as manager:
+        # Waits in C and for ever, as a client of a database may; nothing in the interpreter wakes it.
+        waiting = "import ctypes, os\nctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)\n"
+        (tmp_path / "app.py").write_text(waiting + served)
+        verdict = manager.command("reload", ReloadParams(names=("app",)))
+        assert not verdict.ok
+        said = list(texts(msgspec.to_builtins(verdict)))
+        assert any("not ready within ready_timeout (10 s)" in line for line in said)
+        assert any("the import of 'app:application' has taken" in line for line in said)
+        assert f'  File "{tmp_path}/app.py", line 2, in <module>' in said
+        assert said[-1].startswith("    ctypes.CDLL(None).read(")
+        assert fetch(f"unix:{tmp_path}/s", parameters("/")).body == b"served"
 
 
 def texts(told: object) -> Iterator[str]:

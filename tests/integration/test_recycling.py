@@ -182,6 +182,7 @@ def test_a_stuck_request_is_logged_with_its_traceback_and_its_process_replaced(
         log = manager.output()
         assert f"GET {path}?the=culprit has taken " in log
         assert "request_timeout is 0.5 s" in log
+        assert re.search(rf"killed by SIGKILL after .* s, as it had not stopped, with GET {path}.* pid={pid}", log)
         assert re.search(rf'File "{tmp_path}/worker_app.py", line \d+ in {where}', log)
         thread = re.search(r"thread=(0x\w+)", log)
         assert thread is not None

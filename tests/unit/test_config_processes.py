@@ -8,6 +8,9 @@ from fcgimgr.config.processes import WORKER_MAIN, ProcessPlan, process_plan
 from fcgimgr.config.read import read
 from fcgimgr.config.settings import Config, ManagerSettings, ProgramSettings
 
+#: What is said to a worker that is waited for.
+READY = ("--ready-timeout", "30")
+
 
 def plans(directory: Path, table: str, *indexes: int) -> list[ProcessPlan]:
     (directory / "pool.toml").write_text(table)
@@ -52,7 +55,7 @@ def test_the_environments_come_on_top_of_each_other(tmp_path: Path):
 
 def test_a_wsgi_pool_runs_our_worker_by_its_path(tmp_path: Path):
     (plan,) = plans(tmp_path, '[pool.web]\nsocket = "*:1"\nwsgi = "shop:app"\n', 0)
-    assert plan.argv == (sys.executable, WORKER_MAIN, "--server", "flup", "shop:app")
+    assert plan.argv == (sys.executable, WORKER_MAIN, "--server", "flup", *READY, "shop:app")
     assert os.path.isfile(WORKER_MAIN)
     assert plan.environment == {}
 
@@ -64,13 +67,19 @@ def test_a_wsgi_pool_has_its_own_python_and_modules(tmp_path: Path):
         'pythonpath = ["src", "/lib"]\nenvironment = { PYTHONPATH = "/own" }\n',
         0,
     )
-    assert plan.argv == (f"{tmp_path}/venv/bin/python", WORKER_MAIN, "--server", "flup", "--threads", "3", "shop:app")
+    words = ("--server", "flup", "--threads", "3", *READY, "shop:app")
+    assert plan.argv == (f"{tmp_path}/venv/bin/python", WORKER_MAIN, *words)
     assert plan.environment == {"PYTHONPATH": f"{tmp_path}/src:/lib:/own"}
+
+
+def test_a_worker_that_is_not_waited_for_is_told_no_time(tmp_path: Path):
+    (plan,) = plans(tmp_path, '[pool.web]\nsocket = "*:1"\nwsgi = "shop:app"\nready = "startsecs"\n', 0)
+    assert plan.argv == (sys.executable, WORKER_MAIN, "--server", "flup", "shop:app")
 
 
 def test_with_preload_the_command_line_is_the_zygotes(tmp_path: Path):
     (plan,) = plans(tmp_path, '[pool.web]\nsocket = "*:1"\nwsgi = "shop:app"\npreload = true\n', 0)
-    assert plan.argv == (sys.executable, WORKER_MAIN, "--server", "flup", "--zygote", "3", "shop:app")
+    assert plan.argv == (sys.executable, WORKER_MAIN, "--server", "flup", "--zygote", "3", *READY, "shop:app")
 
 
 def test_settings_made_by_hand_have_plans_too():

@@ -346,6 +346,13 @@ def test_a_device_that_is_always_full(open_log: Open, said: list[str], clock: Cl
     ]
 
 
+def test_a_file_that_lost_nothing_is_closed_without_a_word(tmp_path: Path, open_log: Open, said: list[str]) -> None:
+    log = open_log(tmp_path / "absent" / "app.log")
+    assert len(said) == 1
+    log.close()
+    assert len(said) == 1
+
+
 def test_a_trouble_is_looked_at_once_a_second_however_many_lines_come(
     tmp_path: Path, open_log: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

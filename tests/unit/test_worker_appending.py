@@ -96,7 +96,8 @@ def test_a_full_disk_is_no_reason_to_fail(capfd: pytest.CaptureFixture[str]):
     file = AppendedFile("/dev/full", standard=1)
     for _ in range(3):
         file.write(b"lost\n")
-    assert capfd.readouterr().err.count("cannot be written: No space left on device") == 1
+    trouble = "/dev/full: cannot be written: No space left on device; its lines are lost until this is mended"
+    assert capfd.readouterr().err == f"fcgimgr worker: {trouble}\n"
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
