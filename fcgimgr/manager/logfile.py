@@ -16,7 +16,8 @@ import stat
 import time
 from collections.abc import Callable
 
-from fcgimgr.manager.openlog import open_log, open_reason
+from fcgimgr.linux.directories import directory_of
+from fcgimgr.manager.openlog import open_in, open_reason
 from fcgimgr.manager.target import Discard, Outage, Report, Target, reason, write_some
 
 RETRY = 1.0  # seconds between two looks at a trouble, and at whether the file is still there
@@ -184,29 +185,38 @@ class LogFile(Target):
         return True
 
     def _make_room(self) -> None:
+        with directory_of(self.path) as (directory, name):
+            self._make_room_in(directory, name)
+
+    def _make_room_in(self, directory: int, name: str) -> None:
         ours = os.fstat(self._fd)
         if ours.st_size < self._size:  # emptied by another, as logrotate's copytruncate does
             self._size = ours.st_size
-        elif not is_at(self.path, ours):  # renamed by another, or by us before an open that failed: never rename twice
-            self._open(like=ours)
+        elif not is_at(directory, name, ours):
+            # Renamed by another, or by us before an open that failed: never rename twice.
+            self._open_in(directory, name, like=ours)
         elif self._backups == 0:
             os.ftruncate(self._fd, 0)
             self._size = 0
             self._inside_line = False
         else:
-            shift(self.path, self._backups)
-            self._open(like=ours)
+            shift(directory, name, self._backups)
+            self._open_in(directory, name, like=ours)
 
     # -- opening, and trouble ---------------------------------------------------------------------------------------
 
-    def _open(self, like: os.stat_result | None = None) -> None:
+    def _open(self) -> None:
+        with directory_of(self.path) as (directory, name):
+            self._open_in(directory, name)
+
+    def _open_in(self, directory: int, name: str, like: os.stat_result | None = None) -> None:
         """Turn to the file now at `path`; where there is none, create it (with the owner and mode of `like`).
 
         OSError: nothing has changed, and what was open stays open.
         """
         owner = (like.st_uid, like.st_gid) if like else self._owner
         mode = stat.S_IMODE(like.st_mode) if like else None
-        fd = open_log(self.path, owner=owner, mode=mode, note=self._outage.note)
+        fd = open_in(directory, name, owner=owner, mode=mode, note=self._outage.note)
         found = os.fstat(fd)
         self._close_fd()
         self._fd = fd
@@ -322,18 +332,27 @@ class Logs:
         return len(self._files)
 
 
-def shift(path: str, backups: int) -> None:
-    """Rename `path` to `path.1` and what is in the way one up, as far as the first gap; the oldest falls out."""
+def shift(directory: int, name: str, backups: int) -> None:
+    """Rename `name` to `name.1` and what is in the way one up, as far as the first gap; the oldest falls out."""
+
+    def rename(old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
     last = 1
-    while last < backups and os.path.lexists(f"{path}.{last}"):
+    while last < backups and stat_in(directory, f"{name}.{last}") is not None:
         last += 1
     for number in range(last, 1, -1):
-        os.rename(f"{path}.{number - 1}", f"{path}.{number}")
-    os.rename(path, f"{path}.1")
+        rename(f"{name}.{number - 1}", f"{name}.{number}")
+    rename(name, f"{name}.1")
 
 
-def is_at(path: str, file: os.stat_result) -> bool:
+def is_at(directory: int, name: str, file: os.stat_result) -> bool:
+    found = stat_in(directory, name)
+    return found is not None and os.path.samestat(found, file)
+
+
+def stat_in(directory: int, name: str) -> os.stat_result | None:
     try:
-        return os.path.samestat(os.stat(path, follow_symlinks=False), file)
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
-        return False
+        return None

@@ -1,7 +1,8 @@
 """Opening a log file: where the manager is root and the directory is the application's, this is where care is needed.
 
 - O_NOFOLLOW, and only regular files and character devices (`/dev/null`): a planted symbolic link must not lead root's
-  pen elsewhere, a planted FIFO must not make the manager wait for its reader.
+  pen elsewhere, a planted FIFO must not make the manager wait for its reader. Nor must a link in the place of a
+  directory on the way to it (linux/directories.py).
 - New files are 0640: logs hold what users typed and what programs print when they break, so the world does not read
   them, and a group (Debian's `adm`) may. A file that is already there keeps its owner and mode.
 """
@@ -11,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 
+from fcgimgr.linux.directories import LinkRefusedError, directory_of
 from fcgimgr.manager.target import reason
 
 FILE_MODE = 0o640
@@ -31,10 +33,18 @@ def open_log(path: str, *, owner: tuple[int, int] | None, mode: int | None, note
     OSError when it cannot be opened. A refused owner or mode is told to `note` and is no error: whose the lines are
     matters less than that they are kept.
     """
+    with directory_of(path) as (directory, name):
+        return open_in(directory, name, owner=owner, mode=mode, note=note)
+
+
+def open_in(
+    directory: int, name: str, *, owner: tuple[int, int] | None, mode: int | None, note: Callable[[str], None]
+) -> int:
+    """The same for the file of this name in a directory that is open."""
     try:
-        fd = os.open(path, FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        fd = os.open(name, FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE, dir_fd=directory)
     except FileExistsError:
-        return _open_existing(path)
+        return _open_existing(directory, name)
     try:
         if owner is not None and os.geteuid() == 0:
             os.fchown(fd, *owner)
@@ -45,15 +55,17 @@ def open_log(path: str, *, owner: tuple[int, int] | None, mode: int | None, note
     return fd
 
 
-def _open_existing(path: str) -> int:
-    fd = os.open(path, FLAGS)
+def _open_existing(directory: int, name: str) -> int:
+    fd = os.open(name, FLAGS, dir_fd=directory)
     kind = os.fstat(fd).st_mode
     if stat.S_ISREG(kind) or stat.S_ISCHR(kind):
         return fd
     os.close(fd)
-    raise OSError(errno.ENXIO, "not a regular file", path)
+    raise OSError(errno.ENXIO, "not a regular file", name)
 
 
 def open_reason(error: OSError) -> str:
     """Why a log file could not be opened, with what to do about it where that is not plain."""
+    if isinstance(error, LinkRefusedError):
+        return reason(error)
     return HINTS.get(error.errno or 0) or reason(error)

@@ -211,7 +211,7 @@ def test_a_rotation_whose_new_file_cannot_be_opened_goes_on_in_the_old_one(
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert len(said) == 1
     assert "cannot rotate: Too many open files" in said[0]
-    assert all_lines_of(tmp_path / "app.log.1") == [b"line 00 ---", b"line 01 ---", b"line 02 ---"]
+    assert all_lines_of(path) == [b"line 00 ---", b"line 01 ---", b"line 02 ---"]
     clock.passes(2)
     log.write(b"line 03 ---\n")
     assert all_lines(path) == [b"line %02d ---" % number for number in range(4)]
@@ -359,7 +359,13 @@ def test_a_trouble_is_looked_at_once_a_second_however_many_lines_come(
     log = open_log(tmp_path / "missing" / "app.log")
     tried: list[object] = []
     really_open = os.open
-    monkeypatch.setattr(os, "open", lambda *words: tried.append(words) or really_open(*words))
+
+    def note(path: str, *words: int, **more: int) -> int:
+        if path == "missing":
+            tried.append(path)
+        return really_open(path, *words, **more)
+
+    monkeypatch.setattr(os, "open", note)
     for _ in range(10_000):
         log.write(b"line\n")
         clock.passes(0.001)
@@ -405,6 +411,54 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path, open_log: Open, said: l
     open_log(tmp_path / "app.log").write(b"line\n")
     assert treasure.read_bytes() == b"secret\n"
     assert "symbolic link" in said[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of another user's")
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_linked_directory_is_followed_only_where_no_other_user_can_have_linked_it(
+    trusted: bool, tmp_path: Path, open_log: Open, said: list[str]
+) -> None:
+    treasure, home = tmp_path / "treasure", tmp_path / "home"
+    treasure.mkdir()
+    home.mkdir()
+    (home / "logs").symlink_to("../treasure")
+    if not trusted:
+        os.chown(home, 65534, 65534)
+    log = open_log(home / "logs" / "app.log", maxbytes=5, backups=1)
+    log.write(b"one\n")
+    log.write(b"two\n")
+    assert sorted(path.name for path in treasure.iterdir()) == (["app.log", "app.log.1"] if trusted else [])
+    assert trusted or "logs is a symbolic link that another user may have put there" in said[0]
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_a_link_in_a_directory_that_others_can_write_to_is_not_followed(
+    mode: int, tmp_path: Path, open_log: Open, said: list[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(mode)
+    (home / "logs").symlink_to(tmp_path)
+    open_log(home / "logs" / "app.log").write(b"one\n")
+    assert not (tmp_path / "app.log").exists()
+    assert "another user may have put there" in said[0]
+
+
+def test_a_directory_that_becomes_a_link_is_not_rotated_through(
+    tmp_path: Path, open_log: Open, said: list[str]
+) -> None:
+    home, treasure = tmp_path / "home", tmp_path / "treasure"
+    (home / "logs").mkdir(parents=True)
+    treasure.mkdir()
+    home.chmod(0o777)
+    log = open_log(home / "logs" / "app.log", maxbytes=5, backups=1)
+    log.write(b"one\n")
+    (home / "logs").rename(home / "away")
+    (home / "logs").symlink_to(treasure)
+    log.write(b"two\n")
+    assert list(treasure.iterdir()) == []
+    assert (home / "away" / "app.log").read_bytes() == b"one\ntwo\n"
+    assert "cannot rotate" in said[0]
 
 
 def test_a_fifo_or_a_directory_in_the_way_is_refused_without_waiting(
