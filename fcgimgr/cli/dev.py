@@ -5,7 +5,6 @@ processes beside the old ones, and a switch when they have imported the new code
 that worked serving, and no request fails because a file was saved.
 """
 
-import json
 import os
 import select
 import signal
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .demo import end_by_signal, front_before, manager_on
+from .dev_pool import DevPool, of_application, of_configuration
 from .failure import Failure
+from .locate import find_config, given_config
 from .options import Command
 
 if TYPE_CHECKING:
@@ -27,26 +28,9 @@ if TYPE_CHECKING:
 _QUIET: Final = 0.1
 """Seconds without a change before it is taken: an editor or git writes several files at once."""
 
-_POOL = """\
-# Made by `fcgimgr dev`, and gone when it ends.
-[manager]
-control = {control}
-loglevel = "error"
-
-[pool.dev]
-socket = {socket}
-wsgi = {application}
-python = {python}
-directory = {directory}
-threads = {threads}
-autostart = false
-startretries = 0
-stopwaitsecs = 3
-"""
-
 
 @click.command("dev", cls=Command, short_help="Run an application while it is being written.")
-@click.argument("application", metavar="MODULE:CALLABLE")
+@click.argument("what", metavar="[MODULE:CALLABLE|POOL]", required=False)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -57,62 +41,84 @@ stopwaitsecs = 3
 @click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False),
-    default=".",
-    help="Where the application is; its Python files are watched. Default: here.",
+    help="Where the application is; its Python files are watched. Default: the pool's; of an application: here.",
 )
-@click.option("--python", type=click.Path(), help="Its Python; without it that of the virtualenv that is activated.")
-@click.option("--threads", type=click.IntRange(1, 1000), default=4, show_default=True, help="Requests at once.")
-def dev_(application: str, port: int, directory: str, python: str | None, threads: int) -> None:
+@click.option(
+    "--python", type=click.Path(), help="Its Python; without it the pool's, else that of the virtualenv in use."
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1000), help="Requests at once. Default: the pool's; of an application: 4."
+)
+@click.pass_context
+def dev_(
+    context: click.Context,
+    what: str | None,
+    port: int,
+    directory: str | None,
+    python: str | None,
+    threads: int | None,
+) -> None:
     """Run a WSGI application on http://127.0.0.1:8000 and take each change of its Python files at once.
 
-    New code that cannot be imported is shown, and what served before it serves on.
+    New code that cannot be imported is shown, and what served before it serves on. Without MODULE:CALLABLE it is the
+    `wsgi` pool of the configuration (-c, else ./pool.toml), by its name where there are several.
     """
-    from fcgimgr.config.expansions import escape
-    from fcgimgr.linux.errors import LinuxError
-    from fcgimgr.linux.watching import SourceTree
+    if what is not None and ":" in what:
+        if given_config(context) is not None:
+            raise click.UsageError("give an application, or -c and a pool of it, not both")
+        pool = of_application(what, directory, python, threads)
+    elif (config := find_config(context)) is not None:
+        pool = of_configuration(config, what, directory, python, threads)
+    else:
+        raise click.UsageError("which application? Give module:callable, as in app:app, or -c FILE")
+    _run(pool, port)
 
-    root = os.path.abspath(directory)
+
+def _run(pool: DevPool, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the manager behind
         signal.signal(number, end_by_signal)
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         private = stack.enter_context(tempfile.TemporaryDirectory(prefix="fcgimgr-dev-"))
-        texts = {
-            "control": f"{private}/control.sock",
-            "socket": f"{private}/dev.sock",
-            "application": application,
-            "python": os.path.abspath(python) if python else _python(),
-            "directory": root,
-        }
-        config = f"{private}/pool.toml"
+        config, control, socket = (f"{private}/{name}" for name in ("pool.toml", "control.sock", "dev.sock"))
+        # Its variables may be secrets; the directory lets nobody else in.
         with open(config, "w", encoding="utf-8") as file:
-            # A JSON text is a basic string of TOML.
-            quoted = {key: json.dumps(escape(text), ensure_ascii=False) for key, text in texts.items()}
-            file.write(_POOL.format(threads=threads, **quoted))
-        front = stack.enter_context(front_before(f"unix:{texts['socket']}", port, "dev"))
-        try:
-            tree = SourceTree(root, lambda path: path.endswith(".py"))
-        except LinuxError as error:
-            raise Failure(str(error)) from error
-        manager = stack.enter_context(manager_on(config, texts["control"]))
-        print(f"http://127.0.0.1:{front.server_port}/ serves {application} of {root}; Ctrl-C ends it.", flush=True)
-        taking = _Taking(tree, texts["control"], manager.poll)
+            file.write(pool.toml(control, socket))
+        front = stack.enter_context(front_before(f"unix:{socket}", port, "dev"))
+        trees = _watched(pool)
+        manager = stack.enter_context(manager_on(config, control))
+        print(
+            f"http://127.0.0.1:{front.server_port}/ serves {pool.application} of {pool.directory}; Ctrl-C ends it.",
+            flush=True,
+        )
+        taking = _Taking(pool.name, trees, control, manager.poll)
         thread = threading.Thread(target=taking.run, daemon=True)
         thread.start()
         stack.callback(taking.end)
         front.serve_forever()
 
 
-def _python() -> str:
-    """That of the activated virtualenv, else ours: `fcgimgr` need not be installed where the application is."""
-    activated = os.environ.get("VIRTUAL_ENV")
-    return os.path.join(activated, "bin", "python") if activated else sys.executable
+def _watched(pool: DevPool) -> list["SourceTree"]:
+    """The directories of its sources, none within another, and none of libraries."""
+    from fcgimgr.linux.errors import LinuxError
+    from fcgimgr.linux.watching import SourceTree, is_skipped
+
+    more = (path for path in pool.more_sources if not is_skipped(path))
+    wanted = {os.path.realpath(path) for path in (pool.directory, *more)}  # a link itself cannot be watched
+    roots = [
+        path for path in wanted if not any(path != top and os.path.commonpath((path, top)) == top for top in wanted)
+    ]
+    try:
+        return [SourceTree(root, lambda path: path.endswith(".py")) for root in sorted(roots)]
+    except LinuxError as error:
+        raise Failure(str(error)) from error
 
 
 class _Taking:
     """Starts the pool, then reloads it at each change, until `end`. In a thread of its own."""
 
-    def __init__(self, tree: "SourceTree", control: str, manager_has_ended: Any) -> None:
-        self._tree = tree
+    def __init__(self, name: str, trees: "list[SourceTree]", control: str, manager_has_ended: Any) -> None:
+        self._name = name
+        self._trees = trees
         self._control = control
         self._manager_has_ended = manager_has_ended
         self._ending, self._end = os.pipe()
@@ -122,17 +128,31 @@ class _Taking:
         os.write(self._end, b"x")
 
     def run(self) -> None:
-        while not self._take():  # its control socket comes a moment after it
-            if self._manager_has_ended() is not None:
-                print("fcgimgr: the manager has ended; see what it wrote above. Ctrl-C ends this.", file=sys.stderr)
-                return
-            if select.select([self._ending], [], [], 0.02)[0]:
-                return
+        from fcgimgr.control.messages import ControlError
+
+        while True:
+            try:
+                self._take()
+                break
+            except (ControlError, OSError):  # its control socket comes a moment after it
+                if self._has_lost_the_manager() or select.select([self._ending], [], [], 0.02)[0]:
+                    return
         while changed := self._changes_or_none():
             names = sorted(os.path.basename(path) for path in changed)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             print(f"changed: {', '.join(names[:3])}{more}", flush=True)
-            self._take()
+            try:
+                self._take()
+            except (ControlError, OSError) as error:
+                if self._has_lost_the_manager():
+                    return
+                print(f"fcgimgr: the change was not taken: {error}; save again", file=sys.stderr)
+
+    def _has_lost_the_manager(self) -> bool:
+        ended = self._manager_has_ended() is not None
+        if ended:
+            print("fcgimgr: the manager has ended; see what it wrote above. Ctrl-C ends this.", file=sys.stderr)
+        return ended
 
     def _changes_or_none(self) -> set[str]:
         """As `_changes`; empty too when files cannot be watched any more, which is said."""
@@ -148,30 +168,29 @@ class _Taking:
         """Wait for the next ones, and until there are no more; empty at the end."""
         changed: set[str] = set()
         while True:
-            watched: list[Any] = [self._tree, self._ending]
+            watched: list[Any] = [*self._trees, self._ending]
             readable = select.select(watched, [], [], _QUIET if changed else None)[0]
             if self._ending in readable:
                 return set()
             if not readable:
                 return changed
-            changed |= self._tree.changes()
+            for tree in self._trees:
+                changed |= tree.changes()
 
-    def _take(self) -> bool:
-        """Bring the code that is there now into service, and say what came of it; False: the manager does not answer.
+    def _take(self) -> None:
+        """Bring the code that is there now into service, and say what came of it. ControlError, OSError: the manager
+        does not answer, or refuses.
 
         Why it failed is on the terminal already: it is where the processes write.
         """
         from fcgimgr.control.client import Client
-        from fcgimgr.control.messages import ControlError, NamesParams, ReloadParams, Verdict
+        from fcgimgr.control.messages import NamesParams, ReloadParams, Verdict
 
-        try:
-            with Client(self._control) as client:
-                if self._serving:
-                    verdict = client.call("reload", ReloadParams(names=("dev",)), answer=Verdict, patient=True)
-                else:
-                    verdict = client.call("start", NamesParams(names=("dev",)), answer=Verdict, patient=True)
-        except (ControlError, OSError):
-            return False
+        with Client(self._control) as client:
+            if self._serving:
+                verdict = client.call("reload", ReloadParams(names=(self._name,)), answer=Verdict, patient=True)
+            else:
+                verdict = client.call("start", NamesParams(names=(self._name,)), answer=Verdict, patient=True)
         if verdict.ok:
             print("serving" if not self._serving else "serving the new code", flush=True)
         elif self._serving:
@@ -179,4 +198,3 @@ class _Taking:
         else:
             print("it does not come up: mend it, and save", flush=True)
         self._serving = self._serving or verdict.ok
-        return True

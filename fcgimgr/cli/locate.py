@@ -40,9 +40,14 @@ def given_socket(context: click.Context) -> str | None:
     return socket
 
 
+def given_config(context: click.Context) -> str | None:
+    config: str | None = context.meta.get(_CONFIG_KEY)
+    return config
+
+
 def find_config(context: click.Context) -> str | None:
     """The file given, else the first of SEARCHED that exists, as an absolute path; None when there is none."""
-    given: str | None = context.meta.get(_CONFIG_KEY)
+    given = given_config(context)
     if given is not None:
         return os.path.abspath(given)
     return next((os.path.abspath(path) for path in SEARCHED if os.path.exists(path)), None)

@@ -491,6 +491,8 @@ class _Draft:
     def _stop(self) -> None:
         if self.refusing:
             self.again = ()  # it is on its way down already
+            self.up = False  # and does not wait any more for what it depends on
+            self.fields["waiting"] = ()
         elif not (self.open and isinstance(self.settings, PoolSettings) and self._anybody_serves()):
             self._go_down()
             self._tell_each(range(len(self.processes)), StopAsked())

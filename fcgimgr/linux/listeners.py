@@ -131,6 +131,13 @@ class Listener:
         finally:
             self.sock.close()
 
+    def leave(self) -> None:
+        """Close our descriptor alone: whoever else keeps the socket open has it, with its file and its queue."""
+        file, self._file = self._file, None
+        if file:
+            file.leave()
+        self.sock.close()
+
     def __enter__(self) -> Self:
         return self
 

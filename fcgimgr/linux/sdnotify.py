@@ -24,24 +24,25 @@ _FDS_AT_ONCE: Final = 253
 class Notifier:
     """Where to send to. Taken from the environment once: the variables are for us and not for our children."""
 
-    def __init__(self, address: str | None, watchdog: float | None = None) -> None:
+    def __init__(self, address: str | None, watchdog: float | None = None, room: int = 0) -> None:
         """address: absolute path, or "@name" in the abstract namespace; None: nobody listens.
 
-        watchdog: seconds within which it wants to hear from us each time; None: never.
+        watchdog: seconds within which it wants to hear from us each time; None: never. room: how many fds it keeps.
         """
         self.address = address
         self.watchdog = watchdog
+        self.room = room
         self.environment: dict[str, str] = {}  # what it was made from: for the same process after an exec
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> "Notifier":
-        """Takes NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID out of `environ`.
+        """Takes NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID and FDSTORE out of `environ`.
 
         LinuxError: one is malformed, or the socket is of a kind that is not built (vsock:…).
         """
-        address, microseconds, pid = (
-            environ.pop(key, "") for key in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-        )
+        keys = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
+        values = {key: environ.pop(key, "") for key in keys}
+        address, microseconds, pid, room = values.values()
         if address and address[0] not in "/@":
             raise LinuxError(
                 f"NOTIFY_SOCKET: {address!r} is neither an absolute path nor an abstract socket (@name); unset it, or "
@@ -49,14 +50,18 @@ class Notifier:
             )
         watchdog = None
         if microseconds:
-            number = int(microseconds) if microseconds.isascii() and microseconds.isdigit() else 0
+            number = _number(microseconds)
             if not number:
                 raise LinuxError(f"WATCHDOG_USEC: {microseconds!r} is not a positive number of microseconds")
             if not pid or pid == str(os.getpid()):
                 watchdog = number / 1e6
-        notifier = cls(address or None, watchdog if address else None)
-        values = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
-        notifier.environment = {key: value for key, value in values.items() if value}
+        if room and _number(room) is None:
+            raise LinuxError(f"FDSTORE: {room!r} is not a number; it is that of FileDescriptorStoreMax=")
+        notifier = cls(address or None, watchdog if address else None, _number(room) or 0 if address else 0)
+        # Whose watchdog it is has been settled, and a daemon has another pid than the one that was told.
+        interval = microseconds if watchdog is not None else ""
+        ours = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": interval, "FDSTORE": room}
+        notifier.environment = {key: value for key, value in ours.items() if value}
         return notifier
 
     def ready(self, status: str = "") -> bool:
@@ -91,7 +96,8 @@ class Notifier:
     def store_fds(self, name: str, fds: Sequence[int]) -> bool:
         """Leave copies of these with systemd (FileDescriptorStoreMax= above 0), which passes them to our next start.
 
-        They come back as `listeners.inherited_sockets` finds them, under `name`. Told again, the same is kept once.
+        They come back as `listeners.inherited_sockets` finds them, under `name`. Told again, the same is kept once, and
+        under the name of the first time.
         """
         return self._say("FDSTORE=1", _fd_name(name), "FDPOLL=0", fds=fds)
 
@@ -118,6 +124,11 @@ class Notifier:
         except OSError:
             return False
         return True
+
+
+def _number(text: str) -> int | None:
+    """What fits into 64 bits; None: it is no such number."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _status(text: str) -> str:

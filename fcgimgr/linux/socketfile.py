@@ -83,6 +83,10 @@ class SocketFile:
         finally:
             os.close(self._pin)
 
+    def leave(self) -> None:
+        """Let go of it, and leave it where it is."""
+        os.close(self._pin)
+
     def _is_there(self) -> bool:
         """Whether the path leads to it. OSError: it cannot be looked at."""
         try:

@@ -78,7 +78,7 @@ class SourceTree:
     def _watch(self, top: str) -> set[str]:
         """Watch a directory and all below it; the files that are in them."""
         found: set[str] = set()
-        if top != self._root and _is_skipped(top):
+        if top != self._root and is_skipped(top):
             return found
         try:
             self._directories[inotify_add_watch(self._fd, top, _MASK)] = top
@@ -100,6 +100,7 @@ class SourceTree:
         return found
 
 
-def _is_skipped(directory: str) -> bool:
+def is_skipped(directory: str) -> bool:
+    """Whether what lies in it is no source of the application, by its name or as a virtualenv."""
     name = os.path.basename(directory)
     return name.startswith(".") or name in _SKIPPED or os.path.exists(os.path.join(directory, "pyvenv.cfg"))

@@ -8,13 +8,13 @@ import sys
 from typing import NoReturn
 
 from fcgimgr.linux.standard import open_standard_fds
+from fcgimgr.manager.lean import be_lean
 
 
 def begin() -> NoReturn:
     """Manage until it is over, and end with the exit code."""
     open_standard_fds()
-    # asyncio imports ssl if it can: 6 MB for which the manager has no use.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
+    be_lean()
     from fcgimgr.manager.start import main
 
     try:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -88,6 +88,19 @@ class Estate:
     def made_dir(self) -> bool:
         """Whether state_dir was made by a manager."""
         return self._saved is not None and self._saved.manager.made_dir
+
+    def sockets_held(self) -> set[int]:
+        """The inodes of the listeners of those who live."""
+        return self._inodes((name, number) for name, number, _ in self.living)
+
+    def sockets_served(self) -> set[int]:
+        """The inodes of the listeners that got the traffic."""
+        pools = self._saved.pools if self._saved is not None else {}
+        return self._inodes((name, pool.serving) for name, pool in pools.items())
+
+    def _inodes(self, generations: Iterable[tuple[str, int]]) -> set[int]:
+        known = self._saved.generations if self._saved is not None else {}
+        return {one.inode for key in generations if key in known for one in known[key].listeners}
 
     def close(self) -> None:
         """Let go of the processes that nobody took."""
@@ -235,13 +248,18 @@ class PoolAdoption:
     def _let_go_of_sockets(self, number: int) -> None:
         """Nobody is left for whom they would be kept open; they are opened anew, all of them."""
         for record in self._generations[number].listeners:
-            self._listeners.pop(record.inode).close()
+            listener = self._listeners.pop(record.inode)
+            if not self._daemon.fd_store.give_back(listener):
+                listener.close()
 
     def _copies(self, number: int, record: ListenerRecord) -> Iterator[Callable[[], int]]:
         """Where a descriptor of it may be had: each answers with one of ours. LinuxError: not there."""
         if self._saved.handover is not None and record.fd >= 0:
             yield lambda: record.fd
             return
+        left = self._daemon.fd_store.claim(record.inode)
+        if left is not None:
+            yield lambda: left
         for pid in self._who_may_have(number):
             for fd, inode in (procfs.sockets(pid) or {}).items():
                 if inode == record.inode:
@@ -312,6 +330,7 @@ class PoolAdoption:
             if member is not serving:
                 with suppress(OSError):  # ENOTCONN: a worker has done so
                     member.sock.shutdown(socket.SHUT_RDWR)
+                self._daemon.fd_store.forget(member)
                 member.close()
                 self._shut_down.add(member.inode)
                 self._listeners[member.inode] = LostListener(member.name, member.inode)

@@ -26,6 +26,7 @@ from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
+from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.history import History
 from fcgimgr.manager.journal import Journal
@@ -66,6 +67,7 @@ class Daemon:
         self.logs = logs
         self.soft_nofile = soft_nofile
         self.sockets = sockets  # passed by systemd, by name, or by another who started us, as fd:N
+        self.fd_store = FdStore(journal)
         self.service_environment: dict[str, str] = {}  # what systemd told the manager about itself
         self.started = loop.time()
         self.updating = False
@@ -168,6 +170,7 @@ class Daemon:
             return
         self.state = "RUNNING"
         failed = [pool.name for pool in wanted if pool.state in (PoolState.FATAL, PoolState.STARTING)]
+        self.fd_store.give_up_rest()
         self.journal.info("up" + (f", without {', '.join(failed)}" if failed else ""))
         self.history.record("manager", self.config.manager.identifier, "STARTING", "RUNNING")
         self.manager_changed()
@@ -377,6 +380,14 @@ class Daemon:
             for watcher in tuple(self.watchers):
                 watcher.reload_over()
 
+    def fault(self, error: BaseException) -> None:
+        """A fault of ours has cut something short: whoever waits for its end is told, since that may never come."""
+        why = f"internal error in the manager: {error!r}; how far it came is shown by: fcgimgr status"
+        for pool in self.pools.values():
+            pool.fault(why)
+        for watcher in tuple(self.watchers):
+            watcher.fault(why)
+
     def reopen_logs(self) -> tuple[int, list[str]]:
         """Open every log file anew (after logrotate): how many, and what went wrong."""
         count, problems = self.logs.reopen_all()
@@ -400,6 +411,9 @@ class Watcher:
 
     def manager_changed(self) -> None:
         """The manager itself went into another state."""
+
+    def fault(self, why: str) -> None:
+        """A fault of the manager's may have swallowed what is waited for."""
 
     def reload_began(self) -> None:
         """An update or a reload of everything begins; another one may be under way."""

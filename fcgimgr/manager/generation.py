@@ -231,6 +231,8 @@ class Generation:
         """
         self.core = before
         self.listening = listening
+        if listening is not None:
+            self.daemon.fd_store.keep(listening)
         self.slots.clear()  # those for numprocs: it may have been scaled down since
         self._grow()
         if before.open:
@@ -272,10 +274,11 @@ class Generation:
         try:
             self.recipes = self._make_recipes(settings, self.config)
             if isinstance(settings, PoolSettings):
-                listening = open_listening(settings, self.daemon.sockets, self._neighbours())
+                listening = open_listening(settings, self.daemon.sockets, self._neighbours(), self.daemon.fd_store)
                 if self.pool.serving is self:
                     listening.begin_serving()
                 self.listening = listening
+                self.daemon.fd_store.keep(listening)
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)
             return core.OpenFailed(str(error))
@@ -303,8 +306,18 @@ class Generation:
             soft_nofile=self.daemon.soft_nofile,
         )
 
+    def _stays(self) -> bool:
+        """Whether its clients may go on coming, because systemd keeps the sockets for the manager after this one."""
+        return (
+            self.daemon.state == "STOPPING"
+            and self.pool.serving is self
+            and self.listening is not None
+            and not self.listening.was_refused
+            and self.daemon.fd_store.stays(self.listening)
+        )
+
     def _refuse(self) -> None:
-        if self.listening is None:
+        if self.listening is None or self._stays():
             return
         try:
             self.listening.refuse_new()
@@ -317,6 +330,12 @@ class Generation:
     def _close(self) -> None:
         if self.listening is None:
             return
+        if self._stays():
+            self._tell("left with systemd:")
+            self.daemon.fd_store.leave(self.listening)
+            self.listening = None
+            return
+        self.daemon.fd_store.let_go(self.listening)
         try:
             self.listening.close()
         except LinuxError as error:  # its directory may not be written to any more; the socket is closed all the same

@@ -58,6 +58,8 @@ async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
         return
     daemon.taking_over = True
     kept = bool(estate.living)
+    addresses = [address for pool in daemon.config.pools.values() for address in pool.sockets]
+    daemon.fd_store.sort_out(addresses, held=estate.sockets_held(), served=estate.sockets_served())
     adoptions = adopt(daemon, estate) if kept else []
     await end_unknown(daemon, estate)
     for adoption in adoptions:

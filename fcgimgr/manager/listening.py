@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcgimgr.config.address import Address, InheritedAddress, SystemdAddress, TcpAddress, UnixAddress
 from fcgimgr.config.settings import PoolSettings
@@ -20,6 +20,9 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, LostListener, open_tcp, open_unix, take_inherited
 from fcgimgr.linux.sockdiag import listening_at, queue_length, tcp_queue, unix_queue
 from fcgimgr.linux.steering import Group, refuse_new
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.fdstore import FdStore
 
 Inherited = Mapping[str, Sequence[int]]
 ConnectTo = tuple[Any, ...] | str | bytes
@@ -169,6 +172,7 @@ class Listening:
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = tuple(places)
         self.refuses = False  # no new connection can come, at any address
+        self.was_refused = False  # none is to come, wherever that could be had
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -246,6 +250,7 @@ class Listening:
 
     def refuse_new(self) -> None:
         """Let no new connection in. Where that cannot be (an abstract or a passed socket) they come until the end."""
+        self.was_refused = True
         self.refuse_new_but(())
         self.refuses = all(isinstance(place.address, TcpAddress | UnixAddress) for place in self.places)
 
@@ -290,11 +295,13 @@ def _nothing() -> None:
     """There is nothing to take back."""
 
 
-def open_listening(settings: PoolSettings, inherited: Inherited, beside: Listening | None = None) -> Listening:
+def open_listening(
+    settings: PoolSettings, inherited: Inherited, beside: Listening | None = None, store: FdStore | None = None
+) -> Listening:
     """Bind every socket of a pool, next to those of the generation `beside` where it has the same addresses.
 
-    `inherited`: fds passed by systemd, by name, and by others, as fd:N. LinuxError says which could not be bound, and
-    why; none is left open.
+    `inherited`: fds passed by systemd, by name, and by others, as fd:N. `store`: where those of a manager before us
+    may still be, open. LinuxError says which could not be bound, and why; none is left open.
     """
     owner = resolve_owner(settings.socket_owner) if settings.socket_owner else None
     neighbours = {str(place.address): place for place in beside.places} if beside is not None else {}
@@ -305,14 +312,42 @@ def open_listening(settings: PoolSettings, inherited: Inherited, beside: Listeni
             if neighbour is not None:
                 place = neighbour.beside(settings.socket_backlog)
             else:
-                place = _open(address, settings, owner, inherited)
+                place = _take_from(store, address, settings, owner) or _open(address, settings, owner, inherited)
             places.append(place)
             place.listener.set_blocking(settings.socket_blocking)
     except LinuxError:
+        listening = Listening(places)
+        if store is not None:
+            store.let_go(listening)
         with suppress(LinuxError):  # what could not be opened is what to tell
-            Listening(places).close()
+            listening.close()
         raise
     return Listening(places)
+
+
+def _take_from(
+    store: FdStore | None, address: Address, settings: PoolSettings, owner: tuple[int, int] | None
+) -> Place | None:
+    """The socket of this address that a manager before us has left open, as these settings want it. LinuxError."""
+    listener = store.take(address) if store is not None else None
+    if listener is None:
+        return None
+    place = Place(address, listener)
+    try:
+        listener.set_backlog(settings.socket_backlog)
+        if isinstance(address, UnixAddress):
+            listener.set_mode(settings.socket_mode)
+            if owner is not None:
+                listener.set_owner(*owner)
+    except LinuxError:
+        assert store is not None  # it is from there
+        store.let_go(Listening([place]))
+        place.close()
+        raise
+    if isinstance(address, TcpAddress):
+        with suppress(LinuxError):  # this kernel does not steer, or somebody else listens there too
+            place.group = Group.restored([listener], listener)
+    return place
 
 
 def _open(address: Address, settings: PoolSettings, owner: tuple[int, int] | None, inherited: Inherited) -> Place:

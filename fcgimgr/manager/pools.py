@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 
 
 class Verdict:
-    """How a reload ended: `ok` or not, why, and with a failed process its name and last words."""
+    """How a reload ended: `ok` or not, why, and with a failed process its name and last words.
 
-    __slots__ = ("lines", "ok", "process", "why")
+    `known`: False, it is not known how it will end.
+    """
 
-    def __init__(self, ok: bool, why: str = "", process: str = "", lines: tuple[str, ...] = ()) -> None:
+    __slots__ = ("known", "lines", "ok", "process", "why")
+
+    def __init__(
+        self, ok: bool, why: str = "", process: str = "", lines: tuple[str, ...] = (), *, known: bool = True
+    ) -> None:
         self.ok = ok
+        self.known = known
         self.why = why
         self.process = process
         self.lines = lines
@@ -234,6 +240,14 @@ class Pool:
         if self.verdict is not None and not self.verdict.done():
             self.verdict.set_result(verdict)
         self.verdict = None
+
+    def fault(self, why: str) -> None:
+        """A fault of the manager's may have swallowed the end of a reload: whoever waits for one hears of it."""
+        verdict = Verdict(False, why, known=False)
+        self._decide(verdict)
+        for waiting in self._until_gone.values():
+            if not waiting.done():
+                waiting.set_result(verdict)
 
     def _arm_timer(self) -> None:
         due = self.core.due

@@ -195,6 +195,8 @@ class Client(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - a fault of one command is told to who gave it, and ends nothing
             self._daemon.journal.error(f"internal error in {request.method}: {error!r}")
             self._send(encode_error(request.id, INTERNAL_ERROR, f"internal error: {error!r}"))
+            if request.method in CHANGING:
+                self._daemon.fault(error)
         else:
             self._send(encode_result(request.id, result))
 

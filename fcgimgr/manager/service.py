@@ -4,8 +4,7 @@ READY when it is up, RELOADING and READY around an update or a reload of everyth
 ends, a line of STATUS that follows the processes, and the watchdog's sign of life, the only timer here, if it is asked
 for. The supervisor's socket may be full for a moment; then what must arrive is sent again, and the loop does not wait.
 
-The descriptors are not left with systemd (FDSTORE=1): at its end the manager serves the queues of its sockets and
-refuses newcomers, so there is nothing to leave. What is to stay open meanwhile is a `.socket` unit's to hold.
+What is left with it (FDSTORE=1) goes the same way, in its turn: fdstore.py.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Service(Watcher):
         if self._notifier.address is None:
             return
         if daemonised:
-            self._say(partial(self._notifier.main_pid, os.getpid()))
+            self.say(partial(self._notifier.main_pid, os.getpid()))
         if self._notifier.watchdog is not None:
             self._show_life(self._notifier.watchdog / 2)
         self._daemon.watchers.append(self)
@@ -84,16 +83,16 @@ class Service(Watcher):
             self._stop()
         elif self._daemon.state == "RUNNING" and not self._up:
             self._up = True
-            self._say(self._ready)
+            self.say(self._ready)
         self._tell_soon()
 
     def reload_began(self) -> None:
         if self._up and not self._stopping:
-            self._say(self._reloading)
+            self.say(self._reloading)
 
     def reload_over(self) -> None:
         if self._up and not self._stopping and not self._daemon.reloads:
-            self._say(self._ready)
+            self.say(self._ready)
 
     # What is said
 
@@ -107,11 +106,11 @@ class Service(Watcher):
         if self._stopping:
             return
         self._stopping = True
-        self._say(lambda: self._notifier.stopping(self._summary()))
+        self.say(lambda: self._notifier.stopping(self._summary()))
         delay = self._daemon.departure.delay if self._daemon.departure.decided else 0.0
         longest = delay + self._daemon.config.manager.shutdown_timeout
         if longest > SYSTEMDS_LIMIT - SPARE:
-            self._say(partial(self._notifier.extend_timeout, longest + SPARE))
+            self.say(partial(self._notifier.extend_timeout, longest + SPARE))
 
     def _ask_for_patience(self) -> None:
         """A start that goes on is not to be ended for its length: its own limits (startretries, ready_timeout) do."""
@@ -120,7 +119,7 @@ class Service(Watcher):
         step = max((max(one.startsecs, one.ready_timeout) + one.backoff_max for one in all_settings), default=0.0)
         if now + step > self._patient_until:
             self._patient_until = now + step + SPARE  # said again when SPARE of it has been used up
-            self._notifier.extend_timeout(step + SPARE)
+            self.say(partial(self._notifier.extend_timeout, step + SPARE))
 
     def _summary(self) -> str:
         self._status = summary(self._daemon)
@@ -146,7 +145,8 @@ class Service(Watcher):
 
     # What must arrive
 
-    def _say(self, message: Callable[[], bool]) -> None:
+    def say(self, message: Callable[[], bool]) -> None:
+        """Have this said after all before it, now or as soon as somebody listens; False of it: it was not delivered."""
         self._owed.append(message)
         if self._retry is None:
             self._send_owed()
@@ -164,6 +164,7 @@ class Service(Watcher):
                 self._daemon.journal.warning(f"{self._notifier.address} (NOTIFY_SOCKET) takes no message; given up")
                 self._owed.clear()
                 self._tries = 0
+                self._daemon.fd_store.lost()
                 return
             self._owed.popleft()
         self._tell_soon()

@@ -10,8 +10,9 @@ import asyncio
 import getopt
 import os
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -27,6 +28,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.memfd import read_memfd
 from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
+from fcgimgr.linux.returning import pick_out
 from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.linux.terminal import Terminal
 from fcgimgr.manager import upgrading
@@ -70,14 +72,16 @@ def main(words: list[str]) -> int:
             print(f"{config.path}: warning: {warning}", file=sys.stderr)
     try:
         notifier = Notifier.from_environment()
-        sockets = given_sockets(config)
-        close_inherited(keep={fd for fds in sockets.values() for fd in fds})
+        passed = inherited_sockets()
+        came = pick_out(passed)
+        sockets = given_sockets(config, passed)
+        close_inherited(keep={fd for fds in sockets.values() for fd in fds} | {sock.fileno() for sock in came.values()})
     except LinuxError as error:
         print(error, file=sys.stderr)
         return FAILED
     starter = daemonize() if in_background else Starter()
     try:
-        return run(config, starter, sockets, notifier)
+        return run(config, starter, sockets, notifier, came=came)
     except LinuxError as error:
         starter.fail(FAILED, str(error))
         return FAILED
@@ -121,8 +125,12 @@ def run(
     sockets: dict[str, list[int]],
     notifier: Notifier,
     estate: Estate | None = None,
+    came: Mapping[int, socket.socket] | None = None,
 ) -> int:
-    """Manage until it is over; the exit code. `estate`: handed over by exec. LinuxError: it could not begin."""
+    """Manage until it is over; the exit code. `estate`: handed over by exec. LinuxError: it could not begin.
+
+    came: the listeners, by inode, that systemd has kept since the manager before.
+    """
     settings = config.manager
     handover = estate.saved.handover if estate is not None else None
     outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup does it
@@ -142,13 +150,14 @@ def run(
         loop = asyncio.new_event_loop()
         held.callback(loop.close)
         journal, logs = open_logs(settings, loop, held, must_be_writable=handover is None)
-        loop.set_exception_handler(partial(confess, journal))
+        loop.set_exception_handler(partial(confess, journal, None))
         for warning in config.warnings:
             journal.warning(warning)
         if handover is not None:
             soft_nofile = handover.soft_nofile
         else:
-            estate = find_estate(settings.state_dir, journal, fresh=places.made_state_dir)
+            # What came back may have processes on it that serve on, though nothing else tells of them.
+            estate = find_estate(settings.state_dir, journal, fresh=places.made_state_dir and not came)
         if estate is not None:
             held.callback(estate.close)
             places.made_state_dir |= estate.made_dir
@@ -161,10 +170,12 @@ def run(
             sockets=sockets,
             made_dir=places.made_state_dir,
         )
+        loop.set_exception_handler(partial(confess, journal, daemon))
         daemon.service_environment = notifier.environment
         service = Service(daemon, notifier)
         held.callback(service.end)
         service.begin(daemonised=starter.waits)
+        daemon.fd_store.begin(notifier, service.say, came or {})
         signals = Signals(loop)
         held.callback(signals.close)
         daemon.outlives_terminal = handover.outlives_terminal if handover is not None else outlives_terminal
@@ -182,8 +193,8 @@ def run(
         return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
 
-def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A fault of ours that nothing caught: the manager goes on, and the log says where it was."""
+def confess(journal: Journal, daemon: Daemon | None, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A fault of ours that nothing caught: the manager goes on, the log says where it was, and who waits is told."""
     error = context.get("exception")
     where = ""
     if isinstance(error, BaseException) and error.__traceback__ is not None:
@@ -192,6 +203,9 @@ def confess(journal: Journal, loop: asyncio.AbstractEventLoop, context: dict[str
             frame = frame.tb_next
         where = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
     journal.error("internal error", message=context.get("message"), error=repr(error), where=where)
+    # With a socket or transport it is about one client of the control socket: no descriptor for it, say.
+    if daemon is not None and isinstance(error, Exception) and not {"socket", "transport"} & context.keys():
+        daemon.fault(error)
 
 
 async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: Estate | None, config: Config) -> int:
@@ -279,12 +293,12 @@ def refuse_unless_writable(logfile: str) -> None:
         raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}") from error
 
 
-def given_sockets(config: Config) -> dict[str, list[int]]:
-    """The fds that were passed to us on purpose: systemd's by their names, the others as `fd:N`.
+def given_sockets(config: Config, passed: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """The fds that were passed to us on purpose: systemd's (`passed`) by their names, the others as `fd:N`.
 
-    To be called before anything is opened: later the number is one of our own. LinuxError as of `inherited_sockets`.
+    To be called before anything is opened: later the number is one of our own.
     """
-    sockets = inherited_sockets()
+    sockets = dict(passed)
     for pool in config.pools.values():
         for address in pool.sockets:
             if isinstance(address, InheritedAddress) and os.path.exists(f"/proc/self/fd/{address.fd}"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from fcgimgr.control.messages import REFUSED, ControlError, Drained, Progress
 from fcgimgr.linux.draining import Connection, Watch
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.sockdiag import established_inodes, queue_length
+from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.draining import descendants
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Traffic:
                 if generation.listening is None:
                     continue
                 # In this order: what is accepted between the two looks is seen twice, not never.
-                queued += sum((queue_length(listener.sock) or (0, 0))[0] for listener in generation.listening.listeners)
+                queued += sum((place.queue() or (0, 0))[0] for place in generation.listening.places)
                 connections = established_inodes(generation.listening.names)
                 if connections is None:
                     raise LinuxError(

@@ -128,7 +128,7 @@ async def _begin(
         if How.ADD in change.how:
             return _add(daemon, settings, config)
         return await _change(daemon, change, settings, config, progress)
-    except LinuxError as error:
+    except (LinuxError, ControlError) as error:
         return ProcessVerdict(name=change.name, ok=False, result="failed", detail=str(error))
 
 
@@ -162,6 +162,10 @@ class UntilDown(Watcher):
         self._pool = pool
         self.down = down
 
+    def fault(self, why: str) -> None:
+        if not self.down.done():
+            self.down.set_exception(ControlError(why))
+
     def pool_changed(self, pool: Pool) -> None:
         if pool is self._pool and pool.down and not self.down.done():
             self.down.set_result(None)
@@ -193,7 +197,7 @@ async def _change(
     if How.RELOAD in change.how and serving.core.up and pool.can_reload():
         verdict = await asyncio.shield(pool.reload(settings, config))
         if not verdict.ok:
-            detail = f"{verdict.why}; the old processes serve on, with the old settings"
+            detail = verdict.why + ("; the old processes serve on, with the old settings" if verdict.known else "")
             return ProcessVerdict(name=change.name, ok=False, result="failed", detail=detail, lines=verdict.lines)
         rename(daemon, pool, change)
         return ProcessVerdict(name=change.name, ok=True, result="reloaded", detail=change.words)

@@ -59,16 +59,23 @@ class Wait(Watcher):
         for target in [target for target in self._open if target[0].pool is pool]:
             self._judge(*target)
 
+    def fault(self, why: str) -> None:
+        for generation, index in tuple(self._open):
+            self._close(generation, index, verdict(False, "failed", why))
+
     def _tell(self, generation: Generation, index: int) -> None:
         if index < len(generation.core.processes):
             name, _ = self._targets[generation, index]
             self._progress(Progress(name=name, state=generation.core.processes[index].name))
 
     def _judge(self, generation: Generation, index: int) -> None:
-        name, judge = self._targets[generation, index]
+        _, judge = self._targets[generation, index]
         verdict = judge(generation, index)
-        if verdict is None:
-            return
+        if verdict is not None:
+            self._close(generation, index, verdict)
+
+    def _close(self, generation: Generation, index: int, verdict: ProcessVerdict) -> None:
+        name, _ = self._targets[generation, index]
         self._verdicts[generation, index] = ProcessVerdict(
             name=name, ok=verdict.ok, result=verdict.result, detail=verdict.detail, lines=verdict.lines
         )
@@ -101,9 +108,11 @@ def started(daemon: Daemon) -> Callable[[Generation, int], Judge]:
     """Judges a start."""
 
     def make(generation: Generation, index: int) -> Judge:
-        already = isinstance(generation.core.processes[index], Running)
+        already = isinstance(generation.core.processes[index], Running) and not generation.core.refusing
 
         def judge(generation: Generation, index: int) -> ProcessVerdict | None:
+            if generation.core.refusing:
+                return _after_the_stop(daemon, generation, index)
             state = generation.core.processes[index] if index < len(generation.core.processes) else Stopped()
             match state:
                 case Running():
@@ -121,6 +130,11 @@ def started(daemon: Daemon) -> Callable[[Generation, int], Judge]:
         return judge
 
     return make
+
+
+def _after_the_stop(daemon: Daemon, generation: Generation, index: int) -> ProcessVerdict | None:
+    """Of a process that still serves what had come before its pool was told to stop: what is to become of it then."""
+    return None if index in generation.core.again else _not_started(daemon, generation)
 
 
 def _not_started(daemon: Daemon, generation: Generation) -> ProcessVerdict | None:
@@ -147,6 +161,8 @@ def stopped(generation: Generation, index: int) -> Judge:
         state = generation.core.processes[index]
         if isinstance(state, Stopped | Exited | Fatal):
             return verdict(True, "not running" if idle else "stopped")
+        if before.pid is not None and state.pid != before.pid:  # somebody had it started as soon as it was down
+            return verdict(True, "stopped")
         if isinstance(state, Running) and generation.core.up:  # else it serves what waits in the queue, and then ends
             return verdict(False, "failed", "somebody started it in the meantime")
         return None
@@ -163,6 +179,8 @@ def restarted(daemon: Daemon) -> Callable[[Generation, int], Judge]:
         def judge(generation: Generation, index: int) -> ProcessVerdict | None:
             if index >= len(generation.core.processes):
                 return verdict(False, "failed", "scale took it away in the meantime")
+            if generation.core.refusing:
+                return _after_the_stop(daemon, generation, index)
             if index in generation.core.rolling:
                 return None
             match generation.core.processes[index]:

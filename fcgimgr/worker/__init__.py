@@ -10,6 +10,7 @@ zygote       with `preload`: the application is imported once, and the workers a
 loading      `module:callable` → the application, or a message for its author
 listening    the sockets that were handed over, and which peers may use them
 accepting    the loop in front of every engine: accept when a thread is free, drain on TERM
+solo         the same for a process that serves one request at a time, in its main thread
 asking       how a log names a request
 observing    what an engine tells of its requests, and to whom
 watching     who is told: keeps the scoreboard
@@ -19,6 +20,10 @@ accesslog    a line a request
 slow         where a request is that takes long
 appending    the files that both are written to
 flup_engine  flup's FastCGI server, mended
+native_engine  fcgimgr's own; for it
+    exchange   one request through the application
+    body       its input, while that is still coming
+    keeping    whether its connection is kept
 notify       READY=1 to the manager
 """
 

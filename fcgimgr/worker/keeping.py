@@ -7,8 +7,8 @@ while another process is idle. That costs nothing while requests take microsecon
   hand, E[S²] / 2 (E[S] + E[G]), S being the time of a request and G the pause before the next one. (The residual life
   of renewal theory, times how much of the time there is a request.) Few long requests among many short ones make it
   large at once.
-- Nothing is kept while a process that is busy more than half of the time has requests longer than MEAN, where 50 µs are
-  nothing.
+- Nothing is kept while requests take longer than MEAN, where 50 µs are nothing, and either connections wait in the
+  listeners' queue or the process is busy for more than half of the time.
 - A process keeps at most MOST for each of its threads; all other requests come through the socket that all processes
   share. While it does not get the processor, whatever is sent to it waits: that must be few.
 - A process that has not been idle for SHED requests lets one connection go: the web server's next one goes to whichever
@@ -20,6 +20,7 @@ idle for long, so that its first requests, which are slow, decide nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 WAIT: Final = 0.005
@@ -37,9 +38,11 @@ class Keeping:
     Threads may share it: a request that is lost to a mean is no harm.
     """
 
-    __slots__ = ("_ended", "_mean", "_most", "_pause", "_square", "busy", "kept")
+    __slots__ = ("_ended", "_mean", "_most", "_pause", "_queued", "_square", "busy", "kept")
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, queued: Callable[[], bool], threads: int = 1) -> None:
+        """`queued`: whether connections wait to be accepted."""
+        self._queued = queued
         self._most = MOST * threads
         self._mean = 0.0
         self._square = 0.0
@@ -65,7 +68,9 @@ class Keeping:
         if not known and len(self.kept) >= self._most:
             return False
         mean, pause = self._mean, self._pause
-        if self._square > 2 * WAIT * (mean + pause) or (mean > MEAN and mean > pause):
+        if self._square > 2 * WAIT * (mean + pause):
+            return False
+        if mean > MEAN and (mean > pause or self._queued()):
             return False
         if self.busy >= SHED:
             self.busy = 0

@@ -24,7 +24,7 @@ from time import monotonic
 from typing import Any, Final
 
 from fcgimgr.fastcgi.arriving import Arrival, read_whole
-from fcgimgr.fastcgi.records import KEEP_CONNECTION, ProtocolError, end_request
+from fcgimgr.fastcgi.records import KEEP_CONNECTION, ProtocolError, RecordType, encode_record, end_request
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
@@ -50,6 +50,10 @@ LINGER: Final = 2.0
 UNREAD: Final = 262144
 _READ: Final = 65536
 _NOW: Final = socket.MSG_DONTWAIT
+#: After the last answer on a connection that the web server would keep: a record that says nothing, in the same piece.
+#: nginx keeps a connection only when nothing follows END_REQUEST, and closes this one itself. Without it nginx could
+#: send its next request on the connection before we have closed it, and has to answer 502 for one with a body.
+_GOODBYE: Final = encode_record(RecordType.STDERR, 1)
 _ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
 
@@ -66,7 +70,8 @@ def serve(
     observer: Observer | None = None,
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
-    engine = _Engine(application, threads, observer)
+    keeping = Keeping(lambda: any(_comes(listener, select.POLLIN, 0) for listener in listeners), threads)
+    engine = _Engine(application, threads, observer, keeping)
     for listener in listeners:
         if listener.family != socket.AF_UNIX:
             # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
@@ -77,7 +82,7 @@ def serve(
 
     loop: AcceptLoop
     if threads == 1:
-        loop = SoloLoop(listeners, connect, keeping=engine.keeping, allowed=allowed, ready=ready)
+        loop = SoloLoop(listeners, connect, keeping=keeping, allowed=allowed, ready=ready)
     else:
         loop = AcceptLoop(listeners, connect, threads=threads, allowed=allowed, ready=ready)
     engine.loop = loop
@@ -92,10 +97,12 @@ class _Engine:
 
     loop: AcceptLoop
 
-    def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
+    def __init__(
+        self, application: Callable[..., Any], threads: int, observer: Observer | None, keeping: Keeping
+    ) -> None:
         self.application = application
         self.observer = observer
-        self.keeping = Keeping(threads)
+        self.keeping = keeping
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
@@ -260,12 +267,12 @@ class _Connection:
         while not (arrival.body_ended or arrival.aborted) and left > 0:
             try:
                 incoming = self.socket.recv(_READ, _NOW)
-            except BlockingIOError:
+                arrival.feed(incoming)
+            except (OSError, ProtocolError):
                 return False
             if not incoming:
                 return False
             left -= len(incoming)
-            arrival.feed(incoming)
             arrival.body.clear()
         return arrival.body_ended or arrival.aborted
 
@@ -278,7 +285,10 @@ class _Connection:
                 return b""
             if arrival.aborted:
                 raise self._lost("the web server has aborted the request")
-            arrival.feed(self._receive(arrival))
+            try:
+                arrival.feed(self._receive(arrival))
+            except ProtocolError as error:
+                raise self._given_up(str(error)) from None
             self._send_replies(arrival)
         return arrival.body.popleft()
 
@@ -290,7 +300,7 @@ class _Connection:
                 begun = monotonic()
                 patience = min(BODY_PATIENCE, BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited)
                 if not _comes(self.socket, select.POLLIN, patience):
-                    raise self._timed_out(
+                    raise self._given_up(
                         f"{arrival.body_length} bytes of a body came in {self._waited + patience:.0f} s"
                     ) from None
                 self._waited += monotonic() - begun
@@ -385,6 +395,8 @@ class _Connection:
         flags = _NOW
         if last and not self._goes_on():
             flags |= socket.MSG_MORE  # the end of the connection goes with the end of the answer
+            if self._keep:
+                message += _GOODBYE
         try:
             sent = self.socket.send(message, flags)
         except BlockingIOError:
@@ -399,6 +411,8 @@ class _Connection:
         flags = _NOW
         if last and not self._goes_on():
             flags |= socket.MSG_MORE
+            if self._keep:
+                parts.append(_GOODBYE)
         try:
             sent = self.socket.sendmsg(parts, (), flags)
         except BlockingIOError:
@@ -416,7 +430,7 @@ class _Connection:
     def _send_rest(self, unsent: memoryview, flags: int) -> None:
         while unsent:
             if not _comes(self.socket, select.POLLOUT, SEND_PATIENCE):
-                raise self._timed_out(f"nothing of an answer was taken for {SEND_PATIENCE:g} s")
+                raise self._given_up(f"nothing of an answer was taken for {SEND_PATIENCE:g} s")
             try:
                 unsent = unsent[self.socket.send(unsent, flags) :]
             except BlockingIOError:
@@ -429,7 +443,10 @@ class _Connection:
 
     def _goes_on(self) -> bool:
         """Decide whether this answer is the last one."""
-        self._closing = not (self._keep and self._engine.keeping.keeps(self))
+        arrival = self._arrival
+        # With a part of the body unread it cannot go on, and nginx must know that before it has the whole answer.
+        whole = arrival is None or self._has_whole_request(arrival)
+        self._closing = not (whole and self._keep and self._engine.keeping.keeps(self))
         return not self._closing
 
     def _linger(self) -> bool:
@@ -442,7 +459,7 @@ class _Connection:
         self.until = monotonic() + LINGER
         return True
 
-    def _timed_out(self, why: str) -> ClientGoneError:
+    def _given_up(self, why: str) -> ClientGoneError:
         print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
         return self._lost(why)
 

@@ -70,9 +70,9 @@ class RunningManager:
     def __enter__(self) -> Self:
         self.begin()
         try:
-            eventually(self._is_up, within=self._within)
+            eventually(self.is_up, within=self._within)
         except BaseException:
-            self._end_by_force()
+            self.end_by_force()
             self._show_log()
             raise
         return self
@@ -93,7 +93,7 @@ class RunningManager:
         try:
             self.stop()
         except BaseException:
-            self._end_by_force()
+            self.end_by_force()
             self._show_log()
             raise
         if error is not None:
@@ -176,7 +176,7 @@ class RunningManager:
         self._process.kill()
         self._process.wait()
 
-    def _is_up(self) -> bool:
+    def is_up(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             # Not an AssertionError: there is nothing left to wait for.
@@ -186,7 +186,8 @@ class RunningManager:
         except ControlError:
             return False
 
-    def _end_by_force(self) -> None:
+    def end_by_force(self) -> None:
+        """SIGKILL, to the manager and all its processes: of one that is not expected to end well."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()

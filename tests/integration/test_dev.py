@@ -15,6 +15,8 @@ from tests.integration.running import MARK, end_strays, strays
 from tests.integration.servers import request
 from tests.waiting import eventually
 
+RUN = [sys.executable, "-m", "fcgimgr", "dev"]
+
 APP = """\
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -23,15 +25,15 @@ def app(environ, start_response):
 
 
 class Dev:
-    """`fcgimgr dev app:app` in a directory."""
+    """`fcgimgr dev app:app` in a directory; `what` in place of that."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *what: str) -> None:
         self.app = directory / "app.py"
         self.mark = uuid.uuid4().hex
         self._log = directory / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fcgimgr", "dev", "app:app", "--port", "0", "--directory", str(directory)],
+                [*RUN, "--port", "0", *(what or ("app:app", "--directory", str(directory)))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -83,6 +85,112 @@ def test_code_that_is_broken_from_the_beginning_serves_once_it_is_mended(tmp_pat
         dev.process.kill()
         dev.process.wait()
         end_strays(dev.mark)
+
+
+POOL = """\
+[pool.shop]
+socket = "/run/of-the-server/shop.sock"
+wsgi = "shop:app"
+server = "native"
+directory = "%(here)s"
+pythonpath = ["src"]
+user = "nobody-of-this-name"
+environment = { GREETING = "100%% \\"%(program_name)s\\"" }
+"""
+
+SHOP = """\
+import os
+from texts import END
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{os.environ['GREETING']} {os.environ['FCGIMGR_PROCESS']} {environ['wsgi.multithread']} {END}".encode()]
+"""
+
+
+def test_a_pool_of_a_configuration_runs_with_what_is_its_applications(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "src").mkdir(parents=True)
+    (home / "pool.toml").write_text(POOL)
+    (home / "src" / "shop.py").write_text(SHOP)
+    (home / "src" / "texts.py").write_text("END = 'one'\n")
+    dev = Dev(tmp_path, "-c", str(home / "pool.toml"))
+    try:
+        eventually(lambda: "serving\n" in dev.said(), within=30)
+        assert dev.answer() == '100% "shop" shop_00 False one'
+        (home / "src" / "texts.py").write_text("END = 'two'\n")
+        eventually(lambda: dev.answer().endswith("two"), within=30)
+    finally:
+        dev.process.kill()
+        dev.process.wait()
+        end_strays(dev.mark)
+
+
+def test_a_change_below_pythonpath_outside_the_directory_is_taken(tmp_path: Path) -> None:
+    home, library = tmp_path / "home", tmp_path / "library"
+    home.mkdir()
+    library.mkdir()
+    (tmp_path / "current").symlink_to("home")
+    (home / "shop.py").write_text(SHOP)
+    (library / "texts.py").write_text("END = 'one'\n")
+    (tmp_path / "pool.toml").write_text(
+        POOL.replace('"%(here)s"', '"current"').replace("src", "library")
+        + '[pool.php]\nsocket = "*:9"\ncommand = "c"\n'
+    )
+    dev = Dev(tmp_path, "-c", str(tmp_path / "pool.toml"), "shop")
+    try:
+        eventually(lambda: "serving\n" in dev.said(), within=30)
+        (library / "texts.py").write_text("END = 'two'\n")
+        eventually(lambda: dev.answer().endswith("two"), within=30)
+        (home / "shop.py").write_text(SHOP.replace("{END}", "three"))
+        eventually(lambda: dev.answer().endswith("three"), within=30)
+    finally:
+        dev.process.kill()
+        dev.process.wait()
+        end_strays(dev.mark)
+
+
+SECOND = POOL.replace("pool.shop", "pool.admin").replace("shop.sock", "admin.sock")
+PHP = '[pool.php]\nsocket = "*:9"\ncommand = "php-cgi"\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "message"),
+    [
+        (POOL, ["cart"], "cart is no pool in it; name one of shop, or an application, as in app:app"),
+        (POOL + PHP, ["php"], "php has no wsgi; name one of shop"),
+        (PHP, [], "no pool in it has wsgi; give an application: fcgimgr dev app:app"),
+        (POOL + SECOND, [], "which pool? Name one of shop, admin: fcgimgr dev shop"),
+        (POOL, ["app:app"], "give an application, or -c and a pool of it, not both"),
+        ("[pool.shop]\n", [], "pool.shop.socket"),
+    ],
+)
+def test_what_is_no_pool_of_the_configuration_is_refused(
+    tmp_path: Path, config: str, words: list[str], message: str
+) -> None:
+    (tmp_path / "pool.toml").write_text(config)
+    done = subprocess.run(
+        [*RUN, "-c", str(tmp_path / "pool.toml"), *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_at_all_is_asked_about(tmp_path: Path) -> None:
+    if os.path.exists("/etc/fcgimgr/pool.toml"):
+        pytest.skip("this machine has a configuration")
+    done = subprocess.run(RUN, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "which application? Give module:callable, as in app:app, or -c FILE" in done.stderr
+
+
+def test_a_manager_that_is_gone_is_said_at_the_next_change(dev: Dev) -> None:
+    eventually(lambda: "serving\n" in dev.said(), within=30)
+    (manager,) = [process for process in strays(dev.mark) if " fcgimgr.manager " in process]
+    os.kill(int(manager.split()[0]), signal.SIGKILL)
+    dev.app.write_text(APP.format(answer="two"))
+    eventually(lambda: "the manager has ended" in dev.said(), within=30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -382,6 +382,22 @@ def test_idle_workers_take_turns_and_each_serves_what_it_keeps(bench: Bench) -> 
         assert [ask(connection).body for connection in kept] == first
 
 
+def test_a_connection_that_is_not_kept_says_so_behind_its_last_answer(bench: Bench) -> None:
+    """nginx uses it no more, however late it hears of the end of the connection."""
+    worker = bench.start()
+    with contextlib.ExitStack() as stack:
+        found: list[Record] = []
+        for _ in range(24 * 16 + 1):  # more than one process keeps
+            connection = stack.enter_context(bench.connect())
+            connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+            found = RecordReader().feed(connection.recv(65536))
+            assert found[0].content.endswith(str(worker.pid).encode())
+            if found[-1].type == RecordType.STDERR:
+                break
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+        assert connection.recv(1) == b""
+
+
 def test_a_stopped_worker_answers_on_kept_connections_what_has_come(bench: Bench) -> None:
     """Nothing that was sent before the signal is lost."""
     worker = bench.start()

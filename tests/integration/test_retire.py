@@ -4,7 +4,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -187,6 +187,63 @@ def test_who_comes_during_a_stop_is_not_let_in(transport: str, tmp_path: Path) -
         assert manager.pool("app").state == "STOPPED"
         manager("start", "app").succeeds()
         connect(address).close()
+
+
+# A request without an end: FCGI_BEGIN_REQUEST of a responder, and no parameters.
+BEGUN = bytes.fromhex("0101000100080000 0001000000000000")
+
+
+@contextmanager
+def in_the_middle_of_a_stop(
+    directory: Path, transport: str
+) -> Iterator[tuple[Manager, ExitStack, subprocess.Popen[str]]]:
+    """The manager; two clients, one in the hands of the only process and one in the queue, to be closed; the stop."""
+    address = free_address(transport, directory)
+    table = pool(directory, "c", address, "stopwaitsecs = 60", numprocs=1)
+    with running(directory, table) as manager, ExitStack() as clients:
+        for _ in range(2):
+            clients.enter_context(connect(address)).sendall(BEGUN)
+        with begun(manager, "stop") as stop:
+            eventually(lambda: "no new connection" in manager.output())
+            yield manager, clients, stop
+
+
+def begun(manager: Manager, order: str) -> subprocess.Popen[str]:
+    """A command for the pool that is at work; its answer is not there yet."""
+    command = subprocess.Popen(words("-c", manager.config, order, "app"), stdout=subprocess.PIPE, text=True)
+    eventually(lambda: manager.output().count(f"asked to {order} app") == 1)
+    return command
+
+
+def answer(command: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code, and what it said last."""
+    said, _ = command.communicate(timeout=30)
+    return command.returncode, said.splitlines()[-1]
+
+
+@transports
+@pytest.mark.parametrize(("order", "result"), [("start", "started"), ("restart", "restarted")])
+def test_who_is_wanted_again_during_a_stop_comes_when_it_is_over(
+    order: str, result: str, transport: str, tmp_path: Path
+) -> None:
+    with in_the_middle_of_a_stop(tmp_path, transport) as (manager, clients, stop):
+        (before,) = manager.pids("app")
+        with begun(manager, order) as command:
+            clients.close()
+            assert answer(command) == (0, f"app:app_00: {result}")
+        assert answer(stop) == (0, "app:app_00: stopped")
+        assert not is_alive(before)
+        assert manager.pool("app").state == "RUNNING"
+
+
+def test_a_start_during_a_stop_that_another_stop_undoes_says_so(tmp_path: Path) -> None:
+    with in_the_middle_of_a_stop(tmp_path, "unix") as (manager, clients, stop):
+        with begun(manager, "start") as start:
+            manager("stop", "--no-wait", "app").succeeds()
+            assert answer(start) == (1, "app:app_00: failed: somebody stopped it in the meantime")
+        clients.close()
+        assert answer(stop) == (0, "app:app_00: stopped")
+        assert manager.pool("app").state == "STOPPED"
 
 
 @transports

@@ -1,6 +1,6 @@
 """Letting go: of one process (retire), of a generation (leave), of a pool (stop), without what they have in hand."""
 
-from fcgimgr.core.generation import Leave, PoolState, Refuse, SignalProcess
+from fcgimgr.core.generation import Leave, PoolState, Refuse, SignalProcess, WaitFor
 
 from .history import History
 
@@ -148,3 +148,11 @@ def test_signals_go_to_the_process_that_was_meant():
     pid = history.pids[0]
     history.stop()
     assert history.signals == [SignalProcess(0, pid, SIGTERM, group=False)]
+
+
+def test_a_stop_while_the_pool_stops_ends_the_wait_for_a_dependency():
+    history = History(numprocs=1, startsecs=0).start().at(5)
+    history.queued = 3
+    history.stop().feed(WaitFor(("db",))).stop()
+    history.queued = 0
+    assert history.look().exits("app_00", signal=SIGTERM).state is PoolState.STOPPED

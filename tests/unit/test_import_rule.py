@@ -54,7 +54,8 @@ IMPURE = {
 
 # Modules that would make the manager's process large (measured: RSS 22 MB with click and ssl, 16 MB without). `_ssl` is
 # what loads OpenSSL; `ssl` itself is in the list of imports even when asyncio only tries to have it and is refused.
-HEAVY = {"_ssl", "argparse", "click", "rich"}
+# ast and dis are what inspect loads, which asyncio imports and never asks (manager/lean.py): another MB.
+HEAVY = {"_ssl", "argparse", "ast", "click", "dis", "rich"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def test_what_a_worker_loads_needs_no_dependency_of_the_manager() -> None:
     assert {found.top for found in outside} <= sys.stdlib_module_names | {"fcgimgr", "flup"}
 
 
-def test_the_manager_imports_neither_click_nor_rich_nor_ssl(tmp_path: Path) -> None:
+def test_the_manager_imports_neither_click_nor_rich_nor_ssl_nor_what_inspect_needs(tmp_path: Path) -> None:
     """Nor does it later on: -X importtime writes down every import of the process for as long as it runs."""
     config = tmp_path / "pool.toml"
     config.write_text(

@@ -141,3 +141,26 @@ def test_a_malformed_watchdog_is_told(value: str) -> None:
 def test_a_socket_of_another_kind_is_refused(value: str) -> None:
     with pytest.raises(LinuxError, match=r"NOTIFY_SOCKET: .* neither an absolute path"):
         Notifier.from_environment({"NOTIFY_SOCKET": value})
+
+
+def test_how_many_descriptors_are_kept_is_told_to_us_alone() -> None:
+    environ = {"NOTIFY_SOCKET": "@n", "FDSTORE": "64"}
+    notifier = Notifier.from_environment(environ)
+    assert (notifier.room, environ) == (64, {})
+    assert Notifier.from_environment({"FDSTORE": "64"}).room == 0, "nobody to send them to"
+    assert Notifier.from_environment({"NOTIFY_SOCKET": "@n"}).room == 0
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "9" * 5000])
+def test_a_malformed_number_of_descriptors_is_told(value: str) -> None:
+    with pytest.raises(LinuxError, match=r"FDSTORE: .* is not a number"):
+        Notifier.from_environment({"NOTIFY_SOCKET": "/n", "FDSTORE": value})
+
+
+def test_the_same_process_after_an_exec_keeps_its_watchdog_whatever_its_pid() -> None:
+    """A daemon is told the watchdog under its starter's pid, and executes newer code under its own."""
+    environ = {"NOTIFY_SOCKET": "@n", "WATCHDOG_USEC": "500000", "WATCHDOG_PID": str(os.getpid()), "FDSTORE": "9"}
+    notifier = Notifier.from_environment(environ)
+    assert notifier.environment == {"NOTIFY_SOCKET": "@n", "WATCHDOG_USEC": "500000", "FDSTORE": "9"}
+    others = Notifier.from_environment({"NOTIFY_SOCKET": "@n", "WATCHDOG_USEC": "500000", "WATCHDOG_PID": "1"})
+    assert others.environment == {"NOTIFY_SOCKET": "@n"}

@@ -37,13 +37,16 @@ def in_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
         ("%d{milliseconds} %d{milli} %d{microseconds} %d{micro} %d{seconds}", "1500 1500 1500000 1500000 1.500"),
         ("%n %f 100%%", "shop /srv/app.py 100%"),
         ("%e{REMOTE_ADDR} %e{NOTHING}", "192.0.2.7 -"),
-        ("%p %P", f"{os.getpid()} {os.getppid()}"),
         ("%t{%s} %T{%s}", f"{int(ENDED - 1.5)} {int(ENDED)}"),
         ("plain", "plain"),
     ],
 )
 def test_each_character(form: str, line: str):
     assert text_line(form)(served()) == line
+
+
+def test_the_processes():
+    assert text_line("%p %P")(served()) == f"{os.getpid()} {os.getppid()}"
 
 
 def test_the_default_form():

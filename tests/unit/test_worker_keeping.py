@@ -5,9 +5,9 @@ from itertools import cycle, islice
 from fcgimgr.worker.keeping import MOST, SHED, Keeping
 
 
-def history(*requests: tuple[float, float], times: int) -> list[bool]:
+def history(*requests: tuple[float, float], times: int, queued: bool = False) -> list[bool]:
     """(seconds of pause, seconds of request) again and again; whether each one's connection was kept."""
-    keeping, now, kept = Keeping(), 1000.0, []
+    keeping, now, kept = Keeping(lambda: queued), 1000.0, []
     for pause, taken in islice(cycle(requests), times):
         if pause:
             keeping.busy = 0
@@ -42,12 +42,17 @@ def test_a_few_long_ones_among_many_short_ones_keep_none() -> None:
     assert not any(kept[1000:])
 
 
+def test_long_requests_keep_none_as_soon_as_somebody_waits() -> None:
+    assert not any(history((0.0, 0.02), times=100, queued=True)[4:])
+    assert all(history((1.0, 0.0001), times=100, queued=True))
+
+
 def test_one_slow_beginning_decides_nothing() -> None:
     assert all(history((0.001, 0.3), *[(0.001, 0.0005)] * 50, times=50))
 
 
 def test_what_was_slow_once_is_forgotten() -> None:
-    keeping = Keeping()
+    keeping = Keeping(lambda: False)
     now = 0.0
     for taken in [0.02] * 500 + [0.0001] * 3000:
         keeping.busy = 0
@@ -57,7 +62,7 @@ def test_what_was_slow_once_is_forgotten() -> None:
 
 
 def test_few_are_kept_at_once() -> None:
-    keeping = Keeping(threads=2)
+    keeping = Keeping(lambda: False, threads=2)
     assert [keeping.keeps(number) for number in range(3 * MOST)] == [True] * 2 * MOST + [False] * MOST
     keeping.kept.discard(0)
     assert keeping.keeps("another")

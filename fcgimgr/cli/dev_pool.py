@@ -1,0 +1,141 @@
+"""The pool that `dev` runs: of the application named on the command line, or as a pool of a configuration has it.
+
+Of a configuration's pool those settings hold that are the application's: what it is, its server, its Python, where it
+is, and its variables. What makes a server of it stays away: its socket, so that it may run beside the real one; `user`
+and the limits, for it runs as whoever writes it; its logs; `request_timeout`, for a debugger must be let wait.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from .failure import USAGE, Failure
+
+if TYPE_CHECKING:
+    from fcgimgr.config.settings import Config, PoolSettings
+
+_THREADS: Final = 4
+
+_CONFIG: Final = """\
+# Made by `fcgimgr dev`, and gone when it ends.
+[manager]
+control = {control}
+loglevel = "error"
+
+[pool.{name}]
+socket = {socket}
+wsgi = {application}
+server = {server}
+python = {python}
+directory = {directory}
+environment = {environment}
+clear_env = {clear_env}
+ready_timeout = {ready_timeout}
+autostart = false
+startretries = 0
+stopwaitsecs = 3
+"""
+
+
+class DevPool(msgspec.Struct, frozen=True):
+    """What is run. directory: absolute; threads: None for as many as `server` has without saying so;
+    more_sources: further directories with modules of the application.
+    """
+
+    application: str
+    python: str
+    directory: str
+    name: str = "dev"
+    server: str = "flup"
+    threads: int | None = _THREADS
+    environment: Mapping[str, str] = {}
+    clear_env: bool = False
+    ready_timeout: float = 30.0
+    more_sources: tuple[str, ...] = ()
+
+    def toml(self, control: str, socket: str) -> str:
+        """A configuration of this pool alone. control, socket: absolute paths."""
+        environment = ", ".join(f"{_text(name, template=False)} = {_text(it)}" for name, it in self.environment.items())
+        config = _CONFIG.format(
+            control=_text(control),
+            socket=_text(socket),
+            name=self.name,
+            application=_text(self.application),
+            server=_text(self.server),
+            python=_text(self.python),
+            directory=_text(self.directory),
+            environment=f"{{ {environment} }}",
+            clear_env=json.dumps(self.clear_env),
+            ready_timeout=self.ready_timeout,
+        )
+        return config if self.threads is None else f"{config}threads = {self.threads}\n"
+
+
+def of_application(application: str, directory: str | None, python: str | None, threads: int | None) -> DevPool:
+    """Of `module:callable`; the others are options, None where they were not given."""
+    return DevPool(
+        application=application,
+        python=os.path.abspath(python) if python else _python(),
+        directory=os.path.abspath(directory or "."),
+        threads=threads or _THREADS,
+    )
+
+
+def of_configuration(
+    path: str, name: str | None, directory: str | None, python: str | None, threads: int | None
+) -> DevPool:
+    """Of the pool `name` in the configuration at `path`; None: of the only one with `wsgi`. The rest are options, which
+    count more than the pool's keys. ConfigError: the configuration is broken. Failure: there is no such pool.
+    """
+    from fcgimgr.config.processes import process_plan
+    from fcgimgr.config.read import read
+
+    config = read(path, os.environ)
+    settings = _chosen(config, name)
+    assert settings.wsgi is not None  # it was chosen for it
+    plan = process_plan(settings, config, 0)
+    interpreter = python or settings.python
+    return DevPool(
+        application=settings.wsgi,
+        python=os.path.abspath(interpreter) if interpreter else _python(),
+        directory=os.path.abspath(directory or plan.directory or config.manager.directory or "."),
+        name=settings.name,
+        server=settings.server,
+        threads=threads or settings.threads,
+        environment=plan.environment,
+        clear_env=settings.clear_env,
+        ready_timeout=settings.ready_timeout,
+        more_sources=tuple(filter(None, plan.environment.get("PYTHONPATH", "").split(os.pathsep))),
+    )
+
+
+def _chosen(config: "Config", name: str | None) -> "PoolSettings":
+    found = [pool for pool in config.pools.values() if pool.wsgi is not None]
+    names = ", ".join(pool.name for pool in found)
+    if not found:
+        raise Failure(f"{config.path}: no pool in it has wsgi; give an application: fcgimgr dev app:app", code=USAGE)
+    if name is None and len(found) > 1:
+        raise Failure(f"{config.path}: which pool? Name one of {names}: fcgimgr dev {found[0].name}", code=USAGE)
+    for pool in found:
+        if name in (None, pool.name):
+            return pool
+    problem = "has no wsgi" if name in config.pools else "is no pool in it"
+    raise Failure(f"{config.path}: {name} {problem}; name one of {names}, or an application, as in app:app", code=USAGE)
+
+
+def _python() -> str:
+    """That of the activated virtualenv, else ours: `fcgimgr` need not be installed where the application is."""
+    activated = os.environ.get("VIRTUAL_ENV")
+    return os.path.join(activated, "bin", "python") if activated else sys.executable
+
+
+def _text(text: str, *, template: bool = True) -> str:
+    """A TOML string that is read as `text`. A JSON text is a basic string of TOML, but for one character."""
+    from fcgimgr.config.expansions import escape
+
+    quoted = json.dumps(escape(text) if template else text, ensure_ascii=False)
+    return quoted.replace("\x7f", "\\u007f")
