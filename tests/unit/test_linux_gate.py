@@ -119,8 +119,13 @@ class Scene:
         assert worker.stdout
         os.set_blocking(worker.stdout.fileno(), False)
         self._stdout = worker.stdout
-        self._stack.callback(worker.kill)
+        self._stack.callback(self._end, worker)
         return worker.pid
+
+    def _end(self, worker: subprocess.Popen[bytes]) -> None:
+        """Kill it, and take in its threads that were traced: before that nobody hears of its end."""
+        worker.kill()
+        self.until(lambda: worker.pid in {death.pid for death in self.deaths} or worker.poll() is not None)
 
     def said(self) -> bytes | None:
         """What the last one started has printed since this was asked last."""
