@@ -22,6 +22,7 @@ Look while the process is held (`holding`), or it may be another moment's truth.
 better news is the caller's to decide.
 """
 
+import os
 import platform
 import socket
 import struct
@@ -30,6 +31,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
 from fcgimgr.linux import procfs, sockdiag
+from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.netlink import attributes_from
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.sockdiag import SocketName
@@ -171,10 +173,19 @@ def hang_up(
     connections expects them to be closed when they are idle, and one that sends a request at that very moment repeats
     it, if that is safe. LinuxError: it is not permitted, or not there.
     """
-    with PidFd(pid) as process, socket.socket(fileno=process.get_fd(fd)) as ours:
+    with PidFd(pid) as process, _socket(process, fd) as ours:
         if may_wait(_unread(ours)) and any(_is_of(ours.getsockname(), name) for name in names):
             with suppress(OSError):  # the client was quicker
                 ours.shutdown(socket.SHUT_RDWR)
+
+
+def _socket(process: PidFd, fd: int) -> socket.socket:
+    ours = process.get_fd(fd)
+    try:
+        return socket.socket(fileno=ours)
+    except OSError as error:  # the process chooses what it has there
+        os.close(ours)
+        raise LinuxError(f"pid {process.pid}: its fd {fd} is no socket") from error
 
 
 def _unread(connection: socket.socket) -> bytes:

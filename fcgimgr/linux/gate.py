@@ -24,12 +24,14 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final, TypeAlias
 
-from fcgimgr.linux import ptrace
+from fcgimgr.linux import procfs, ptrace
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import is_held
 from fcgimgr.linux.ptrace import Stop
 
 _PAUSE: Final = 0.00005
+#: So many stops are done with at once; whoever stops after that goes on at the end of the turn.
+AT_ONCE: Final = 64
 #: So many of the last bytes of what is sent are told.
 ENOUGH: Final = 16
 #: pid, descriptor, the last bytes.
@@ -41,35 +43,55 @@ class Gates:
 
     def __init__(self) -> None:
         self._gates: dict[int, Gate] = {}
+        self._stops = 0  # in this turn
+        self._late: set[Gate] = set()  # who has threads that go on at the end of it
 
     def close(self, pid: int, barred: Collection[int], *, blocking: bool, sent: Sent | None = None) -> Gate:
-        """As `Gate`; one that is closed already stays so, as it is."""
+        """As `Gate`; one that is closed already stays so, as it is, and one that is being opened is closed again."""
         gate = self._gates.get(pid)
         if gate is None:
             gate = self._gates[pid] = Gate(pid, barred, blocking=blocking, sent=sent)
+        elif gate.is_opening:
+            gate.close(barred, blocking=blocking, sent=sent)
         return gate
 
     def of(self, pid: int) -> Gate | None:
-        return self._gates.get(pid)
+        """The closed gate of this process."""
+        gate = self._gates.get(pid)
+        return None if gate is None or gate.is_opening else gate
 
     def stopped(self, thread: int) -> None:
-        """A traced thread has stopped."""
+        """A traced thread has stopped. When all that have are done with, `go_on` is to be called.
+
+        A thread makes its next call sooner than it takes to look for the next stop: were each let go on at once, the
+        looking would not end while one is busy.
+        """
         gate = self._gate_of(thread) or self._gate_of_new(thread)
         if gate is not None:
-            gate.stopped(thread)
+            self._stops += 1
+            gate.stopped(thread, late=self._stops > AT_ONCE)
+            if self._stops > AT_ONCE:
+                self._late.add(gate)
             self._drop_if_open(gate)
-        elif ptrace.look(thread) is not None:  # of a process whose gate was opened: nobody waits for it here
-            ptrace.let_go(thread)
+        elif (stop := ptrace.look(thread)) is not None:  # of a process whose gate was opened: nobody waits for it here
+            with suppress(ProcessLookupError):
+                ptrace.let_go(thread, stop.signal)
+
+    def go_on(self) -> None:
+        """The turn is over in which stops were told of."""
+        self._stops = 0
+        while self._late:
+            self._late.pop().go_on()
 
     def ended(self, thread: int) -> bool:
         """A child has ended; whether it was a mere thread of a process that is traced."""
-        gate = self._gate_of(thread)
-        if gate is None:
+        if self._gates.pop(thread, None) is not None:
             return False
-        gate.ended(thread)
-        if thread == gate.pid:
-            del self._gates[thread]
-        return thread != gate.pid
+        gate = self._gate_of(thread)
+        if gate is not None:
+            gate.ended(thread)
+            self._drop_if_open(gate)
+        return gate is not None
 
     def open(self, pid: int) -> None:
         """Open the gate of a process, if it is closed."""
@@ -107,36 +129,55 @@ class Gate:
         if not ptrace.AVAILABLE:
             raise LinuxError("only on x86-64 can a process be kept from accepting")
         self.pid = pid
-        self._barred = {f"socket:[{inode}]" for inode in barred}
-        self._blocking = blocking
-        self._sent = sent
         self._sending: dict[int, ptrace.Call] = {}
         self._threads: dict[int, Stop | None] = {}  # where each stands still; None: it runs
         self._waiting: set[int] = set()  # those of them that stand before an accept()
-        self._told: set[int] | None = None  # who has heard EINTR there; None: it is not to end yet
         self._held = False
+        self.close(barred, blocking=blocking, sent=sent)
+
+    def close(self, barred: Collection[int], *, blocking: bool, sent: Sent | None = None) -> None:
+        """Close it again that is being opened; as when it was made."""
+        self._barred = {f"socket:[{inode}]" for inode in barred}
+        self._blocking = blocking
+        self._sent = sent
+        self._told: set[int] | None = None  # who has heard EINTR there; None: it is not to end yet
         self._opening = False
         try:
             self._seize()
         except OSError as error:
             self.open()
-            raise LinuxError(f"pid {pid} cannot be kept from accepting: {os.strerror(error.errno or 0)}") from error
+            why = os.strerror(error.errno or 0)
+            raise LinuxError(f"pid {self.pid} cannot be kept from accepting: {why}") from error
 
     @property
     def is_open(self) -> bool:
         """Whether nothing of it is traced any more."""
         return not self._threads
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether it is to be open as soon as all its threads have stopped once more."""
+        return self._opening
+
     def has(self, thread: int) -> bool:
         """Whether this is a thread of it that is traced."""
         return thread in self._threads
 
     def _seize(self) -> None:
-        while new := self._all_threads() - set(self._threads):
+        dead: set[int] = set()  # and still listed: the first thread, when it has ended before the others
+        while new := self._all_threads() - set(self._threads) - dead:
             for thread in new:
-                with suppress(ProcessLookupError):
+                try:
                     ptrace.seize(thread)
-                    self._threads[thread] = None
+                except ProcessLookupError:
+                    continue
+                except PermissionError:
+                    if is_over(thread):
+                        dead.add(thread)
+                    elif procfs.tracer(thread) != os.getpid():  # else one of those seized has just made it
+                        raise
+                self._threads[thread] = None
+                with suppress(ProcessLookupError):
                     ptrace.interrupt(thread)
 
     def _all_threads(self) -> set[int]:
@@ -144,12 +185,13 @@ class Gate:
 
     # What the kernel tells
 
-    def stopped(self, thread: int) -> None:
-        """This thread has stopped, as far as is known."""
+    def stopped(self, thread: int, *, late: bool = False) -> None:
+        """This thread has stopped, as far as is known. late: it is to go on when `go_on` says so."""
         stop = ptrace.look(thread)
         if stop is None:
             return
         self._threads[thread] = stop
+        self._waiting.discard(thread)  # execve(2) has given it the number of one that did
         if stop.made_thread:  # they are traced too, and have stopped before they did anything
             for new in self._all_threads() - set(self._threads):
                 self._threads[new] = None
@@ -157,13 +199,22 @@ class Gate:
             self._judge(thread)
         if self._opening:
             self._let_go(thread)
-        elif not self._held:
+        elif not self._held and not late:
             self._go_on(thread)
+
+    def go_on(self) -> None:
+        """Let those go on that stopped late."""
+        if not self._held:
+            for thread in tuple(self._threads):
+                self._go_on(thread)
 
     def ended(self, thread: int) -> None:
         """This thread is no more."""
         self._threads.pop(thread, None)
         self._waiting.discard(thread)
+        self._sending.pop(thread, None)
+        if self._told is not None:
+            self._told.discard(thread)  # the number may be another's soon
 
     def _judge(self, thread: int) -> None:
         """Of a thread at a system call: is it to wait there, or to be sent away? Or has it sent something?"""
@@ -202,8 +253,11 @@ class Gate:
                 ptrace.go_on(thread, stop.signal)
 
     def _send_away(self, thread: int) -> bool:
-        """Whether a thread that waits before accept() goes on: once, after the signal to end, with EINTR."""
-        if self._told is None or thread in self._told:
+        """Whether a thread that waits before accept() goes on: after the signal to end, with EINTR.
+
+        Once; and whenever a signal waits for it, which it takes then: php-cgi's children have theirs from their parent.
+        """
+        if self._told is None or (thread in self._told and not procfs.signal_waits(thread)):
             return False
         self._told.add(thread)
         self._waiting.discard(thread)
@@ -236,15 +290,21 @@ class Gate:
         for thread, stop in tuple(self._threads.items()):
             if stop is None:
                 self.stopped(thread)
-        return None not in self._threads.values() and is_held(self.pid)
+        still = all(stop is not None or is_over(thread) for thread, stop in self._threads.items())
+        return still and is_held(self.pid)
 
     def resume(self, *, ending: bool = False) -> None:
         """Let go on what `hold` holds; the gate stays closed. ending: a signal to end is on its way."""
         self._held = False
         if ending and self._told is None:
             self._told = set()
-        for thread in tuple(self._threads):
-            self._go_on(thread)
+        self.go_on()
+
+    def let_in(self) -> None:
+        """Nothing is to be kept from it any more; what it sends is still seen."""
+        self._barred.clear()
+        self._waiting.clear()
+        self.go_on()
 
     def open(self) -> None:
         """Trace it no longer: those that stand still from now on, the others as soon as they have stopped once more."""
@@ -255,7 +315,14 @@ class Gate:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        for thread, stop in self._threads.items():
+        for thread, stop in tuple(self._threads.items()):
             if stop is None:
-                with suppress(ProcessLookupError):
+                try:
                     ptrace.interrupt(thread)
+                except ProcessLookupError:  # execve(2) by another thread ends it without a word (ptrace(2))
+                    self.ended(thread)
+
+
+def is_over(thread: int) -> bool:
+    """Whether it has come to its end, and waits to be reaped at most."""
+    return procfs.state(thread) in {None, "Z", "X"}

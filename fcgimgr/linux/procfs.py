@@ -32,6 +32,17 @@ def state(pid: int) -> str | None:
     return fields[0].decode() if fields else None
 
 
+def tracer(pid: int) -> int | None:
+    """Who traces it (ptrace(2)): 0 is nobody."""
+    return _from_status(pid, b"TracerPid:", 10)
+
+
+def signal_waits(thread: int) -> bool:
+    """Whether a signal has been sent to this thread, or its process, that it does not block and has not taken yet."""
+    waiting = (_from_status(thread, b"SigPnd:", 16) or 0) | (_from_status(thread, b"ShdPnd:", 16) or 0)
+    return bool(waiting & ~(_from_status(thread, b"SigBlk:", 16) or 0))
+
+
 def parent(pid: int) -> int | None:
     """The pid of its parent."""
     fields = _stat(pid)
@@ -201,6 +212,12 @@ def holders(inodes: Collection[int] | None) -> str:
 def _stat(pid: int) -> list[bytes] | None:
     """The fields of /proc/PID/stat from the third (state) on: the second, the name, may hold spaces and brackets."""
     return _fields(_read(f"/proc/{pid}/stat"))
+
+
+def _from_status(pid: int, key: bytes, base: int) -> int | None:
+    """A number from /proc/PID/status."""
+    lines = (_read(f"/proc/{pid}/status") or b"").splitlines()
+    return next((int(line[len(key) :], base) for line in lines if line.startswith(key)), None)
 
 
 def _fields(text: bytes | None) -> list[bytes] | None:

@@ -126,8 +126,15 @@ def call_at(thread: int) -> Call | int | None:
 def sent_by(process: int, call: Call, count: int, length: int) -> bytes:
     """The last bytes, at most `length`, of the `count` that a call of SENDING has sent. OSError: it is gone.
 
-    Nothing where it sent from several buffers and not all of them whole.
+    Nothing where it sent from several buffers and not all of them whole, or has changed them meanwhile.
     """
+    try:
+        return _last_bytes(process, call, count, length)
+    except (OverflowError, struct.error):  # another of its threads runs on, and may write there what it likes
+        return b""
+
+
+def _last_bytes(process: int, call: Call, count: int, length: int) -> bytes:
     _, address, size = call.arguments
     with open(f"/proc/{process}/mem", "rb", buffering=0) as memory:
         if call.number == _WRITEV:

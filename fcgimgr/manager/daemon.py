@@ -287,6 +287,7 @@ class Daemon:
                 self._take_in(death)
             except Exception as error:  # noqa: BLE001 - a fault in one death must not leave the others unheard of
                 self.loop.call_exception_handler({"message": f"the death of {death.pid}", "exception": error})
+        self.gates.go_on()
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:

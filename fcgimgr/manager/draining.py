@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.generation import Happened, QueueEmpty
-from fcgimgr.core.process import Idle, Retiring, Running
+from fcgimgr.core.process import Idle, Retiring, Running, Stopping
 from fcgimgr.fastcgi.records import ends_request, ends_stdin
 from fcgimgr.linux.draining import Connection, Handshake, Watch, handshakes, hang_up
 from fcgimgr.linux.errors import LinuxError
@@ -77,6 +77,7 @@ class Draining:
                 await asyncio.sleep(pause)
         finally:
             del self._tasks[generation]
+            looks.end()
 
 
 class Looks:
@@ -95,10 +96,13 @@ class Looks:
     def look(self) -> bool:
         """One look at everything; False when there is nothing left to wait for."""
         generation = self._generation
+        if generation.listening is not None and not self._is_shared(generation.listening):
+            self._let_in()
         if generation.core.draining is not None:
             if not self._nothing_can_come():
                 if generation.listening is not None and not drains_itself(generation.settings):
                     self._hang_up_idle_ones(generation.listening)
+                self._settle_gates()
                 return True
             generation.feed(QueueEmpty())
         retiring = [(i, s.pid) for i, s in enumerate(generation.core.processes) if isinstance(s, Retiring)]
@@ -112,7 +116,12 @@ class Looks:
                     if not isinstance(generation.core.processes[index], Retiring):
                         break
         self._settle_gates()
-        return any(isinstance(state, Retiring) for state in generation.core.processes)
+        return bool(self._gated) or any(isinstance(state, Retiring) for state in generation.core.processes)
+
+    def end(self) -> None:
+        """Leave no gate closed behind, whatever ends the looks."""
+        for member in self._gated:
+            self._daemon.gates.open(member)
 
     def _nothing_can_come(self) -> bool:
         """Whether nothing waits to be accepted, and no handshake that was under way at the switch still is."""
@@ -261,8 +270,17 @@ class Looks:
         except LinuxError as error:
             self._daemon.journal.debug(str(error), name=self._generation.name)
 
+    def _let_in(self) -> None:
+        """No others serve the queue in its place any more: the pool is to stop, or the generation has left."""
+        for member in self._gated:
+            if (gate := self._gate(member)) is not None:
+                gate.let_in()
+
     def _settle_gates(self) -> None:
-        """Open those that are not needed: of one that serves on, or whose moment was not one. Tell those that end."""
+        """Open those that are not needed: of one that serves on, whose moment was not one, or that has left children.
+
+        Tell those that end.
+        """
         states = {state.pid: state for state in self._generation.core.processes}
         now = self._daemon.loop.time()
         for member, pid in tuple(self._gated.items()):
@@ -271,10 +289,11 @@ class Looks:
                     continue
                 case Running() if self._generation.core.draining is not None:
                     continue
-                case Retiring() | Running():
-                    self._daemon.gates.open(member)
+                case Stopping() if (gate := self._gate(member)) is not None:
+                    gate.resume(ending=True)
+                    continue
                 case _:
-                    self._let_go(member, ending=True)
+                    self._daemon.gates.open(member)
             del self._gated[member]
 
 

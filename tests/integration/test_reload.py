@@ -176,7 +176,7 @@ def deploy(directory: Path, program: str | None) -> None:
 def deployed(directory: Path, address: str, *keys: str, ready: str = "ping") -> str:
     """The table of a pool of Go programs that are started through the link `current`."""
     (directory / "broken.py").write_text(ERRORS)
-    table = pool(directory, "go", address, "reload_timeout = 1", *keys)
+    table = pool(directory, "go", address, "reload_timeout = 4", *keys)
     deploy(directory, None)
     return table.replace("/serve", "/current").replace('"ping"', f'"{ready}"')
 
@@ -232,7 +232,7 @@ def test_new_code_that_is_never_ready_by_its_own_word_never_serves(tmp_path: Pat
 
 def test_a_reload_during_a_reload_is_refused(tmp_path: Path) -> None:
     address = free_address("tcp", tmp_path)
-    with running(tmp_path, deployed(tmp_path, address).replace("reload_timeout = 1", "reload_timeout = 30")) as manager:
+    with running(tmp_path, deployed(tmp_path, address).replace("reload_timeout = 4", "reload_timeout = 30")) as manager:
         deploy(tmp_path, BROKEN["is never ready"][0])
         with subprocess.Popen(
             words("-c", manager.config, "reload", "app"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
