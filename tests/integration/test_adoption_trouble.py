@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fcgimgr.manager.pump import READ_SIZE
 from tests.integration.commands import lines_of
 from tests.integration.ports import connect, free_address, free_port
 from tests.integration.running import MARK, end_strays
@@ -190,7 +191,8 @@ def test_root_without_the_right_to_trace_loses_nothing_either(transport: str, tm
 
 
 def test_every_line_arrives_once_and_whole_through_many_managers(tmp_path: Path) -> None:
-    """Also what filled the pipe while there was none, and made the process wait."""
+    """Also what filled the pipe while there was none, and made the process wait. But not what a manager held in its
+    hands when it was killed: one read's worth (docs/succession.md)."""
     (tmp_path / "count.py").write_text(
         "import os\nnumber = 0\nwhile not os.path.exists('enough'):\n"
         "    os.write(1, b'%d %s\\n' % (number, b'x' * (number % 200)))\n    number += 1\n"
@@ -219,9 +221,15 @@ def test_every_line_arrives_once_and_whole_through_many_managers(tmp_path: Path)
         count = int(eventually((tmp_path / "counted").read_text))
         eventually(lambda: manager.pool("app").processes[0].state == "EXITED")
         manager.stop()
-    lines = lines_of(log)
-    assert [line.split(" ")[0] for line in lines] == [str(number) for number in range(count)]
-    assert all(len(line.split(" ")[1]) == number % 200 for number, line in enumerate(lines))
+    found = {int(number): len(rest) for number, _, rest in (line.partition(" ") for line in lines_of(log))}
+    assert list(found) == sorted(found), "each once, and in order"
+    assert all(length == number % 200 for number, length in found.items())
+    assert len(found) == len(lines_of(log))
+    lost = set(range(count)) - set(found)
+    assert sum(number % 200 for number in lost) <= 4 * READ_SIZE
+    assert count - 1 in found
+    gaps = [number for number in lost if number - 1 not in lost]
+    assert len(gaps) <= 4, "at a kill, and never else"
 
 
 def waits(pid: int) -> bool:
