@@ -123,9 +123,13 @@ class Scene:
         return worker.pid
 
     def _end(self, worker: subprocess.Popen[bytes]) -> None:
-        """Kill it, and take in its threads that were traced: before that nobody hears of its end."""
-        worker.kill()
-        self.until(lambda: worker.pid in {death.pid for death in self.deaths} or worker.poll() is not None)
+        """Kill it, and take in its threads that were traced: before that nobody hears of its end.
+
+        Not by Popen.kill, which asks waitpid(2) first, and takes the stop of a traced process for its end.
+        """
+        if worker.pid not in {death.pid for death in self.deaths}:
+            os.kill(worker.pid, signal.SIGKILL)
+            self.until(lambda: worker.pid in {death.pid for death in self.deaths})
 
     def said(self) -> bytes | None:
         """What the last one started has printed since this was asked last."""
