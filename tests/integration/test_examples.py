@@ -42,11 +42,14 @@ def test_ten_requests_at_once_are_answered_by_several_go_processes(transport: st
     with example_manager(config) as manager, Nginx.before(address, tmp_path) as nginx:
         pids = manager.pids("go")
         assert len(pids) == 6
-        answers = at_once(10, lambda: nginx.get("/?pause=200ms"))
-        assert [answer.status for answer in answers] == [200] * 10
-        answered = {int(answer.says("pid")) for answer in answers}
-        assert len(answered) > 1
-        assert answered <= set(pids)
+
+        def answered() -> set[int]:
+            answers = at_once(10, lambda: nginx.get("/?pause=200ms"))
+            assert [answer.status for answer in answers] == [200] * 10
+            return {int(answer.says("pid")) for answer in answers}
+
+        # One that is awake may take all ten before another has woken up.
+        assert eventually(lambda: found if len(found := answered()) > 1 else None) <= set(pids)
         assert_all_serve(nginx, "/?pause=20ms", pids)
 
 

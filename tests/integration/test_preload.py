@@ -535,7 +535,7 @@ def test_a_stop_ends_the_zygote_too_and_a_start_makes_another(tmp_path: Path) ->
     with managing(pool(tmp_path, address)) as manager:
         first = zygote_pid(manager)
         assert manager.halt("app").ok
-        assert zygote(manager).state == "STOPPED"
+        eventually(lambda: zygote(manager).state == "STOPPED")
         assert not is_alive(first)
         write(tmp_path, APP, version=2)
         assert manager.start("app").ok
