@@ -1,8 +1,8 @@
 """Signals that are held off come later, each of them, and to whoever this process is by then."""
 
 import asyncio
-import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -24,6 +24,12 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
         yield loop
 
 
+def kill(number: int) -> None:
+    """Send it to this thread. The manager has no other; a process that runs tests may, and one that does not block a
+    signal of the process takes it."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
 @pytest.mark.parametrize("turns", [0, 1])
 def test_what_came_before_and_what_comes_while_they_are_held_off_waits(
     turns: int, loop: asyncio.AbstractEventLoop
@@ -35,11 +41,11 @@ def test_what_came_before_and_what_comes_while_they_are_held_off_waits(
         signals.handle(number, lambda number=number: heeded.append(number))
 
     async def scene() -> None:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        kill(signal.SIGUSR1)
         for _ in range(turns):
             signals._wake()  # The loop has noticed, and is to call the handler next.
         signals.hold()
-        os.kill(os.getpid(), signal.SIGUSR2)
+        kill(signal.SIGUSR2)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert heeded == []
