@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -24,12 +23,6 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
         yield loop
 
 
-def kill(number: int) -> None:
-    """Send it to this thread. The manager has no other; a process that runs tests may, and one that does not block a
-    signal of the process takes it."""
-    signal.pthread_kill(threading.get_ident(), number)
-
-
 @pytest.mark.parametrize("turns", [0, 1])
 def test_what_came_before_and_what_comes_while_they_are_held_off_waits(
     turns: int, loop: asyncio.AbstractEventLoop
@@ -41,11 +34,12 @@ def test_what_came_before_and_what_comes_while_they_are_held_off_waits(
         signals.handle(number, lambda number=number: heeded.append(number))
 
     async def scene() -> None:
-        kill(signal.SIGUSR1)
+        # To this thread. The manager has no other; a process that runs tests may, which would take it.
+        signal.raise_signal(signal.SIGUSR1)
         for _ in range(turns):
             signals._wake()  # The loop has noticed, and is to call the handler next.
         signals.hold()
-        kill(signal.SIGUSR2)
+        signal.raise_signal(signal.SIGUSR2)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert heeded == []
