@@ -25,6 +25,8 @@ _STATUS: Final = re.compile(r"[1-9][0-9][0-9] [^\x00-\x1f\x7f]*")
 FILE_BLOCK: Final = 4 * FULL_CONTENT
 #: Buffers for one sendmsg; the kernel takes 1024 (IOV_MAX).
 _BUFFERS: Final = 128
+#: Bytes of a block below which it is copied behind the head, into one record.
+_COPIED: Final = 16384
 
 _RECORD: Final = struct.Struct(">BBHHxx")
 _STDOUT: Final = int(RecordType.STDOUT)
@@ -141,6 +143,8 @@ class Exchange:
             raise TypeError(f"a block of the response is bytes, not {type(block).__name__}")
         if self.bodiless:
             return  # the head goes with the end
+        if self.head_sent and not block:
+            return
         last = False
         if self._left >= 0:
             if len(block) > self._left:
@@ -149,6 +153,8 @@ class Exchange:
                 )
             self._left -= len(block)
             last = self._left == 0
+        elif self.ended:
+            raise ValueError(f"the application gave {len(block)} more bytes after the end of its response")
         self._send(block, last)
 
     def fail(self, page: bytes) -> None:
@@ -177,27 +183,29 @@ class Exchange:
         self._send(b"", True)
 
     def _send(self, block: bytes, last: bool) -> None:
-        if self.head_sent:
-            content = block
-        else:
+        request_id = self._id
+        tail = (_TAIL_1 if request_id == 1 else _tail(request_id)) if last else b""
+        head = b""
+        if not self.head_sent:
             head = f"{self._head}\r\n".encode("latin-1")
             if len(head) > FULL_CONTENT:
                 raise ValueError(f"the response's header is longer than {FULL_CONTENT} bytes")
-            content = head + block if len(block) < 16384 else head
             self.head_sent = True
-        self.ended = last
         self.sent += len(block)
+        length = len(head) + len(block)
+        if length <= FULL_CONTENT and (len(block) < _COPIED or not head):
+            record = _RECORD.pack(VERSION, _STDOUT, request_id, length) if length else b""
+            self._wire.send(record + head + block + tail, last)
+        else:
+            self._send_records(head, block, tail)
+        self.ended = last
+
+    def _send_records(self, head: bytes, block: bytes, tail: bytes) -> None:
+        """What is more than one record. The block is not copied. Without a `tail` the request goes on."""
         request_id = self._id
-        tail = (_TAIL_1 if request_id == 1 else _tail(request_id)) if last else b""
-        if len(content) <= FULL_CONTENT and (content is block or len(block) < 16384):
-            if content:
-                self._wire.send(_RECORD.pack(VERSION, _STDOUT, request_id, len(content)) + content + tail, last)
-            else:
-                self._wire.send(tail, last)
-            return
         parts: list[bytes | memoryview] = []
-        if content is not block:
-            parts += (_RECORD.pack(VERSION, _STDOUT, request_id, len(content)), content)
+        if head:
+            parts += (_RECORD.pack(VERSION, _STDOUT, request_id, len(head)), head)
         view = memoryview(block)
         for at in range(0, len(block), FULL_CONTENT):
             piece = view[at : at + FULL_CONTENT]
@@ -208,7 +216,7 @@ class Exchange:
         if tail:
             parts.append(tail)
         if parts:
-            self._wire.send_parts(parts, last)
+            self._wire.send_parts(parts, bool(tail))
 
 
 def _tail(request_id: int) -> bytes:

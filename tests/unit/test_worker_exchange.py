@@ -1,0 +1,166 @@
+"""One request through a WSGI application: what a FastCGI client reads is what the application said, and ends once."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fcgimgr.fastcgi.records import FULL_CONTENT, Record, RecordReader, RecordType
+from fcgimgr.fastcgi.response import Body, End, Head, ResponseReader
+from fcgimgr.worker.exchange import Exchange
+
+PLAIN = [("Content-Type", "text/plain")]
+
+Application = Callable[..., Iterable[bytes]]
+
+
+class Peer:
+    """A connection that takes all, and what has come at its other end."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.lasts: list[bool] = []
+
+    def send(self, message: bytes, last: bool) -> None:
+        self.sent.append(message)
+        self.lasts.append(last)
+
+    def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None:
+        assert len(parts) < 1000, "more than IOV_MAX allows, with a little room"
+        self.send(b"".join(parts), last)
+
+    def check(self) -> None:
+        pass
+
+    def records(self) -> list[Record]:
+        reader = RecordReader()
+        found = reader.feed(b"".join(self.sent))
+        assert reader.between_records
+        return found
+
+    def response(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body; asserts that the answer ended as it should, and once."""
+        ends = [record for record in self.records() if record.type == RecordType.STDOUT and not record.content]
+        assert len(ends) == 1, "STDOUT has one end"
+        assert [record.type for record in self.records()].count(RecordType.END_REQUEST) == 1
+        assert self.records()[-1].type == RecordType.END_REQUEST
+        assert self.lasts == [False] * (len(self.lasts) - 1) + [True], "the last piece, and no other, is said to be it"
+        assert b"" not in self.sent
+        reader = ResponseReader(self.records()[0].request_id, max_head=FULL_CONTENT)
+        events = reader.receive(b"".join(self.sent))
+        head = events[0]
+        assert isinstance(head, Head)
+        assert isinstance(events[-1], End)
+        body = b"".join(event.content for event in events if isinstance(event, Body))
+        return head.status, dict(head.headers), body
+
+
+def run(application: Application, *, method: str = "GET", request_id: int = 1) -> tuple[Exchange, Peer]:
+    peer = Peer()
+    exchange = Exchange(peer, request_id, method == "HEAD")
+    exchange.run(application, {"REQUEST_METHOD": method, "PATH_INFO": "/there"})
+    return exchange, peer
+
+
+# --- records
+
+
+#: Limits: of what is copied, of a record as we write it, of what a record's header can say.
+EDGES = [0, 16384, FULL_CONTENT, 65536, 2 * FULL_CONTENT]
+near_an_edge = st.builds(lambda edge, by: max(0, edge + by), st.sampled_from(EDGES), st.integers(-130, 130))
+#: Records that go with one sendmsg.
+AT_ONCE = 64
+sizes = st.one_of(st.integers(0, 70_000), near_an_edge)
+#: The longest header value with which the head fits into one record.
+LONGEST = FULL_CONTENT - len(b"Status: 200 OK\r\nX: \r\nContent-Length: 10000000\r\n\r\n")
+
+
+@given(
+    padding=st.one_of(st.integers(0, LONGEST), st.integers(LONGEST - 200, LONGEST), st.integers(48_000, 50_000)),
+    blocks=st.lists(sizes, max_size=4),
+    way=st.sampled_from(["list", "tuple", "iterator", "write", "write and iterator"]),
+    declared=st.booleans(),
+    request_id=st.sampled_from([1, 2, 65535]),
+)
+@example(padding=60_000, blocks=[5487], way="list", declared=False, request_id=1)
+@example(padding=60_000, blocks=[6000], way="iterator", declared=True, request_id=1)
+@example(padding=0, blocks=[3, 0], way="write", declared=True, request_id=1)
+@example(padding=0, blocks=[AT_ONCE * FULL_CONTENT], way="list", declared=False, request_id=1)
+@example(
+    padding=0, blocks=[5, AT_ONCE * FULL_CONTENT, AT_ONCE * FULL_CONTENT + 1], way="write", declared=True, request_id=1
+)
+@settings(deadline=None)
+def test_a_client_reads_the_head_and_exactly_the_body_however_it_is_sent(
+    padding: int, blocks: list[int], way: str, declared: bool, request_id: int
+) -> None:
+    made = [bytes([65 + number]) * size for number, size in enumerate(blocks)]
+    length = sum(blocks)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        headers = [("X", "h" * padding)]
+        if declared:
+            headers.append(("Content-Length", str(length)))
+        write = start_response("200 OK", headers)
+        written = {"write": len(made), "write and iterator": len(made) // 2}.get(way, 0)
+        for block in made[:written]:
+            write(block)
+        if way == "tuple":
+            return tuple(made)
+        return made if way == "list" else iter(made[written:])
+
+    exchange, peer = run(application, request_id=request_id)
+    status, headers, body = peer.response()
+    assert status == 200
+    assert headers["X"] == "h" * padding
+    assert body == b"".join(made)
+    assert headers.get("Content-Length", str(length)) == str(length)
+    assert {record.request_id for record in peer.records()} == {request_id}
+    assert (exchange.sent, exchange.ended) == (length, True)
+
+
+def test_an_answer_that_could_not_be_sent_has_not_ended() -> None:
+    class Gone(Peer):
+        def send(self, message: bytes, last: bool) -> None:
+            raise ConnectionResetError
+
+    exchange = Exchange(Gone(), 1, False)
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", PLAIN)
+        return [b"x"]
+
+    with pytest.raises(ConnectionResetError):
+        exchange.run(application, {})
+    assert (exchange.head_sent, exchange.ended) == (True, False)
+
+
+def test_a_head_longer_than_a_record_is_refused_and_an_error_page_can_follow() -> None:
+    peer = Peer()
+    exchange = Exchange(peer, 1, False)
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("X", "h" * 70_000)])
+        return [b"x"]
+
+    with pytest.raises(ValueError, match="header is longer than 65528 bytes"):
+        exchange.run(application, {})
+    exchange.fail(b"sorry")
+    assert peer.response()[::2] == (500, b"sorry")
+
+
+def test_nothing_is_sent_behind_the_end_of_the_response() -> None:
+    """write() may be called by close(), or by a thread that has kept it."""
+    write: Callable[[bytes], None]
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        nonlocal write
+        write = start_response("200 OK", PLAIN)
+        return [b"all"]
+
+    _, peer = run(application)
+    with pytest.raises(ValueError, match="after the end of its response"):
+        write(b"more")
+    write(b"")
+    assert peer.response()[2] == b"all"
