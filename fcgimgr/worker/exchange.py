@@ -59,20 +59,20 @@ class FileWrapper:
 
 
 class Exchange:
-    """`bodiless`: a HEAD request. `run` may be called once.
+    """`asks_for_head`: a HEAD request. `run` may be called once.
 
-    `status`: 0 before start_response; `sent`: bytes of the body; `head_sent`: whether anything has been sent;
-    `ended`: whether all of it has.
+    `bodiless`: the request or the status has no body, and none is sent; `status`: 0 before start_response; `sent`:
+    bytes of the body; `head_sent`: whether anything has been sent; `ended`: whether all of it has.
     """
 
-    __slots__ = ("_head", "_id", "_left", "_wire", "bodiless", "ended", "head_sent", "sent", "status")
+    __slots__ = ("_asks_for_head", "_head", "_id", "_left", "_wire", "bodiless", "ended", "head_sent", "sent", "status")
 
-    def __init__(self, wire: Wire, request_id: int, bodiless: bool) -> None:
+    def __init__(self, wire: Wire, request_id: int, asks_for_head: bool) -> None:
         self._wire = wire
         self._id = request_id
         self._head = ""
         self._left = -1  # bytes that the declared length still promises; -1: none is declared
-        self.bodiless = bodiless
+        self._asks_for_head = self.bodiless = asks_for_head
         self.status = 0
         self.sent = 0
         self.head_sent = False
@@ -118,8 +118,7 @@ class Exchange:
         lines = len(headers) + 1
         if head.count("\n") != lines or head.count("\r") != lines or "\0" in head:
             raise ValueError(f"a line break or NUL in the response's header: {status!r} {headers!r}")
-        if status not in _known_statuses:
-            _check_status(status)
+        number = _known_statuses.get(status) or _check_status(status)
         left = -1
         for name, value in headers:
             if name not in _known_names:
@@ -128,9 +127,11 @@ class Exchange:
                 if not (value.isascii() and value.isdigit()):
                     raise ValueError(f"the Content-Length {value!r} is not a number")
                 left = int(value)
-        self.status = number = int(status[:3])
+        self.status = number
         if number == 204 or number == 304:
             self.bodiless = True
+        elif self._head:  # which is taken back
+            self.bodiless = self._asks_for_head
         self._left = left
         self._head = head
         return self.write
@@ -160,6 +161,7 @@ class Exchange:
     def fail(self, page: bytes) -> None:
         """In place of an answer of which nothing has been sent: status 500 and this page."""
         self._head = "Status: 500 Internal Server Error\r\nContent-Type: text/plain\r\n"
+        self.bodiless = self._asks_for_head
         self.status = 500
         self._left = -1
         self._answer(page)
@@ -227,7 +229,7 @@ _TAIL_1: Final = _tail(1)
 
 #: What has been looked at before and is well. Bounded: an application may make up names without end.
 _known_names: set[str] = set()
-_known_statuses: set[str] = set()
+_known_statuses: dict[str, int] = {}
 _MOST_KNOWN: Final = 1000
 
 
@@ -238,8 +240,10 @@ def _check_name(name: str) -> None:
         _known_names.add(name)
 
 
-def _check_status(status: str) -> None:
+def _check_status(status: str) -> int:
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ValueError(f"{status!r} is not a status: write three digits, a space and a reason, such as '200 OK'")
+    number = int(status[:3])
     if len(_known_statuses) < _MOST_KNOWN:
-        _known_statuses.add(status)
+        _known_statuses[status] = number
+    return number

@@ -1,5 +1,6 @@
 """One request through a WSGI application: what a FastCGI client reads is what the application said, and ends once."""
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -164,3 +165,35 @@ def test_nothing_is_sent_behind_the_end_of_the_response() -> None:
         write(b"more")
     write(b"")
     assert peer.response()[2] == b"all"
+
+
+# --- answers without a body
+
+
+def test_a_status_without_a_body_that_is_taken_back_takes_no_body_from_its_successor() -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("204 No Content", [])
+        try:
+            raise LookupError
+        except LookupError:
+            start_response("503 Service Unavailable", PLAIN, sys.exc_info())
+        return [b"an explanation"]
+
+    assert run(application)[1].response()[::2] == (503, b"an explanation")
+    assert run(application, method="HEAD")[1].response()[::2] == (503, b"")
+
+
+@pytest.mark.parametrize(("method", "page"), [("GET", b"sorry"), ("HEAD", b"")])
+def test_the_error_page_of_an_answer_that_would_have_had_no_body_has_one(method: str, page: bytes) -> None:
+    peer = Peer()
+    exchange = Exchange(peer, 1, method == "HEAD")
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("304 Not Modified", [("ETag", "x")])
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        exchange.run(application, {})
+    exchange.fail(b"sorry")
+    status, headers, body = peer.response()
+    assert (status, "ETag" in headers, body) == (500, False, page)
