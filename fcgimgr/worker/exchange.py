@@ -11,7 +11,9 @@ longer than its Content-Length is refused, by an exception where it did it.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, Final, Protocol
@@ -21,7 +23,7 @@ from fcgimgr.fastcgi.records import FULL_CONTENT, VERSION, RecordType, encode_re
 #: RFC 9110 section 5.6.2: what a field name may hold.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS: Final = re.compile(r"[1-9][0-9][0-9] [^\x00-\x1f\x7f]*")
-#: Bytes of a file that are read at once, a whole number of records.
+#: Bytes of a regular file that are read at once, a whole number of records.
 FILE_BLOCK: Final = 4 * FULL_CONTENT
 #: Buffers for one sendmsg; the kernel takes 1024 (IOV_MAX).
 _BUFFERS: Final = 128
@@ -45,17 +47,35 @@ class Wire(Protocol):
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: a file in large blocks, whatever `block` the application thought best."""
+    """`wsgi.file_wrapper`: a regular file in large blocks, whatever `block` the application thought best.
 
-    def __init__(self, file: BinaryIO, block: int = FILE_BLOCK) -> None:
+    A pipe, a socket or a program's output would stall until so much is there: of them each read takes what has come,
+    or, where the file has no `read1`, `block` bytes, as the application wants it.
+    """
+
+    def __init__(self, file: BinaryIO, block: int = 8192) -> None:
         self._file = file
+        self._block = block
         if hasattr(file, "close"):
             self.close = file.close
 
     def __iter__(self) -> Iterator[bytes]:
-        read = self._file.read
-        while block := read(FILE_BLOCK):
+        file = self._file
+        if _is_regular(file):
+            read, size = file.read, FILE_BLOCK
+        elif hasattr(file, "read1"):
+            read, size = file.read1, FULL_CONTENT
+        else:
+            read, size = file.read, self._block
+        while block := read(size):
             yield block
+
+
+def _is_regular(file: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except Exception:  # noqa: BLE001  # anything with a `read` may be wrapped, and its fileno may be anything
+        return False
 
 
 class Exchange:

@@ -1,8 +1,12 @@
 """One request through a WSGI application: what a FastCGI client reads is what the application said, and ends once."""
 
+import gzip
+import io
+import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 
 from fcgimgr.fastcgi.records import FULL_CONTENT, Record, RecordReader, RecordType
 from fcgimgr.fastcgi.response import Body, End, Head, ResponseReader
-from fcgimgr.worker.exchange import Exchange
+from fcgimgr.worker.exchange import FILE_BLOCK, Exchange, FileWrapper
 
 PLAIN = [("Content-Type", "text/plain")]
 
@@ -197,3 +201,48 @@ def test_the_error_page_of_an_answer_that_would_have_had_no_body_has_one(method:
     exchange.fail(b"sorry")
     status, headers, body = peer.response()
     assert (status, "ETag" in headers, body) == (500, False, page)
+
+
+# --- files
+
+
+def test_a_regular_file_is_read_in_large_blocks(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(FILE_BLOCK + 1))
+    with (tmp_path / "large").open("rb") as file:
+        assert [len(block) for block in FileWrapper(file, 10)] == [FILE_BLOCK, 1]
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_what_comes_by_a_pipe_is_passed_on_as_it_comes(buffering: int) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering) as source, open(writer, "wb", 0) as feeding:
+        blocks = iter(FileWrapper(source, 100))
+        for said in (b"one", b"two"):
+            feeding.write(said)
+            assert next(blocks) == said
+        feeding.close()
+        assert list(blocks) == []
+
+
+def test_what_has_only_a_read_is_asked_for_as_much_as_the_application_says() -> None:
+    class Only:
+        left = 25
+        asked: ClassVar[list[int]] = []
+
+        def fileno(self) -> int:
+            raise NotImplementedError
+
+        def read(self, size: int) -> bytes:
+            self.asked.append(size)
+            size = min(size, self.left)
+            self.left -= size
+            return bytes(size)
+
+    assert [len(block) for block in FileWrapper(Only(), 10)] == [10, 10, 5]  # type: ignore[arg-type]
+    assert set(Only.asked) == {10}
+
+
+def test_what_is_no_file_of_the_system_is_read_whole() -> None:
+    content = bytes(range(256)) * 1000
+    assert b"".join(FileWrapper(io.BytesIO(content))) == content
+    assert b"".join(FileWrapper(gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(content))))) == content  # type: ignore[arg-type]
