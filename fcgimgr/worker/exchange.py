@@ -6,7 +6,7 @@ one that declares its Content-Length as soon as it has yielded that much.
 A block of all others is sent as it is yielded.
 
 The application must not be able to break the response's form: a line feed in a header, a status that is none or a body
-longer than its Content-Length is refused, by an exception where it did it.
+shorter than its Content-Length is refused, by an exception where it did it. A longer one is cut.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import os
 import re
 import stat
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, Final, Protocol
 
 from fcgimgr.fastcgi.records import FULL_CONTENT, VERSION, RecordType, encode_record, end_request
+from fcgimgr.worker.asking import asked
 
 #: RFC 9110 section 5.6.2: what a field name may hold.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -104,19 +106,15 @@ class Exchange:
         try:
             kind = type(result)
             if (kind is list or kind is tuple) and self._head and not self.head_sent:
-                self._answer(result[0] if len(result) == 1 else b"".join(result))  # type: ignore[index,arg-type]
-                return
-            check = self._wire.check
-            for block in result:
-                if not block:
-                    continue
-                if self.head_sent:
-                    check()
-                self.write(block)
-                if self.bodiless:
-                    break
-            if not self.ended:
-                self._finish()
+                longer = self._answer(result[0] if len(result) == 1 else b"".join(result))  # type: ignore[index,arg-type]
+            else:
+                longer = self._send_all(result)
+            if longer:
+                sys.stderr.write(
+                    "fcgimgr worker: a body was longer than its Content-Length, and was cut"
+                    f" after {self.sent} bytes, at {asked(environ)}\n"
+                )
+                sys.stderr.flush()
         finally:
             close = getattr(result, "close", None)
             if close is not None:
@@ -186,15 +184,44 @@ class Exchange:
         self._left = -1
         self._answer(page)
 
-    def _answer(self, body: bytes) -> None:
-        """All of the body at once."""
+    def _answer(self, body: bytes) -> bool:
+        """All of the body at once. Whether it was longer than declared, and was cut."""
         if not isinstance(body, bytes):
             raise TypeError(f"a block of the response is bytes, not {type(body).__name__}")
-        if self._left < 0 and not self.bodiless:
+        longer = False
+        if self.bodiless:
+            body = b""
+        elif self._left < 0:
             self._head += f"Content-Length: {len(body)}\r\n"
-        elif self._left != len(body) and not self.bodiless:
-            raise ValueError(f"the body has {len(body)} bytes, its Content-Length says {self._left}")
-        self._send(b"" if self.bodiless else body, True)
+        elif self._left != len(body):
+            if self._left > len(body):
+                raise ValueError(f"the body has {len(body)} bytes, its Content-Length says {self._left}")
+            body = body[: self._left]
+            longer = True
+        self._send(body, True)
+        return longer
+
+    def _send_all(self, result: Iterable[bytes]) -> bool:
+        """A block as it is yielded, to the declared length if there is one (PEP 3333 has it so): the client has all
+        that it was promised. Whether there was more, by mistake: of a file a part may be chosen, and a log grows."""
+        check = self._wire.check
+        chosen = isinstance(result, FileWrapper)
+        for block in result:
+            if not block:
+                continue
+            if self.ended:
+                return not chosen
+            if self.head_sent:
+                check()
+            if self._left >= 0 and not self.bodiless and isinstance(block, bytes) and len(block) > self._left:
+                self.write(block[: self._left])
+                return not chosen
+            self.write(block)
+            if self.bodiless or (chosen and self.ended):
+                break
+        if not self.ended:
+            self._finish()
+        return False
 
     def _finish(self) -> None:
         """The application has yielded all that it had."""

@@ -4,7 +4,7 @@ import gzip
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -246,3 +246,80 @@ def test_what_is_no_file_of_the_system_is_read_whole() -> None:
     content = bytes(range(256)) * 1000
     assert b"".join(FileWrapper(io.BytesIO(content))) == content
     assert b"".join(FileWrapper(gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(content))))) == content  # type: ignore[arg-type]
+
+
+# --- a body and its declared length
+
+
+class Counted:
+    """Blocks, and how many were asked for."""
+
+    def __init__(self, *blocks: bytes) -> None:
+        self.blocks = blocks
+        self.given = 0
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self.blocks:
+            self.given += 1
+            yield block
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize(
+    ("declared", "blocks", "asked_for"),
+    [
+        (4, [b"12345"], 1),
+        (4, [b"123", b"45", b"67"], 2),
+        (3, [b"123", b"", b"45", b"67"], 3),  # that there is more is seen by the next block
+        (0, [b"1", b"2"], 1),
+    ],
+)
+def test_a_body_longer_than_declared_is_cut_there_and_the_log_says_so(
+    declared: int, blocks: list[bytes], asked_for: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Counted(*blocks)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Counted:
+        start_response("200 OK", [("Content-Length", str(declared))])
+        return result
+
+    for attempt in (application, lambda environ, start_response: list(application(environ, start_response))):
+        assert run(attempt)[1].response()[2] == b"".join(blocks)[:declared]
+        assert capsys.readouterr().err == (
+            "fcgimgr worker: a body was longer than its Content-Length, and was cut"
+            f" after {declared} bytes, at GET /there\n"
+        )
+        if attempt is application:
+            assert (result.given, result.closed) == (asked_for, 1)
+
+
+@pytest.mark.parametrize("declared", [0, 1, 50, FILE_BLOCK, FILE_BLOCK + 1])
+def test_of_a_file_as_much_is_sent_as_was_declared(
+    declared: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = os.urandom(FILE_BLOCK + 200)
+    (tmp_path / "large").write_bytes(content)
+    with (tmp_path / "large").open("rb") as file:
+        file.seek(100)
+
+        def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            start_response("206 Partial Content", [("Content-Length", str(declared))])
+            return FileWrapper(file)
+
+        assert run(application)[1].response()[2] == content[100 : 100 + declared]
+        assert file.closed
+    assert capsys.readouterr().err == ""
+
+
+def test_write_refuses_what_is_longer_than_declared() -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        write = start_response("200 OK", [("Content-Length", "3")])
+        write(b"abc")
+        with pytest.raises(ValueError, match="1 bytes came where 0 were left"):
+            write(b"d")
+        return []
+
+    assert run(application)[1].response()[2] == b"abc"
