@@ -16,7 +16,7 @@ import re
 import stat
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final, Protocol
 
 from fcgimgr.fastcgi.records import FULL_CONTENT, VERSION, RecordType, encode_record, end_request
@@ -24,7 +24,8 @@ from fcgimgr.worker.asking import asked
 
 #: RFC 9110 section 5.6.2: what a field name may hold.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_STATUS: Final = re.compile(r"[1-9][0-9][0-9] [^\x00-\x1f\x7f]*")
+#: One of 1xx is no answer: the client would go on waiting for that (RFC 9110 section 15.2).
+_STATUS: Final = re.compile(r"[2-9][0-9][0-9] [^\x00-\x1f\x7f]*")
 #: Bytes of a regular file that are read at once, a whole number of records.
 FILE_BLOCK: Final = 4 * FULL_CONTENT
 #: Buffers for one sendmsg; the kernel takes 1024 (IOV_MAX).
@@ -106,7 +107,7 @@ class Exchange:
         try:
             kind = type(result)
             if (kind is list or kind is tuple) and self._head and not self.head_sent:
-                longer = self._answer(result[0] if len(result) == 1 else b"".join(result))  # type: ignore[index,arg-type]
+                longer = self._answer(result[0] if len(result) == 1 else _joined(result))  # type: ignore[index,arg-type]
             else:
                 longer = self._send_all(result)
             if longer:
@@ -132,7 +133,11 @@ class Exchange:
                 exc_info = None  # its traceback holds this frame
         elif self._head:
             raise ValueError("start_response was called twice without exc_info")
-        head = f"Status: {status}\r\n" + "".join([": ".join(field) + "\r\n" for field in headers])
+        try:
+            head = f"Status: {status}\r\n" + "".join([": ".join(field) + "\r\n" for field in headers])
+        except TypeError:
+            _check_fields(headers)
+            raise
         lines = len(headers) + 1
         if head.count("\n") != lines or head.count("\r") != lines or "\0" in head:
             raise ValueError(f"a line break or NUL in the response's header: {status!r} {headers!r}")
@@ -144,6 +149,8 @@ class Exchange:
             if len(name) == 14 and name.lower() == "content-length":
                 if not (value.isascii() and value.isdigit()):
                     raise ValueError(f"the Content-Length {value!r} is not a number")
+                if left >= 0:
+                    raise ValueError(f"two headers say the Content-Length: {left} and {value}")
                 left = int(value)
         self.status = number
         if number == 204 or number == 304:
@@ -159,7 +166,7 @@ class Exchange:
         if not self._head:
             raise ValueError("the application gave a body before it called start_response")
         if not isinstance(block, bytes):
-            raise TypeError(f"a block of the response is bytes, not {type(block).__name__}")
+            raise _no_block(block)
         if self.bodiless:
             return  # the head goes with the end
         if self.head_sent and not block:
@@ -187,7 +194,7 @@ class Exchange:
     def _answer(self, body: bytes) -> bool:
         """All of the body at once. Whether it was longer than declared, and was cut."""
         if not isinstance(body, bytes):
-            raise TypeError(f"a block of the response is bytes, not {type(body).__name__}")
+            raise _no_block(body)
         longer = False
         if self.bodiless:
             body = b""
@@ -280,6 +287,28 @@ _known_statuses: dict[str, int] = {}
 _MOST_KNOWN: Final = 1000
 
 
+def _joined(blocks: Sequence[bytes]) -> bytes:
+    try:
+        return b"".join(blocks)
+    except TypeError:
+        raise _no_block(next(block for block in blocks if not isinstance(block, bytes))) from None
+
+
+def _no_block(block: object) -> TypeError:
+    return TypeError(f"a block of the response is bytes, not {type(block).__name__}")
+
+
+def _check_fields(headers: Iterable[object]) -> None:
+    for field in headers:
+        if not isinstance(field, (tuple, list)) or len(field) != 2:
+            raise TypeError(f"a response header is a pair of name and value, not {field!r}")
+        name, value = field
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a response header is a str, not {name!r}")
+        if not isinstance(value, str):
+            raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
+
+
 def _check_name(name: str) -> None:
     if not _FIELD_NAME.fullmatch(name) or name.lower() == "status":
         raise ValueError(f"{name!r} is not the name of a response header")
@@ -289,7 +318,9 @@ def _check_name(name: str) -> None:
 
 def _check_status(status: str) -> int:
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
-        raise ValueError(f"{status!r} is not a status: write three digits, a space and a reason, such as '200 OK'")
+        raise ValueError(
+            f"{status!r} is not a status: write three digits from 200 on, a space and a reason, such as '200 OK'"
+        )
     number = int(status[:3])
     if len(_known_statuses) < _MOST_KNOWN:
         _known_statuses[status] = number

@@ -3,10 +3,13 @@
 import gzip
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
 
 import pytest
 from hypothesis import example, given, settings
@@ -254,7 +257,7 @@ def test_what_is_no_file_of_the_system_is_read_whole() -> None:
 class Counted:
     """Blocks, and how many were asked for."""
 
-    def __init__(self, *blocks: bytes) -> None:
+    def __init__(self, *blocks: Any) -> None:
         self.blocks = blocks
         self.given = 0
         self.closed = 0
@@ -323,3 +326,178 @@ def test_write_refuses_what_is_longer_than_declared() -> None:
         return []
 
     assert run(application)[1].response()[2] == b"abc"
+
+
+# --- PEP 3333
+
+
+class Blocks(list[bytes]):
+    """A list that may have a behaviour of its own."""
+
+
+def by_write(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    write = start_response("200 OK", PLAIN)
+    write(b"one ")
+    write(b"")
+    write(b"two")
+    return [b"", b" three"]
+
+
+def by_generator(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+    start_response("200 OK", PLAIN)
+    yield b"one "
+    yield b""
+    yield b"two three"
+
+
+def second_thought(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("200 OK", [*PLAIN, ("Content-Length", "99")])
+    try:
+        raise LookupError
+    except LookupError:
+        start_response("200 OK", PLAIN, sys.exc_info())
+    return [b"one two three"]
+
+
+def returning(blocks: Iterable[bytes], *headers: tuple[str, str]) -> Application:
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [*PLAIN, *headers])
+        return blocks
+
+    return application
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("application", "expected"),
+    [
+        (by_write, b"one two three"),
+        (by_generator, b"one two three"),
+        (second_thought, b"one two three"),
+        (returning(Blocks([b"one ", b"two three"])), b"one two three"),
+        (returning([b"one ", b"", b"two three"]), b"one two three"),
+        (returning((b"one two three",)), b"one two three"),
+        (returning([b"one two three"], ("Content-Length", "13")), b"one two three"),
+        (returning([]), b""),
+        (returning([b""]), b""),
+        (returning(()), b""),
+        (returning([b""], ("Content-Length", "0")), b""),
+        (returning(iter([])), b""),
+        (returning(iter([b"", b""])), b""),
+    ],
+)
+def test_what_an_application_may_do_is_answered_as_it_should(
+    application: Application, expected: bytes, method: str, validated: bool
+) -> None:
+    if validated:
+        application = validator(application)
+    peer = Peer()
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "QUERY_STRING": "",
+        "wsgi.input": Validated(),
+        "wsgi.errors": Validated(),
+    }
+    setup_testing_defaults(environ)
+    Exchange(peer, 1, method == "HEAD").run(application, environ)
+    status, headers, body = peer.response()
+    assert (status, headers["Content-Type"], body) == (200, "text/plain", b"" if method == "HEAD" else expected)
+
+
+class Validated:
+    """The methods that the validator wants of files it does not use here."""
+
+    read = readline = readlines = __iter__ = flush = write = writelines = None
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_length_of_an_answer_to_head_is_the_applications_own(method: str) -> None:
+    peer = run(returning([], ("Content-Length", "1000")), method="HEAD")[1]
+    assert peer.response()[1]["Content-Length"] == "1000"
+    peer = run(returning([b"one", b"two"]), method="HEAD")[1]
+    assert "Content-Length" not in peer.response()[1]
+
+
+def test_an_exception_before_the_first_block_leaves_room_for_an_error_page() -> None:
+    peer = Peer()
+    exchange = Exchange(peer, 1, False)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [*PLAIN, ("Content-Length", "3")])
+        raise LookupError
+        yield b""
+
+    with pytest.raises(LookupError):
+        exchange.run(application, {})
+    assert not exchange.head_sent
+    exchange.fail(b"sorry")
+    assert peer.response()[::2] == (500, b"sorry")
+
+
+@pytest.mark.parametrize("blocks", [[b"all"], [b"al", b"l"]])
+@pytest.mark.parametrize("closes", [True, False])
+def test_close_is_called_behind_the_last_byte_and_may_raise(blocks: list[bytes], closes: bool) -> None:
+    peer = Peer()
+    exchange = Exchange(peer, 1, False)
+
+    class Closing:
+        def __iter__(self) -> Iterator[bytes]:
+            yield from blocks
+            if not closes:
+                raise KeyError
+
+        def close(self) -> None:
+            assert exchange.ended == closes
+            raise LookupError
+
+    with pytest.raises(LookupError) as raised:
+        exchange.run(returning(Closing()), {})
+    assert isinstance(raised.value.__context__, KeyError) != closes
+    if closes:
+        assert peer.response()[2] == b"all"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error", "said"),
+    [
+        ("200 OK", [("X-A", b"b")], TypeError, "the value of the response header X-A is a str, not b'b'"),
+        (
+            "200 OK",
+            [("Content-Length", 5)],
+            TypeError,
+            "the value of the response header Content-Length is a str, not 5",
+        ),
+        ("200 OK", [(b"X-A", "b")], TypeError, "the name of a response header is a str, not b'X-A'"),
+        ("200 OK", [None], TypeError, "a response header is a pair of name and value, not None"),
+        ("200 OK", [("X-A", None)], TypeError, "the value of the response header X-A is a str, not None"),
+        (
+            "200 OK",
+            [("Content-Length", "5"), ("content-length", "6")],
+            ValueError,
+            "two headers say the Content-Length",
+        ),
+        (
+            "200 OK",
+            [("Content-Length", "5"), ("content-length", "5")],
+            ValueError,
+            "two headers say the Content-Length",
+        ),
+        ("100 Continue", [], ValueError, "'100 Continue' is not a status"),
+        ("103 Early Hints", [], ValueError, "'103 Early Hints' is not a status"),
+        (b"200 OK", [], ValueError, "b'200 OK' is not a status"),
+    ],
+)
+def test_what_is_no_head_is_refused_by_name(status: Any, headers: Any, error: type[Exception], said: str) -> None:
+    for _ in range(2):  # nothing of it is remembered as good
+        exchange = Exchange(Peer(), 1, False)
+        with pytest.raises(error, match=re.escape(said)):
+            exchange.start_response(status, headers)
+        exchange.start_response("200 OK", PLAIN)  # none has been begun
+
+
+@pytest.mark.parametrize("blocks", [["text"], [b"x", "text"], ("x", "text"), Counted("text"), Counted(b"x", "text")])
+@pytest.mark.parametrize("length", [[], [("Content-Length", "2")]])
+def test_text_for_a_body_is_refused(blocks: Any, length: list[tuple[str, str]]) -> None:
+    with pytest.raises(TypeError, match="a block of the response is bytes, not str"):
+        run(returning(blocks, *length))
