@@ -99,6 +99,26 @@ def test_a_gigabyte_without_a_length_takes_no_memory(bench: Bench) -> None:
     assert int(taken) < 4_000_000
 
 
+def test_a_body_longer_than_announced_takes_no_memory(bench: Bench) -> None:
+    """What was announced as short is waited for, but not what comes in its place."""
+    worker = start(bench)
+    piece = encode_stream(RecordType.STDIN, 1, bytes(32768)) * 32
+    before = most_resident(worker)
+    with bench.connect() as connection:
+        connection.sendall(announce("/count", CONTENT_LENGTH="5"))
+        for _ in range(64):
+            connection.sendall(piece)
+        connection.sendall(encode_record(RecordType.STDIN, 1))
+        assert ask_rest(connection).body.split()[0] == str(1 << 26).encode()
+    assert most_resident(worker) - before < 8_000
+
+
+def most_resident(worker: subprocess.Popen[bytes]) -> int:
+    """The most memory that it has ever had, in kB."""
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
 def test_a_body_that_is_not_read_is_passed_over(bench: Bench) -> None:
     start(bench)
     assert bench.fetch("/ignore", b"x" * 3_000_000).body == b"not read"
