@@ -9,6 +9,8 @@ flup's own: the WSGI side (`handler`: environ, start_response, write), requests 
   it. (In FCGI_STDERR it would be seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once
   a part of the response is sent the connection is broken off: with an orderly end a truncated page would look whole.
 - GET_VALUES is answered (flup compares str with bytes and finds nothing).
+- An OSError of the application's own is a fault like any other. (flup takes every EPIPE for the client's, and passes it
+  over: of a lost database connection there was an empty page, or half of one, and not a word.)
 - A connection is closed at once when all of its request has been read; else the peer's end is waited for, at most
   LINGER seconds. (flup always waits, and for ever: a peer that keeps its side open costs a thread.)
 """
@@ -22,7 +24,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from flup.server import fcgi_base
@@ -111,18 +113,60 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]
         protocol_status, app_status = fcgi_base.FCGI_REQUEST_COMPLETE, 0
         try:
             protocol_status, app_status = self.server.handler(self)
-        except BaseException:  # noqa: BLE001  # an application may raise anything; it ends the request, not the worker
+        except BaseException as error:  # noqa: BLE001  # whatever an application raises ends the request, not the worker
             if self._conn.gone:
                 raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
-            sys.stderr.write(
-                f"fcgimgr worker: the application failed at {asked(self.params)}\n{traceback.format_exc()}"
-            )
+            raised = error.__cause__ if isinstance(error, _WrappedError) else error
+            assert raised is not None
+            told = "".join(traceback.format_exception(type(raised), raised, raised.__traceback__))
+            sys.stderr.write(f"fcgimgr worker: the application failed at {asked(self.params)}\n{told}")
             sys.stderr.flush()
             if self.stdout.dataWritten:
                 raise EOFError from None
             self.server.error(self)
         self.stdout.close()
         self._conn.end_request(self, app_status, protocol_status)
+
+
+class _WrappedError(Exception):
+    """An OSError of the application on its way through flup, which would pass over an EPIPE."""
+
+
+def _wrapped(application: Callable[..., Any]) -> Callable[..., Any]:
+    def calling(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        try:
+            result = application(environ, start_response)
+        except OSError as error:
+            raise _WrappedError from error
+        return result if type(result) in (list, tuple) else _WrappedResult(result)
+
+    return calling
+
+
+class _WrappedResult:
+    """`result`, with the length by which flup finds that there is one block only."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __len__(self) -> int:
+        return len(self._result)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for block in self._result:  # noqa: UP028  # `yield from` would also call close()
+                yield block
+        except OSError as error:
+            raise _WrappedError from error
+
+    def close(self) -> None:
+        close = getattr(self._result, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except OSError as error:
+            raise _WrappedError from error
 
 
 class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
@@ -132,7 +176,7 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     retire: Callable[[], None]
 
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
-        super().__init__(application, multithreaded=threads > 1, multiprocess=True)
+        super().__init__(_wrapped(application), multithreaded=threads > 1, multiprocess=True)
         self.observer = observer
         self.values = {
             b"FCGI_MAX_CONNS": str(threads).encode(),
