@@ -209,7 +209,8 @@ class Arrival:
                     raise ProtocolError("parameters of a request came after their end")
                 self._pairs.add(piece)
                 return
-        if kind == RecordType.BEGIN_REQUEST or (kind == RecordType.GET_VALUES and of == NO_REQUEST):
+        # What is read at the end of its record, and forgotten: no more than one record is ever held.
+        if kind == (RecordType.GET_VALUES if of == NO_REQUEST else RecordType.BEGIN_REQUEST):
             self._collected += piece
 
     def _end_record(self, parameters: dict[str, str] | None) -> None:

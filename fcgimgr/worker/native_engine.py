@@ -503,8 +503,13 @@ class _Connection:
 
 
 def _enough(arrival: Arrival) -> bool:
-    """Whether what has come of the body is enough to call the application."""
-    if arrival.body_ended:
+    """Whether what has come of the body is enough to call the application.
+
+    More of it than was announced is no reason to refuse it: a web server that unpacks a compressed upload announces the
+    length of the packed one (mod_deflate does). The application reads it as it comes, to its end, which PEP 3333 leaves
+    to the server and `wsgi.input_terminated` says; but it is not collected here, where nothing would hold its sender.
+    """
+    if arrival.body_ended or arrival.body_length > SHORT_BODY:
         return True
     assert arrival.parameters is not None
     announced = arrival.parameters.get("CONTENT_LENGTH", "")
