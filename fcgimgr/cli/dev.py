@@ -25,6 +25,11 @@ from .options import Command
 if TYPE_CHECKING:
     from fcgimgr.linux.watching import SourceTree
 
+WATCHED: Final = (
+    ".py", ".html", ".htm", ".jinja", ".jinja2", ".j2", ".mako", ".tpl", ".tmpl", ".txt", ".xml",
+)  # fmt: skip
+"""How the names of files end that an application reads once: modules, and templates, which Django keeps also with
+DEBUG, and Jinja2 where it is not told otherwise."""
 _QUIET: Final = 0.1
 """Seconds without a change before it is taken: an editor or git writes several files at once."""
 
@@ -41,7 +46,7 @@ _QUIET: Final = 0.1
 @click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False),
-    help="Where the application is; its Python files are watched. Default: the pool's; of an application: here.",
+    help="Where the application is; its sources are watched. Default: the pool's; of an application: here.",
 )
 @click.option(
     "--python", type=click.Path(), help="Its Python; without it the pool's, else that of the virtualenv in use."
@@ -58,7 +63,7 @@ def dev_(
     python: str | None,
     threads: int | None,
 ) -> None:
-    """Run a WSGI application on http://127.0.0.1:8000 and take each change of its Python files at once.
+    """Run a WSGI application on http://127.0.0.1:8000 and take each change of its sources at once.
 
     New code that cannot be imported is shown, and what served before it serves on. Without MODULE:CALLABLE it is the
     `wsgi` pool of the configuration (-c, else ./pool.toml), by its name where there are several.
@@ -84,31 +89,28 @@ def _run(pool: DevPool, port: int) -> None:
         with open(config, "w", encoding="utf-8") as file:
             file.write(pool.toml(control, socket))
         front = stack.enter_context(front_before(f"unix:{socket}", port, "dev"))
-        trees = _watched(pool)
+        tree = _watched(pool)
         manager = stack.enter_context(manager_on(config, control))
         print(
             f"http://127.0.0.1:{front.server_port}/ serves {pool.application} of {pool.directory}; Ctrl-C ends it.",
             flush=True,
         )
-        taking = _Taking(pool.name, trees, control, manager.poll)
+        taking = _Taking(pool.name, tree, control, manager.poll)
         thread = threading.Thread(target=taking.run, daemon=True)
         thread.start()
         stack.callback(taking.end)
         front.serve_forever()
 
 
-def _watched(pool: DevPool) -> list["SourceTree"]:
-    """The directories of its sources, none within another, and none of libraries."""
+def _watched(pool: DevPool) -> "SourceTree":
+    """The directories of its sources, and none of libraries."""
     from fcgimgr.linux.errors import LinuxError
     from fcgimgr.linux.watching import SourceTree, is_skipped
 
-    more = (path for path in pool.more_sources if not is_skipped(path))
-    wanted = {os.path.realpath(path) for path in (pool.directory, *more)}  # a link itself cannot be watched
-    roots = [
-        path for path in wanted if not any(path != top and os.path.commonpath((path, top)) == top for top in wanted)
-    ]
+    # On the module path there may be more: archives, and what is not there.
+    more = (path for path in pool.more_sources if os.path.isdir(path) and not is_skipped(path))
     try:
-        return [SourceTree(root, lambda path: path.endswith(".py")) for root in sorted(roots)]
+        return SourceTree((pool.directory, *more), lambda path: path.endswith(WATCHED))
     except LinuxError as error:
         raise Failure(str(error)) from error
 
@@ -116,9 +118,9 @@ def _watched(pool: DevPool) -> list["SourceTree"]:
 class _Taking:
     """Starts the pool, then reloads it at each change, until `end`. In a thread of its own."""
 
-    def __init__(self, name: str, trees: "list[SourceTree]", control: str, manager_has_ended: Any) -> None:
+    def __init__(self, name: str, tree: "SourceTree", control: str, manager_has_ended: Any) -> None:
         self._name = name
-        self._trees = trees
+        self._tree = tree
         self._control = control
         self._manager_has_ended = manager_has_ended
         self._ending, self._end = os.pipe()
@@ -166,16 +168,18 @@ class _Taking:
 
     def _changes(self) -> set[str]:
         """Wait for the next ones, and until there are no more; empty at the end."""
-        changed: set[str] = set()
+        heard = False
         while True:
-            watched: list[Any] = [*self._trees, self._ending]
-            readable = select.select(watched, [], [], _QUIET if changed else None)[0]
+            watched: list[Any] = [self._tree, self._ending]
+            readable = select.select(watched, [], [], _QUIET if heard else None)[0]
             if self._ending in readable:
                 return set()
-            if not readable:
+            if readable:
+                heard = self._tree.hear()
+            elif changed := self._tree.changes():
                 return changed
-            for tree in self._trees:
-                changed |= tree.changes()
+            else:
+                heard = False
 
     def _take(self) -> None:
         """Bring the code that is there now into service, and say what came of it. ControlError, OSError: the manager

@@ -82,6 +82,7 @@ def of_application(application: str, directory: str | None, python: str | None, 
         python=os.path.abspath(python) if python else _python(),
         directory=os.path.abspath(directory or "."),
         threads=threads or _THREADS,
+        more_sources=_on_path(os.environ.get("PYTHONPATH"), os.path.abspath(directory or ".")),
     )
 
 
@@ -99,18 +100,25 @@ def of_configuration(
     assert settings.wsgi is not None  # it was chosen for it
     plan = process_plan(settings, config, 0)
     interpreter = python or settings.python
+    home = os.path.abspath(directory or plan.directory or config.manager.directory or ".")
+    inherited = None if settings.clear_env else os.environ.get("PYTHONPATH")
     return DevPool(
         application=settings.wsgi,
         python=os.path.abspath(interpreter) if interpreter else _python(),
-        directory=os.path.abspath(directory or plan.directory or config.manager.directory or "."),
+        directory=home,
         name=settings.name,
         server=settings.server,
         threads=threads or settings.threads,
         environment=plan.environment,
         clear_env=settings.clear_env,
         ready_timeout=settings.ready_timeout,
-        more_sources=tuple(filter(None, plan.environment.get("PYTHONPATH", "").split(os.pathsep))),
+        more_sources=_on_path(plan.environment.get("PYTHONPATH", inherited), home),
     )
+
+
+def _on_path(pythonpath: str | None, directory: str) -> tuple[str, ...]:
+    """The entries of a PYTHONPATH, from a process's directory."""
+    return tuple(os.path.join(directory, entry) for entry in (pythonpath or "").split(os.pathsep) if entry)
 
 
 def _chosen(config: "Config", name: str | None) -> "PoolSettings":

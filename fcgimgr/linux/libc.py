@@ -75,6 +75,11 @@ def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     return _checked(libc.inotify_add_watch(ctypes.c_int(fd), os.fsencode(path), ctypes.c_uint32(mask)))
 
 
+def inotify_rm_watch(fd: int, number: int) -> None:
+    """Take a watch away (inotify_rm_watch(2)). OSError; EINVAL: it has gone already."""
+    _checked(libc.inotify_rm_watch(ctypes.c_int(fd), ctypes.c_int(number)))
+
+
 def _checked(answer: int) -> int:
     if answer < 0:
         code = ctypes.get_errno()

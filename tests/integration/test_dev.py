@@ -27,7 +27,7 @@ def app(environ, start_response):
 class Dev:
     """`fcgimgr dev app:app` in a directory; `what` in place of that."""
 
-    def __init__(self, directory: Path, *what: str) -> None:
+    def __init__(self, directory: Path, *what: str, **environment: str) -> None:
         self.app = directory / "app.py"
         self.mark = uuid.uuid4().hex
         self._log = directory / "log"
@@ -37,7 +37,7 @@ class Dev:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {MARK: self.mark},
+                env=os.environ | {MARK: self.mark} | environment,
             )
 
     def said(self) -> str:
@@ -144,6 +144,41 @@ def test_a_change_below_pythonpath_outside_the_directory_is_taken(tmp_path: Path
         eventually(lambda: dev.answer().endswith("two"), within=30)
         (home / "shop.py").write_text(SHOP.replace("{END}", "three"))
         eventually(lambda: dev.answer().endswith("three"), within=30)
+    finally:
+        dev.process.kill()
+        dev.process.wait()
+        end_strays(dev.mark)
+
+
+TEMPLATED = """\
+import pathlib
+import texts
+TEXT = pathlib.Path(__file__).with_name("page.html").read_text()
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{TEXT} {texts.END}".encode()]
+"""
+
+
+def test_templates_linked_directories_and_those_of_the_environment_are_watched_too(tmp_path: Path) -> None:
+    home, library, linked = tmp_path / "home", tmp_path / "library", tmp_path / "linked"
+    for directory in (home, library, linked):
+        directory.mkdir()
+    (home / "pages").symlink_to(linked)
+    (linked / "app.py").write_text(TEMPLATED)
+    (linked / "page.html").write_text("one")
+    (library / "texts.py").write_text("END = 'one'\n")
+    (tmp_path / "archive.zip").write_bytes(b"")  # no directory: nothing to watch, and no reason to refuse
+    path = f"{library}:{tmp_path}/archive.zip:{tmp_path}/absent"
+    dev = Dev(tmp_path, "pages.app:app", "--directory", str(home), PYTHONPATH=path)
+    try:
+        eventually(lambda: "serving\n" in dev.said(), within=30)
+        assert dev.answer() == "one one"
+        (library / "texts.py").write_text("END = 'two'\n")
+        eventually(lambda: dev.answer() == "one two", within=30)
+        (linked / "page.html").write_text("two")
+        eventually(lambda: dev.answer() == "two two", within=30)
     finally:
         dev.process.kill()
         dev.process.wait()
