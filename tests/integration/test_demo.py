@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from fcgimgr.demo.front import MAX_REQUEST_BODY, serve
 from fcgimgr.fastcgi.records import FastCGIError, RecordReader, RecordType, encode_record, encode_stream, end_request
 from fcgimgr.worker import MAIN
 from tests.integration.ports import free_port
+from tests.integration.running import MARK, end_strays, strays
 from tests.waiting import eventually
 
 
@@ -396,6 +398,24 @@ def test_the_demo_ends_with_its_terminal_and_leaves_nothing_behind(number: signa
         running.send_signal(number)
         assert running.wait(30) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    with subprocess.Popen(
+        [sys.executable, "-m", "fcgimgr", "demo", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path), MARK: mark},
+    ) as running:
+        assert running.stdout is not None
+        assert "".join(iter(running.stdout.readline, "Ctrl-C ends it.\n"))
+        running.kill()
+    try:
+        eventually(lambda: strays(mark) == [])
+    finally:
+        end_strays(mark)
 
 
 def test_the_demo_answers_also_when_nobody_reads_on_what_it_prints() -> None:
