@@ -22,7 +22,7 @@ _MASK: Final = _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _ONL
 _EVENT: Final = struct.Struct("iIII")
 
 #: Directories in which no source of the application is: other people's code, and what tools leave behind.
-_SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
+_SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
 
 #: Bytes. What is larger was not written by hand, and is not read: its size and time stand for its content.
 _LARGE: Final = 1 << 20
