@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import threading
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +20,7 @@ from .dev_pool import DevPool, of_application, of_configuration
 from .failure import Failure
 from .locate import find_config, given_config
 from .options import Command
+from .private import private_directory
 
 if TYPE_CHECKING:
     from fcgimgr.linux.watching import SourceTree
@@ -83,7 +83,7 @@ def _run(pool: DevPool, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the manager behind
         signal.signal(number, end_by_signal)
     with suppress(KeyboardInterrupt), ExitStack() as stack:
-        private = stack.enter_context(tempfile.TemporaryDirectory(prefix="fcgimgr-dev-"))
+        private = stack.enter_context(private_directory("fcgimgr-dev-"))
         config, control, socket = (f"{private}/{name}" for name in ("pool.toml", "control.sock", "dev.sock"))
         # Its variables may be secrets; the directory lets nobody else in.
         with open(config, "w", encoding="utf-8") as file:
