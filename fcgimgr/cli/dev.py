@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .demo import end_by_signal, front_before, manager_on
+from .dev_bytecode import remove_compiled
 from .dev_pool import DevPool, of_application, of_configuration
 from .failure import Failure
 from .locate import find_config, given_config
@@ -140,6 +141,7 @@ class _Taking:
                 if self._has_lost_the_manager() or select.select([self._ending], [], [], 0.02)[0]:
                     return
         while changed := self._changes_or_none():
+            remove_compiled(changed)
             names = sorted(os.path.basename(path) for path in changed)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             print(f"changed: {', '.join(names[:3])}{more}", flush=True)

@@ -41,6 +41,10 @@ stopwaitsecs = 3
 """
 
 
+# That of a version whose source is another by now is not to be taken for its own (dev_bytecode.py).
+_PYTHON: Final = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": ""}
+
+
 class DevPool(msgspec.Struct, frozen=True):
     """What is run. directory: absolute; threads: None for as many as `server` has without saying so;
     more_sources: further directories with modules of the application.
@@ -59,7 +63,8 @@ class DevPool(msgspec.Struct, frozen=True):
 
     def toml(self, control: str, socket: str) -> str:
         """A configuration of this pool alone. control, socket: absolute paths."""
-        environment = ", ".join(f"{_text(name, template=False)} = {_text(it)}" for name, it in self.environment.items())
+        variables = {**self.environment, **_PYTHON}
+        environment = ", ".join(f"{_text(name, template=False)} = {_text(it)}" for name, it in variables.items())
         config = _CONFIG.format(
             control=_text(control),
             socket=_text(socket),

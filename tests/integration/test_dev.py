@@ -1,6 +1,7 @@
 """`fcgimgr dev`: each change is taken at once, and code that does not come up changes nothing."""
 
 import os
+import py_compile
 import re
 import signal
 import subprocess
@@ -14,6 +15,9 @@ import pytest
 from tests.integration.running import MARK, end_strays, strays
 from tests.integration.servers import request
 from tests.waiting import eventually
+
+SHELL = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""A shell as others have it: with this variable no test would meet a compiled file."""
 
 RUN = [sys.executable, "-m", "fcgimgr", "dev"]
 
@@ -37,7 +41,7 @@ class Dev:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {MARK: self.mark} | environment,
+                env=SHELL | {MARK: self.mark} | environment,
             )
 
     def said(self) -> str:
@@ -46,6 +50,14 @@ class Dev:
     def answer(self) -> str:
         found = eventually(lambda: re.search(r"http://127.0.0.1:(\d+)/", self.said()))
         return request(int(found[1]), "/").text
+
+
+def save(path: Path, text: str, time: int) -> None:
+    """As many editors do: in one step, and here as if at this time."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.utime(new, (time, time))
+    os.replace(new, path)
 
 
 @pytest.fixture
@@ -183,6 +195,16 @@ def test_templates_linked_directories_and_those_of_the_environment_are_watched_t
         dev.process.kill()
         dev.process.wait()
         end_strays(dev.mark)
+
+
+def test_a_save_of_the_same_length_in_the_same_second_is_served_whoever_compiled_the_one_before(dev: Dev) -> None:
+    eventually(lambda: "serving\n" in dev.said(), within=30)
+    for answer in ("two", "six", "ten"):
+        save(dev.app, APP.format(answer=answer), time=1_700_000_000)
+        eventually(lambda answer=answer: dev.answer() == answer, within=30)
+        py_compile.compile(str(dev.app))
+    dev.app.write_text("def app(:\n")
+    eventually(lambda: "what served before serves on\n" in dev.said(), within=30)
 
 
 SECOND = POOL.replace("pool.shop", "pool.admin").replace("shop.sock", "admin.sock")
