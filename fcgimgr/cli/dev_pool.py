@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 4
 
-_CONFIG: Final = """\
+VERSIONS: Final = 5
+"""How many versions of the code may run at the same time: one that serves, one that comes, old ones at a request."""
+
+_MANAGER: Final = """\
 # Made by `fcgimgr dev`, and gone when it ends.
 [manager]
 control = {control}
 loglevel = "error"
+shutdown_timeout = 3
+"""
 
+# An old version has an hour for what it has in hand: somebody may be looking at it in a debugger.
+_POOL: Final = """
 [pool.{name}]
 socket = {socket}
+process_name = {process_name}
 wsgi = {application}
 server = {server}
 python = {python}
@@ -37,7 +45,7 @@ clear_env = {clear_env}
 ready_timeout = {ready_timeout}
 autostart = false
 startretries = 0
-stopwaitsecs = 3
+stopwaitsecs = 3600
 """
 
 
@@ -61,23 +69,31 @@ class DevPool(msgspec.Struct, frozen=True):
     ready_timeout: float = 30.0
     more_sources: tuple[str, ...] = ()
 
-    def toml(self, control: str, socket: str) -> str:
-        """A configuration of this pool alone. control, socket: absolute paths."""
+    def names(self) -> tuple[str, ...]:
+        """Of the pools, one a version."""
+        return (self.name, *(f"{self.name}-{number}" for number in range(2, VERSIONS + 1)))
+
+    def toml(self, control: str, sockets: Mapping[str, str]) -> str:
+        """A configuration of these pools alone. control: an absolute path; sockets: the address of each by its name."""
         variables = {**self.environment, **_PYTHON}
         environment = ", ".join(f"{_text(name, template=False)} = {_text(it)}" for name, it in variables.items())
-        config = _CONFIG.format(
-            control=_text(control),
-            socket=_text(socket),
-            name=self.name,
-            application=_text(self.application),
-            server=_text(self.server),
-            python=_text(self.python),
-            directory=_text(self.directory),
-            environment=f"{{ {environment} }}",
-            clear_env=json.dumps(self.clear_env),
-            ready_timeout=self.ready_timeout,
+        pools = (
+            _POOL.format(
+                name=name,
+                socket=_text(socket),
+                process_name=_text(f"{self.name}_00"),
+                application=_text(self.application),
+                server=_text(self.server),
+                python=_text(self.python),
+                directory=_text(self.directory),
+                environment=f"{{ {environment} }}",
+                clear_env=json.dumps(self.clear_env),
+                ready_timeout=self.ready_timeout,
+            )
+            + ("" if self.threads is None else f"threads = {self.threads}\n")
+            for name, socket in sockets.items()
         )
-        return config if self.threads is None else f"{config}threads = {self.threads}\n"
+        return _MANAGER.format(control=_text(control)) + "".join(pools)
 
 
 def of_application(application: str, directory: str | None, python: str | None, threads: int | None) -> DevPool:
