@@ -91,6 +91,7 @@ def _run(pool: DevPool, port: int) -> None:
         # Its variables may be secrets; the directory lets nobody else in.
         with open(config, "w", encoding="utf-8") as file:
             file.write(pool.toml(control, sockets))
+        pool.refuse_unless_fit(config)
         front = stack.enter_context(front_before(sockets[pool.name], port, "dev"))
         front.patience, front.pool_timeout = _PATIENCE, None  # a debugger must be let wait
         tree = stack.enter_context(closing(_watched(pool)))

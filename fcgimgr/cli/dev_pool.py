@@ -48,14 +48,17 @@ startretries = 0
 stopwaitsecs = 3600
 """
 
-
 # That of a version whose source is another by now is not to be taken for its own (dev_bytecode.py).
 _PYTHON: Final = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": ""}
 
 
+_GIVE_PYTHON: Final = "name one that runs the application, as in --python .venv/bin/python"
+
+
 class DevPool(msgspec.Struct, frozen=True):
     """What is run. directory: absolute; threads: None for as many as `server` has without saying so;
-    more_sources: further directories with modules of the application.
+    more_sources: further directories with modules of the application; said: how whoever has written them named the
+    application, its Python and its directory, by the keys of a pool.
     """
 
     application: str
@@ -68,6 +71,7 @@ class DevPool(msgspec.Struct, frozen=True):
     clear_env: bool = False
     ready_timeout: float = 30.0
     more_sources: tuple[str, ...] = ()
+    said: Mapping[str, str] = {}
 
     def names(self) -> tuple[str, ...]:
         """Of the pools, one a version."""
@@ -95,6 +99,25 @@ class DevPool(msgspec.Struct, frozen=True):
         )
         return _MANAGER.format(control=_text(control)) + "".join(pools)
 
+    def refuse_unless_fit(self, config: str) -> None:
+        """Failure, in the words of whoever has written it: it cannot run so. config: the path of a file with `toml`."""
+        from fcgimgr.config.problems import ConfigError
+        from fcgimgr.config.read import read
+
+        said = {"python": self.python, "directory": self.directory, **self.said}
+        try:
+            read(config, os.environ)
+        except ConfigError as error:
+            found = {(problem.key.rpartition(".")[2], problem.message) for problem in error.problems}
+            text = "\n".join(f"{said.get(key, key)}: {message}" for key, message in sorted(found))
+            raise Failure(text, code=USAGE) from error
+        if not os.path.isdir(self.directory):
+            raise Failure(f"{said['directory']}: there is no such directory; say where the app is", code=USAGE)
+        if not os.path.isfile(self.python):
+            raise Failure(f"{said['python']}: there is no such file; {_GIVE_PYTHON}", code=USAGE)
+        if not os.access(self.python, os.X_OK):
+            raise Failure(f"{said['python']}: it cannot be executed; {_GIVE_PYTHON}", code=USAGE)
+
 
 def of_application(application: str, directory: str | None, python: str | None, threads: int | None) -> DevPool:
     """Of `module:callable`; the others are options, None where they were not given."""
@@ -103,6 +126,7 @@ def of_application(application: str, directory: str | None, python: str | None, 
         python=os.path.abspath(python) if python else _python(),
         directory=os.path.abspath(directory or "."),
         threads=threads or _THREADS,
+        said=_said(application, python, directory),
         more_sources=_on_path(os.environ.get("PYTHONPATH"), os.path.abspath(directory or ".")),
     )
 
@@ -133,8 +157,26 @@ def of_configuration(
         environment=plan.environment,
         clear_env=settings.clear_env,
         ready_timeout=settings.ready_timeout,
+        said={
+            "wsgi": f"{config.path}: pool.{settings.name}.wsgi",
+            "directory": f"{config.path}: pool.{settings.name}.directory: {home}",
+            "python": f"{config.path}: pool.{settings.name}.python: {settings.python}"
+            if settings.python
+            else _python(),
+        }
+        | _said(None, python, directory),
         more_sources=_on_path(plan.environment.get("PYTHONPATH", inherited), home),
     )
+
+
+def _said(application: str | None, python: str | None, directory: str | None) -> dict[str, str]:
+    """What was given on the command line, as it was typed."""
+    given = {
+        "wsgi": application,
+        "python": f"--python {python}" if python else None,
+        "directory": f"--directory {directory}" if directory else None,
+    }
+    return {key: text for key, text in given.items() if text is not None}
 
 
 def _on_path(pythonpath: str | None, directory: str) -> tuple[str, ...]:

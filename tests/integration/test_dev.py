@@ -240,6 +240,26 @@ def test_nothing_at_all_is_asked_about(tmp_path: Path) -> None:
     assert "which application? Give module:callable, as in app:app, or -c FILE" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["app:"], "app:: expected a WSGI application"),
+        ([":app"], ":app: expected a WSGI application"),
+        (["app:app", "--python", "/absent/python"], "--python /absent/python: there is no such file"),
+        (["app:app", "--python", "/etc/passwd"], "--python /etc/passwd: it cannot be executed"),
+        (["-c", "pool.toml"], "pool.toml: pool.shop.directory: "),
+    ],
+)
+def test_what_can_never_run_is_refused_in_the_words_of_its_author(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    (tmp_path / "pool.toml").write_text(POOL.replace("%(here)s", "%(here)s/absent"))
+    done = subprocess.run([*RUN, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "fcgimgr-dev" not in done.stderr
+
+
 def test_a_save_of_the_same_length_in_the_same_second_is_served_whoever_compiled_the_one_before(dev: Dev) -> None:
     for answer in ("two", "six", "ten"):
         save(dev.app, APP.format(answer=answer), time=1_700_000_000)
