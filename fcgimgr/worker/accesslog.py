@@ -2,9 +2,10 @@ r"""The access log: a line a request, in the characters of PHP-FPM's access.form
 
     %R client's address   %u user     %t start of the request, %T of its line   %m method   %r path   %q query, %Q "?"
     before it             %s status   %l length of the request, %b of the answer, in bytes  %d time taken, in seconds
-    %f script's file      %e{NAME} a FastCGI parameter    %p pid, %P parent's   %n pool     %% a percent sign
+    %f script's file      %{NAME}e a FastCGI parameter    %p pid, %P parent's   %n pool     %% a percent sign
 
-%t{FORMAT} and %T{FORMAT} take strftime(3), %d{milliseconds} and %d{microseconds} other units. What is not there is "-".
+%{FORMAT}t and %{FORMAT}T take strftime(3), %{milliseconds}d and %{microseconds}d are other units: what may stand there
+is said in fcgimgr/fastcgi/accessformat.py. What is not there is "-".
 
 No client can forge a line, or a field in quotes: of all that it may have chosen, whatever is not printable ASCII, and
 `"` and `\`, are written as \xHH.
@@ -19,12 +20,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from fcgimgr.fastcgi.accessformat import UNITS, Field, parse
 from fcgimgr.worker.appending import AppendedFile
-
-DEFAULT_TIME: Final = "%d/%b/%Y:%H:%M:%S %z"
-_UNITS: Final = {
-    "seconds": (1, 3), "milliseconds": (1000, 0), "milli": (1000, 0), "microseconds": (10**6, 0), "micro": (10**6, 0),
-}  # fmt: skip
 
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII but " and \
 _UNSAFE: Final = re.compile(r"[^ !#-\[\]-~]")
@@ -42,7 +39,7 @@ class Served(NamedTuple):
     took: float
 
 
-Field = Callable[[Served], str]
+Line = Callable[[Served], str]
 
 
 class AccessLog:
@@ -71,39 +68,33 @@ def _as_bytes(match: re.Match[str]) -> str:
     return "".join(f"\\x{byte:02x}" for byte in encoded)
 
 
-def text_line(form: str) -> Field:
-    """What makes a line, without its end, of a request."""
-    fields: list[Field] = []
-    at = 0
-    for match in re.finditer(r"%(.)(?:\{([^}]*)\})?", form):
-        fields += [_constant(form[at : match.start()]), _field(match[1], match[2])]
-        at = match.end()
-    fields.append(_constant(form[at:]))
-    return lambda served: "".join([field(served) for field in fields])
+def text_line(form: str) -> Line:
+    """What makes a line, without its end, of a request; ValueError: `form` is none."""
+    pieces = [_constant(part) if isinstance(part, str) else _piece(part) for part in parse(form)]
+    return lambda served: "".join([piece(served) for piece in pieces])
 
 
-def _constant(text: str) -> Field:
+def _constant(text: str) -> Line:
     return lambda served: text
 
 
-def _param(name: str) -> Field:
+def _param(name: str) -> Line:
     return lambda served: escaped(str(served.environ.get(name) or ""))
 
 
-def _field(character: str, argument: str | None) -> Field:
-    if character == "e" and argument:
-        return _param(argument)
-    if character in "tT":
-        return _time(argument or DEFAULT_TIME, begun=character == "t")
-    if character == "d" and (argument or "seconds") in _UNITS:
-        factor, digits = _UNITS[argument or "seconds"]
+def _piece(field: Field) -> Line:
+    if field.letter == "e":
+        return _param(field.argument)
+    if field.letter in "tT":
+        return _time(field.argument, begun=field.letter == "t")
+    if field.letter == "d":
+        factor = UNITS[field.argument]
+        digits = 0 if factor == 10**6 else 3
         return lambda served: f"{served.took * factor:.{digits}f}"
-    if argument is None and character in FIELDS:
-        return FIELDS[character]
-    raise ValueError(f"%{character}" + (f"{{{argument}}}" if argument is not None else "") + " is not known")
+    return _PIECES[field.letter]
 
 
-def _time(form: str, *, begun: bool) -> Field:
+def _time(form: str, *, begun: bool) -> Line:
     known = -1, ""
 
     def shown(served: Served) -> str:
@@ -123,8 +114,7 @@ def _query(served: Served) -> str:
     return escaped(query) if mark and query else ""
 
 
-FIELDS: Final[dict[str, Field]] = {
-    "%": lambda served: "%",
+_PIECES: Final[dict[str, Line]] = {
     "R": _param("REMOTE_ADDR"),
     "u": _param("REMOTE_USER"),
     "f": _param("SCRIPT_FILENAME"),
@@ -141,7 +131,7 @@ FIELDS: Final[dict[str, Field]] = {
 }
 
 
-def json_line() -> Field:
+def json_line() -> Line:
     """What makes a JSON object, one line of ASCII, of a request."""
     encode = json.JSONEncoder(separators=(",", ":")).encode
     about = {"pool": os.environ.get("FCGIMGR_POOL"), "process": os.environ.get("FCGIMGR_PROCESS")}

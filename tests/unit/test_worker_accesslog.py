@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcgimgr.config.compounds import ACCESS_CHARACTERS, ACCESS_UNITS
 from fcgimgr.config.pools import PoolSettings
+from fcgimgr.fastcgi.accessformat import LETTERS, UNITS
 from fcgimgr.worker.accesslog import AccessLog, Served, escaped, json_line, text_line
 from fcgimgr.worker.appending import AppendedFile
 
@@ -34,10 +34,12 @@ def in_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("%R %u %m %r%Q%q %s", "192.0.2.7 - GET /a/b?x=1&y=2 200"),
         ("%l %b %d", "0 512 1.500"),
-        ("%d{milliseconds} %d{milli} %d{microseconds} %d{micro} %d{seconds}", "1500 1500 1500000 1500000 1.500"),
+        ("%{milliseconds}d %{milli}d %{mili}d %{MILLI}d", "1500.000 1500.000 1500.000 1500.000"),
+        ("%{microseconds}d %{micro}d %{seconds}d %{}d", "1500000 1500000 1.500 1.500"),
         ("%n %f 100%%", "shop /srv/app.py 100%"),
-        ("%e{REMOTE_ADDR} %e{NOTHING}", "192.0.2.7 -"),
-        ("%t{%s} %T{%s}", f"{int(ENDED - 1.5)} {int(ENDED)}"),
+        ("%{REMOTE_ADDR}e %{NOTHING}e", "192.0.2.7 -"),
+        ("%{%s}t %{%s}T", f"{int(ENDED - 1.5)} {int(ENDED)}"),
+        ("%R{x} %{seconds}d{x} {%s}", "192.0.2.7{x} 1.500{x} {200}"),
         ("plain", "plain"),
     ],
 )
@@ -57,7 +59,7 @@ def test_the_default_form():
 
 
 def test_the_time_of_day_goes_on():
-    line = text_line("%T{%s}")
+    line = text_line("%{%s}T")
     assert [line(served()._replace(ended=ENDED + step)) for step in (0, 0.5, 1, 0)] == [
         str(int(ENDED + step)) for step in (0, 0.5, 1, 0)
     ]
@@ -68,19 +70,24 @@ def test_without_a_query_there_is_no_question_mark():
     assert text_line("%r%Q%q|")(served("/x?")) == "/x|"
 
 
-@pytest.mark.parametrize("character", ACCESS_CHARACTERS)
-def test_what_the_configuration_takes_the_worker_knows(character: str):
-    assert text_line("%e{NAME}" if character == "e" else f"%{character}")(served())
+def test_the_time_of_php_fpms_own_example():
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(int(ENDED - 1.5)))
+    assert text_line("%{%Y-%m-%dT%H:%M:%S%z}t")(served()) == stamp
 
 
-@pytest.mark.parametrize("unit", ACCESS_UNITS)
+@pytest.mark.parametrize("letter", LETTERS)
+def test_what_the_configuration_takes_the_worker_knows(letter: str):
+    assert text_line("%{NAME}e" if letter == "e" else f"%{letter}")(served())
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_and_so_with_the_units(unit: str):
-    assert text_line(f"%d{{{unit}}}")(served())
+    assert text_line(f"%{{{unit}}}d")(served())
 
 
-@pytest.mark.parametrize("form", ["%z", "%d{weeks}", "%R{x}", "%e"])
-def test_what_it_does_not_know_it_refuses(form: str):
-    with pytest.raises(ValueError, match="not known"):
+@pytest.mark.parametrize("form", ["%z", "%{weeks}d", "%{x}R", "%e", "%d{milli}"])
+def test_what_the_configuration_refuses_the_worker_refuses(form: str):
+    with pytest.raises(ValueError, match="at character 1: "):
         text_line(form)
 
 
