@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from fcgimgr.fastcgi.accessformat import UNITS, Field, parse
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.saying import fault, say
 
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII but " and \
 _UNSAFE: Final = re.compile(r"[^ !#-\[\]-~]")
@@ -48,10 +49,19 @@ class AccessLog:
     def __init__(self, form: str, file: AppendedFile) -> None:
         self._line = json_line() if form == "json" else text_line(form)
         self._file = file
+        self._failed = False
 
     def write(self, served: Served) -> None:
         """Raises nothing."""
-        self._file.write(f"{self._line(served)}\n".encode("utf-8", "backslashreplace"))
+        try:
+            line = f"{self._line(served)}\n".encode("utf-8", "backslashreplace")
+        except BaseException as error:  # noqa: BLE001  # the application may have left anything in its environ
+            if not self._failed:
+                self._failed = True
+                asked = f"{escaped(served.method)} {escaped(served.uri)}"
+                say(f"{asked} has no line in the access log, nor has any other like it: {escaped(fault(error))}")
+            return
+        self._file.write(line)
 
 
 def escaped(text: str) -> str:
@@ -79,7 +89,12 @@ def _constant(text: str) -> Line:
 
 
 def _param(name: str) -> Line:
-    return lambda served: escaped(str(served.environ.get(name) or ""))
+    return lambda served: escaped(_said(served, name))
+
+
+def _said(served: Served, name: str) -> str:
+    """Of the environ: the web server puts text there, and the application what it likes."""
+    return str(served.environ.get(name) or "")
 
 
 def _piece(field: Field) -> Line:
@@ -123,7 +138,7 @@ _PIECES: Final[dict[str, Line]] = {
     "q": _query,
     "Q": lambda served: "?" if _query(served) else "",
     "s": lambda served: f"{served.status:03d}",
-    "l": lambda served: escaped(str(served.environ.get("CONTENT_LENGTH") or "0")),
+    "l": lambda served: escaped(_said(served, "CONTENT_LENGTH") or "0"),
     "b": lambda served: str(served.sent),
     "p": lambda served: str(os.getpid()),
     "P": lambda served: str(os.getppid()),
@@ -138,15 +153,14 @@ def json_line() -> Line:
 
     def line(served: Served) -> str:
         begun = served.ended - served.took
-        environ = served.environ
-        length = str(environ.get("CONTENT_LENGTH") or "0")
+        length = _said(served, "CONTENT_LENGTH") or "0"
         return encode(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(begun)) + f".{int(begun % 1 * 1000):03d}Z",
                 **about,
                 "pid": os.getpid(),
-                "remote": environ.get("REMOTE_ADDR") or None,
-                "user": environ.get("REMOTE_USER") or None,
+                "remote": _said(served, "REMOTE_ADDR") or None,
+                "user": _said(served, "REMOTE_USER") or None,
                 "method": served.method,
                 "uri": served.uri,
                 "status": served.status or None,

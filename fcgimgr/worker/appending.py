@@ -16,11 +16,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
+
+from fcgimgr.worker.saying import say
 
 #: Seconds between two looks at whether the file is still at its path, or can be opened by now.
 LOOK_AGAIN: Final = 1.0
@@ -113,8 +114,4 @@ class AppendedFile:
 
     def _say(self, what: str) -> None:
         name = "its standard output" if self._standard >= 0 else self._path
-        try:
-            sys.stderr.write(f"fcgimgr worker: {name}: {what}\n")
-            sys.stderr.flush()
-        except (OSError, ValueError):  # closed by the application: then there is nobody left to tell
-            return
+        say(f"{name}: {what}")

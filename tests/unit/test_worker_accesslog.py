@@ -14,11 +14,13 @@ from fcgimgr.config.pools import PoolSettings
 from fcgimgr.fastcgi.accessformat import LETTERS, UNITS
 from fcgimgr.worker.accesslog import AccessLog, Served, escaped, json_line, text_line
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.retiring import Retirement
+from fcgimgr.worker.watching import Watch
 
 ENDED = 1_800_000_000.25
 
 
-def served(uri: str = "/a/b?x=1&y=2", **environ: str) -> Served:
+def served(uri: str = "/a/b?x=1&y=2", **environ: object) -> Served:
     known = {"REMOTE_ADDR": "192.0.2.7", "CONTENT_LENGTH": "", "SCRIPT_FILENAME": "/srv/app.py"} | environ
     return Served(known, "GET", uri, 200, 512, ENDED, 1.5)
 
@@ -134,3 +136,60 @@ def test_a_line_goes_into_the_file(tmp_path: Path):
     log.write(served("/x"))
     log.write(served("/y" * 100_000))
     assert (tmp_path / "log").read_text() == "GET /x\nGET " + "/y" * 100_000 + "\n"
+
+
+class Lazy:
+    """What some applications put into their environ: an object that becomes its text when it is asked for it."""
+
+    def __init__(self, text: str | BaseException) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        if isinstance(self._text, BaseException):
+            raise self._text
+        return self._text
+
+
+@pytest.mark.parametrize(("user", "shown"), [(b"ann", "b'ann'"), (Lazy("ann"), "ann"), (17, "17"), (Lazy(""), "")])
+def test_whatever_the_application_says_of_the_user_is_written_as_text(user: object, shown: str):
+    about = served(REMOTE_USER=user, REMOTE_ADDR=user, CONTENT_LENGTH=user)
+    assert json.loads(json_line()(about))["user"] == (shown or None)
+    assert json.loads(json_line()(about))["remote"] == (shown or None)
+    assert text_line("%u %R %l")(about) == f"{shown or '-'} {shown or '-'} {shown or '0'}"
+
+
+@pytest.mark.parametrize("form", ["json", "%u"])
+@pytest.mark.parametrize("error", [ValueError("a\nb\x1b[2J"), SystemExit(1)])
+def test_what_has_no_text_costs_its_own_line_alone_and_is_said_once(
+    form: str, error: BaseException, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    log = AccessLog(form, AppendedFile(str(tmp_path / "log"), standard=1))
+    for user in ("ann", Lazy(error), Lazy(error), "bob"):
+        log.write(served(REMOTE_USER=user))
+    assert [name for name in ("ann", "bob") if name in (tmp_path / "log").read_text()] == ["ann", "bob"]
+    assert (tmp_path / "log").read_text().count("\n") == 2
+    said = capfd.readouterr().err
+    assert said.startswith(
+        "fcgimgr worker: GET /a/b?x=1&y=2 has no line in the access log, nor has any other like it: "
+    )
+    assert said.count("\n") == 1
+    assert type(error).__name__ in said
+    assert "\x1b" not in said
+
+
+def test_a_worker_asks_to_be_replaced_before_it_writes_its_line():
+    acts = []
+
+    class Noting(Retirement):
+        def one_more(self, now: float) -> bool:
+            acts.append("asks")
+            return super().one_more(now)
+
+    class Log(AccessLog):
+        def write(self, served: Served) -> None:
+            acts.append("writes")
+
+    watch = Watch(retirement=Noting(1, 0, None), access_log=Log("json", AppendedFile("-", standard=1)))
+    watch.begin({})
+    assert not watch.end(200, 0)
+    assert acts == ["asks", "writes"]
