@@ -29,6 +29,10 @@ LOOK_AGAIN: Final = 1.0
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
 _MODE: Final = 0o640
 
+#: What is found between the rename of a file and `fcgimgr reopen`, where none but the manager may make the new one: it
+#: is no trouble unless the next look finds it too.
+_BETWEEN: Final = (errno.ENOENT, errno.EACCES)
+
 
 class AppendedFile:
     """The file at `path`; "-" is the descriptor `standard`. `reopen` gives a number that changes when it is to be
@@ -43,7 +47,8 @@ class AppendedFile:
         self._look_at = 0.0
         self._inode = (0, 0)
         self._lost = 0
-        self._trouble = ""
+        self._between = False
+        self._not_opened = self._not_written = ""  # as it was said, while it is so
         self._lock = threading.Lock()
 
     def write(self, lines: bytes) -> None:
@@ -55,10 +60,12 @@ class AppendedFile:
             now = monotonic()
             if self._number != (number := self._reopen()):
                 self._number = number
-                self._open()
+                self._open(asked=True)
             elif now >= self._look_at:
-                if self._fd < 0 or not self._is_at_its_path():
-                    self._open()
+                if self._fd >= 0 and self._is_at_its_path():
+                    self._is_open()
+                else:
+                    self._open(asked=False)
             else:
                 now = self._look_at - LOOK_AGAIN
             self._look_at = now + LOOK_AGAIN
@@ -74,12 +81,16 @@ class AppendedFile:
                 written += os.write(fd, lines[written:])
         except OSError as error:
             self._lost += 1
-            self._fail(f"cannot be written: {error.strerror}", "its lines are lost")
+            trouble = f"cannot be written: {error.strerror}"
+            if trouble != self._not_written:
+                self._not_written = trouble
+                self._say(f"{trouble}; its lines are lost until this is mended")
         else:
-            if self._trouble:
-                self._recover()
+            if self._not_written:
+                self._not_written = ""
+                self._say(f"is written again{self._lost_lines()}")
 
-    def _open(self) -> None:
+    def _open(self, *, asked: bool) -> None:
         """Have the file that is at the path now; the one before, if that cannot be had."""
         try:
             fd = os.open(self._path, _FLAGS, _MODE)
@@ -88,13 +99,26 @@ class AppendedFile:
                 os.close(fd)
                 raise OSError(errno.EINVAL, "it is not a regular file")
         except OSError as error:
-            after = "the lines go on into the file before" if self._fd >= 0 else "its lines are lost"
-            self._fail(f"cannot be opened: {error.strerror}", after)
+            if self._fd >= 0 and not asked and not self._between and error.errno in _BETWEEN:
+                self._between = True
+                return
+            trouble = f"cannot be opened: {error.strerror}"
+            if trouble != self._not_opened:
+                self._not_opened = trouble
+                after = "the lines go on into the file before" if self._fd >= 0 else "its lines are lost"
+                self._say(f"{trouble}; {after} until this is mended")
             return
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
         self._inode = about.st_dev, about.st_ino
+        self._is_open()
+
+    def _is_open(self) -> None:
+        self._between = False
+        if self._not_opened:
+            self._not_opened = ""
+            self._say(f"is opened again{self._lost_lines()}")
 
     def _is_at_its_path(self) -> bool:
         try:
@@ -103,15 +127,9 @@ class AppendedFile:
             return False
         return (about.st_dev, about.st_ino) == self._inode
 
-    def _fail(self, trouble: str, after: str) -> None:
-        if trouble != self._trouble:
-            self._trouble = trouble
-            self._say(f"{trouble}; {after} until this is mended")
-
-    def _recover(self) -> None:
-        lost, self._lost, self._trouble = self._lost, 0, ""
-        self._say(f"is written again; {lost} lines were lost")
+    def _lost_lines(self) -> str:
+        lost, self._lost = self._lost, 0
+        return f"; {lost} lines were lost" if lost else ""
 
     def _say(self, what: str) -> None:
-        name = "its standard output" if self._standard >= 0 else self._path
-        say(f"{name}: {what}")
+        say(f"{'its standard output' if self._standard >= 0 else self._path}: {what}")
