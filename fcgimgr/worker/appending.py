@@ -8,7 +8,8 @@ O_APPEND: Linux holds the inode's lock for all of it, so that lines of several p
 The manager creates the file, with the pool's user as its owner, and a worker opens it by its path; after logrotate it
 does so again, before the next line, when the manager has changed the number on the scoreboard (`fcgimgr reopen`), and
 within a second when the file has been renamed or removed and nobody has said so. A worker never waits for its log: what
-cannot be written is counted, and said once on standard error, and once more when it is over.
+cannot be written is counted, and said once on standard error, and once more when it is over. The part of a line that a
+full disk has still taken is left on a line of its own, unless another worker is the first to write again.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class AppendedFile:
         self._look_at = 0.0
         self._inode = (0, 0)
         self._lost = 0
+        self._cut = False  # the last that was written is a part of a line
         self._between = False
         self._not_opened = self._not_written = ""  # as it was said, while it is so
         self._lock = threading.Lock()
@@ -75,17 +77,22 @@ class AppendedFile:
                 self._write(self._fd, lines)
 
     def _write(self, fd: int, lines: bytes) -> None:
+        if self._cut:
+            lines = b"\n" + lines
+        written = 0
         try:
-            written = os.write(fd, lines)
             while written < len(lines):  # a disk that is nearly full takes a part
                 written += os.write(fd, lines[written:])
         except OSError as error:
+            if written:
+                self._cut = not lines.endswith(b"\n", 0, written)
             self._lost += 1
             trouble = f"cannot be written: {error.strerror}"
             if trouble != self._not_written:
                 self._not_written = trouble
                 self._say(f"{trouble}; its lines are lost until this is mended")
         else:
+            self._cut = False
             if self._not_written:
                 self._not_written = ""
                 self._say(f"is written again{self._lost_lines()}")
@@ -111,6 +118,7 @@ class AppendedFile:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
+        self._cut = False
         self._inode = about.st_dev, about.st_ino
         self._is_open()
 

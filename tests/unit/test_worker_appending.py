@@ -161,6 +161,32 @@ def test_a_full_disk_is_no_reason_to_fail(capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().err == f"fcgimgr worker: {trouble}\n"
 
 
+def test_after_a_line_that_the_disk_has_cut_the_next_one_stands_on_its_own(tmp_path: Path):
+    """A limit to the size of files takes a part of a write, as a disk does that becomes full."""
+    script = (
+        "import resource, sys\nfrom fcgimgr.worker.appending import AppendedFile\n"
+        "file = AppendedFile(sys.argv[1], standard=1)\n"
+        "none = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "def limited(limit, *lines):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, none[1]))\n"
+        "    for line in lines:\n        file.write(line + b'\\n')\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, none)\n"
+        "limited(10, b'first', b'second', b'third')\n"  # cut after seco
+        "limited(13, b'fourth')\n"  # cut once more
+        "limited(14, b'fifth')\n"  # not a letter of it, but its newline in front
+        "file.write(b'sixth\\n')\nfile.write(b'seventh\\n')\n"
+    )
+    log = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(log)], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    assert log.read_text() == "first\nseco\nfo\nsixth\nseventh\n"
+    assert [line.partition("/log: ")[2] for line in done.stderr.splitlines()] == [
+        "cannot be written: File too large; its lines are lost until this is mended",
+        "is written again; 4 lines were lost",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_what_is_no_file_is_not_written_to(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     log = tmp_path / "log"
