@@ -7,9 +7,11 @@ O_APPEND: Linux holds the inode's lock for all of it, so that lines of several p
 
 The manager creates the file, with the pool's user as its owner, and a worker opens it by its path; after logrotate it
 does so again, before the next line, when the manager has changed the number on the scoreboard (`fcgimgr reopen`), and
-within a second when the file has been renamed or removed and nobody has said so. A worker never waits for its log: what
-cannot be written is counted, and said once on standard error, and once more when it is over. The part of a line that a
-full disk has still taken is left on a line of its own, unless another worker is the first to write again.
+within a second when the file has been renamed or removed and nobody has said so. A worker waits for no other process,
+but for the file system as write(2) does: long, where that stands still. ("-" is whatever the standard output is, such a
+pipe perhaps.) What cannot be written is counted, and said once on standard error, and once more when it is over. The
+part of a line that a full disk has still taken is left on a line of its own, unless another worker is the first to
+write again.
 """
 
 from __future__ import annotations

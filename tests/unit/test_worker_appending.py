@@ -1,4 +1,4 @@
-"""The files that workers write to themselves: whole lines, opened anew when asked, and never waited for."""
+"""The files that workers write to themselves: whole lines, opened anew when asked, and no reason to fail."""
 
 import os
 import subprocess
