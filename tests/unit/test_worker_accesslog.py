@@ -72,6 +72,11 @@ def test_without_a_query_there_is_no_question_mark():
     assert text_line("%r%Q%q|")(served("/x?")) == "/x|"
 
 
+@given(st.text(st.sampled_from('/?a" é')))
+def test_path_and_query_are_the_same_together_and_apart(uri: str):
+    assert text_line("%r%Q%q")(served(uri)) == text_line("%r|%Q|%q")(served(uri)).replace("|", "")
+
+
 def test_the_time_of_php_fpms_own_example():
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(int(ENDED - 1.5)))
     assert text_line("%{%Y-%m-%dT%H:%M:%S%z}t")(served()) == stamp
