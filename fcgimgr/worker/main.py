@@ -48,6 +48,8 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         from fcgimgr.worker.zygote import Zygote
 
         zygote = Zygote(options.zygote)
+    # A crash in C, of an extension that is being imported above all, shows where; in C as well, and for good.
+    faulthandler.enable(file=2)
     # From here on everything that is imported may be the application's own.
     if first is not None:
         sys.path.insert(0, first)
