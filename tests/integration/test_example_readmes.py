@@ -66,7 +66,9 @@ class Reader:
         """Type it; AssertionError if it does not go well."""
         words = shlex.split(command)
         if words[:2] == ["pip", "install"]:
-            pytest.importorskip(words[2])
+            packages = [re.split("[=<>~]", line)[0] for line in self._required(words[2:])]
+            for package in packages:
+                pytest.importorskip(package)
         elif words[0] == ".":
             assert words[1:] == [".venv/bin/activate"]  # that of the tests is
         elif words == ["fcgimgr"] or (words[:2] == ["fcgimgr", "-c"] and len(words) == 3):
@@ -79,6 +81,10 @@ class Reader:
             self._begins(command)
         else:
             self._does(command)
+
+    def _required(self, words: list[str]) -> list[str]:
+        """What a `pip install` is to install."""
+        return (self._here / words[1]).read_text().split() if words[0] == "-r" else words
 
     def _begins(self, command: str) -> None:
         """It has no end: it must say something."""
