@@ -261,3 +261,9 @@ def test_a_broken_file_is_an_error_with_its_problems(tmp_path: Path):
     (problem,) = caught.value.problems
     assert (problem.file, problem.key) == (str(tmp_path / "pool.toml"), "pool.app.numproc")
     assert str(caught.value) == f"{tmp_path}/pool.toml: pool.app.numproc: unknown key; did you mean numprocs?"
+
+
+def test_a_number_may_come_from_the_environment(tmp_path: Path):
+    """As docs/from-uwsgi-and-gunicorn.md does with that of gunicorn."""
+    config = configured(tmp_path, f'{POOL}numprocs = "%(ENV_WEB_CONCURRENCY)s"\n', {"WEB_CONCURRENCY": "3"})
+    assert config.pools["app"].numprocs == 3
