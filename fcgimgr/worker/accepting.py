@@ -38,7 +38,8 @@ from typing import Any, Final, Protocol
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 #: Seconds in which a new connection must send its first byte: one that never does (a TCP probe) is closed.
 FIRST_BYTE_PATIENCE: Final = 5.0
-#: The same, and for the rest of a request, once we are stopping: an honest peer's bytes are on their way already.
+#: The same once we are stopping, and for the rest of a request: an honest peer's bytes are on their way already. Also
+#: for the end of a connection that was seen off.
 FIRST_BYTE_GRACE: Final = 1.0
 #: Seconds that a thread waits for the first byte. As a rule it comes within microseconds of the connection.
 FIRST_BYTE_AT_ONCE: Final = 0.002
@@ -108,7 +109,7 @@ class AcceptLoop:
         self._silent: set[int] = set()  # those of them that have never said anything
         self._look_at = math.inf  # when the first of them may have waited long enough; not after that
         self._armed = False
-        self._stopping = False
+        self.stopping = False
         self._retiring = False
         self._signals = self._signals_in = -1  # both ends of the signals' pipe
 
@@ -129,21 +130,21 @@ class AcceptLoop:
         self._tell_main(signal.SIGTERM)
 
     def _serve(self) -> None:
-        while not self._stopping:
+        while not self.stopping:
             events = self._epoll.poll(self._patience())
             if time.monotonic() >= self._look_at:
                 self._close_expired()
-            for fd, _ in events:
-                self._happened(fd)
+            for fd, flags in events:
+                self._happened(fd, flags)
 
-    def _happened(self, fd: int) -> None:
+    def _happened(self, fd: int, flags: int) -> None:
         if fd == self._signals:
             told = os.read(fd, 512)
-            self._stopping = self._retiring or any(number in STOP_SIGNALS for number in told)
+            self.stopping = self._retiring or any(number in STOP_SIGNALS for number in told)
         elif fd in self._listeners:
             self._accept(self._listeners[fd])
         else:
-            self._wake(fd)
+            self._wake(fd, flags)
 
     # --- signals
 
@@ -180,7 +181,7 @@ class AcceptLoop:
 
     def _arm(self) -> None:
         """Wait for connections, at the end of the line of workers. With the lock held."""
-        if not self._armed and not self._stopping and self._busy < self._limit:
+        if not self._armed and not self.stopping and self._busy < self._limit:
             for fd in self._listeners:
                 self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             self._armed = True
@@ -245,13 +246,18 @@ class AcceptLoop:
             else:
                 self._threads.append(thread)
 
-    def _wake(self, fd: int) -> None:
-        """A waiting connection has something to say, or has gone."""
+    def _wake(self, fd: int, flags: int) -> None:
+        """A waiting connection has something to say, or has gone, which needs no thread. `flags`: epoll's."""
         with self._changed:
-            if fd in self._waiting:
-                self._hand_over(self._take_waiting(fd), fresh=False)
-                if self._busy >= self._limit:
-                    self._disarm()
+            if fd not in self._waiting:
+                return
+            connection = self._take_waiting(fd)
+            if flags != select.EPOLLIN and _has_ended(connection.socket):
+                connection.drop()
+                return
+            self._hand_over(connection, fresh=False)
+            if self._busy >= self._limit:
+                self._disarm()
 
     # --- connections that wait
 
@@ -264,7 +270,7 @@ class AcceptLoop:
             self._waiting[fd] = connection
             if silent:
                 self._silent.add(fd)
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
             if connection.until < self._look_at:
                 self._look_at = connection.until
                 self._tell_main(0)
@@ -272,7 +278,7 @@ class AcceptLoop:
 
     def _shall_go(self, connection: Connection) -> bool:
         """Whether a connection that would wait has to be closed, because we are stopping and it has nothing to say."""
-        return self._stopping and connection.idle and not _speaks(connection.socket, 0)
+        return self.stopping and connection.idle and not _speaks(connection.socket, 0)
 
     def _take_waiting(self, fd: int) -> Connection:
         self._epoll.unregister(fd)
@@ -318,10 +324,10 @@ class AcceptLoop:
         begun = time.monotonic()
         with self._changed:
             self._disarm()
-            readable = {fd for fd, _ in self._epoll.poll(0)}
+            readable = dict(self._epoll.poll(0))
             for fd, connection in list(self._waiting.items()):
                 if fd in readable:  # a request has come meanwhile: it gets its answer
-                    self._wake(fd)
+                    self._wake(fd, readable[fd])
                 elif connection.idle and fd not in self._silent:
                     self._take_waiting(fd).drop()  # its answer was read long ago: nothing to wait for
         if not self._retiring:
@@ -359,11 +365,11 @@ class AcceptLoop:
             left = until - time.monotonic()
             if left <= 0:
                 return
-            for fd, _ in self._epoll.poll(left):
+            for fd, flags in self._epoll.poll(left):
                 if fd == self._signals:
                     os.read(fd, 512)
                 else:
-                    self._wake(fd)
+                    self._wake(fd, flags)
 
 
 def _speaks(connection: socket.socket, within: float) -> bool:
@@ -371,3 +377,13 @@ def _speaks(connection: socket.socket, within: float) -> bool:
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(within * 1000))
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    """Whether nothing that can be read comes before its end."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -53,6 +53,10 @@ _NOW: Final = socket.MSG_DONTWAIT
 #: After the last answer on a connection that the web server would keep: a record that says nothing, in the same piece.
 #: nginx keeps a connection only when nothing follows END_REQUEST, and closes this one itself. Without it nginx could
 #: send its next request on the connection before we have closed it, and has to answer 502 for one with a body.
+#: Where the stream is cut, nobody knows: one read of nginx may end just before this record. So we leave the closing to
+#: nginx (which also closes a connection that it has put by when it reads this on it) and serve what comes before that.
+#: It costs no more than a few microseconds of a connection that ends, and a peer that does not understand it is closed
+#: after LINGER, or its next request.
 _GOODBYE: Final = encode_record(RecordType.STDERR, 1)
 _ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
@@ -134,6 +138,7 @@ class _Connection:
         "_closing",
         "_engine",
         "_keep",
+        "_leaving",
         "_lingering",
         "_spoke",
         "_waited",
@@ -153,6 +158,7 @@ class _Connection:
         self._spoke = False
         self._keep = False  # whether the web server wants to use the connection again
         self._closing = False  # the last answer was the last one
+        self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
         self._lingering = False
         self._waited = 0.0  # seconds for which an application was kept waiting for this body
 
@@ -217,9 +223,9 @@ class _Connection:
             return False
         arrival = self._arrival
         if arrival is None:
-            return not self._closing
+            return not self._closing or self._leave()
         arrival.over()  # made while an answer was being sent, for what came ahead
-        return not self._closing and self._gather(arrival, b"")
+        return (not self._closing or self._leave()) and self._gather(arrival, b"")
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
@@ -241,7 +247,7 @@ class _Connection:
                     return self._linger()
                 if arrival.between_requests:
                     self._arrival = None
-                    self.until = monotonic() + KEPT_PATIENCE
+                    self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
             arrival.feed(b"", self._engine.environ.copy())
 
@@ -259,7 +265,7 @@ class _Connection:
             return False
         if not self._has_whole_request(arrival):
             return self._linger()
-        return not self._closing
+        return not self._closing or self._leave()
 
     def _has_whole_request(self, arrival: Arrival) -> bool:
         """Pass over what the application has left of the body, as far as it is here."""
@@ -394,9 +400,10 @@ class _Connection:
     def send(self, message: bytes, last: bool) -> None:
         flags = _NOW
         if last and not self._goes_on():
-            flags |= socket.MSG_MORE  # the end of the connection goes with the end of the answer
             if self._keep:
                 message += _GOODBYE
+            else:
+                flags |= socket.MSG_MORE  # the end of the connection goes with the end of the answer
         try:
             sent = self.socket.send(message, flags)
         except BlockingIOError:
@@ -410,9 +417,10 @@ class _Connection:
     def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None:
         flags = _NOW
         if last and not self._goes_on():
-            flags |= socket.MSG_MORE
             if self._keep:
-                parts.append(_GOODBYE)
+                parts[-1] = bytes(parts[-1]) + _GOODBYE  # one buffer: what is cut off is sent buffer by buffer
+            else:
+                flags |= socket.MSG_MORE
         try:
             sent = self.socket.sendmsg(parts, (), flags)
         except BlockingIOError:
@@ -446,8 +454,17 @@ class _Connection:
         arrival = self._arrival
         # With a part of the body unread it cannot go on, and nginx must know that before it has the whole answer.
         whole = arrival is None or self._has_whole_request(arrival)
-        self._closing = not (whole and self._keep and self._engine.keeping.keeps(self))
+        self._closing = not (whole and self._keep and not self._leaving and self._engine.keeping.keeps(self))
         return not self._closing
+
+    def _leave(self) -> bool:
+        """The last answer is given. Whether the web server closes the connection: it is told so once."""
+        if self._leaving or not self._keep:
+            return False
+        self._leaving = True
+        self._engine.keeping.kept.discard(self)
+        self.until = monotonic() + LINGER
+        return True
 
     def _linger(self) -> bool:
         """Nothing more is said; what the peer still sends is passed over for a while."""

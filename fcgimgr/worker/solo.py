@@ -40,7 +40,7 @@ class SoloLoop(AcceptLoop):
         poll = self._epoll.poll
         waiting = self._waiting
         attend = self._attend
-        while not self._stopping:
+        while not self.stopping:
             events = poll(0, _EVENTS)
             if not events:
                 self._keeping.busy = 0
@@ -54,7 +54,7 @@ class SoloLoop(AcceptLoop):
                         connection.hung_up = True
                     attend(connection, False)
                 else:
-                    self._happened(fd)
+                    self._happened(fd, flags)
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)
@@ -73,7 +73,7 @@ class SoloLoop(AcceptLoop):
     def _hand_over(self, connection: Connection, *, fresh: bool) -> None:
         self._attend(connection, fresh)
 
-    def _wake(self, fd: int) -> None:
+    def _wake(self, fd: int, flags: int) -> None:
         connection = self._waiting.get(fd)
         if connection is not None:
             self._attend(connection, False)
@@ -91,7 +91,7 @@ class SoloLoop(AcceptLoop):
         connection.close()
 
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
-        if self._stopping and self._shall_go(connection):
+        if self.stopping and self._shall_go(connection):
             return False
         fd = connection.socket.fileno()
         if fd not in self._waiting:

@@ -1,6 +1,7 @@
 """The application that test_native_worker.py runs in real workers: what WSGI allows, and what it does not."""
 
 import io
+import os
 import sys
 from pathlib import Path
 from wsgiref.validate import validator
@@ -32,6 +33,11 @@ class Closing:
         note("closed")
 
 
+def answer_pid(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [str(os.getpid()).encode()]
+
+
 def answer_called(environ, start_response):
     note("called")
     start_response("200 OK", PLAIN)
@@ -52,6 +58,12 @@ def answer_lines(environ, start_response):
     found = [source.readline(), source.readline(3), source.readline(), *source.readlines(1), *source, source.read()]
     start_response("200 OK", PLAIN)
     return [repr(found).encode()]
+
+
+def answer_large(environ, start_response):
+    """More than any socket's buffer takes at once."""
+    start_response("200 OK", PLAIN)
+    return [b"x" * 1_000_000]
 
 
 def answer_count(environ, start_response):

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ from fcgimgr.fastcgi.records import (
     end_request,
 )
 from tests.integration.benches import ENGINES, Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.servers import need
 from tests.waiting import eventually
 
 
@@ -42,8 +44,8 @@ def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield made
 
 
-def start(bench: Bench, *options: str) -> subprocess.Popen[bytes]:
-    return bench.start("native_app:application", *options)
+def start(bench: Bench, *options: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    return bench.start("native_app:application", *options, before=before)
 
 
 def notes(bench: Bench) -> list[str]:
@@ -383,20 +385,69 @@ def test_idle_workers_take_turns_and_each_serves_what_it_keeps(bench: Bench) -> 
         assert [ask(connection).body for connection in kept] == first
 
 
+def ask_records(connection: socket.socket, path: str = "/pid") -> list[Record]:
+    """The answer to a request on a connection that is to be kept, and what was there when the answer had ended."""
+    connection.sendall(Request(parameters(path), keep_connection=True).to_send())
+    reader, found = RecordReader(), []
+    while not any(record.type == RecordType.END_REQUEST for record in found):
+        incoming = connection.recv(65536)
+        assert incoming, "the connection was closed before the end of the answer"
+        found += reader.feed(incoming)
+    while select.select([connection], [], [], 0)[0] and (incoming := connection.recv(65536)):
+        found += reader.feed(incoming)
+    return found
+
+
+def one_too_many(bench: Bench, stack: contextlib.ExitStack) -> tuple[socket.socket, list[Record]]:
+    """A connection that the worker does not keep, because it keeps many, and the answer on it."""
+    for _ in range(24 * 16 + 1):  # more than one process keeps
+        connection = stack.enter_context(bench.connect())
+        found = ask_records(connection)
+        if found[-1].type == RecordType.STDERR:
+            return connection, found
+    raise AssertionError("it keeps them all")
+
+
 def test_a_connection_that_is_not_kept_says_so_behind_its_last_answer(bench: Bench) -> None:
-    """nginx uses it no more, however late it hears of the end of the connection."""
+    """nginx uses it no more, and closes it."""
     worker = bench.start()
     with contextlib.ExitStack() as stack:
-        found: list[Record] = []
-        for _ in range(24 * 16 + 1):  # more than one process keeps
-            connection = stack.enter_context(bench.connect())
-            connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
-            found = RecordReader().feed(connection.recv(65536))
-            assert found[0].content.endswith(str(worker.pid).encode())
-            if found[-1].type == RecordType.STDERR:
-                break
+        connection, found = one_too_many(bench, stack)
+        assert found[0].content.endswith(str(worker.pid).encode())
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+        connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
+
+
+def test_a_request_that_crosses_with_the_end_of_its_connection_is_served(bench: Bench) -> None:
+    """nginx may have read the end of the answer, and not yet what was said behind it."""
+    worker = bench.start()
+    with contextlib.ExitStack() as stack:
+        connection, _ = one_too_many(bench, stack)
+        connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        found = list(records(connection))  # to the end: this one was the last
+        assert found[0].content.endswith(str(worker.pid).encode())
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+
+
+def test_who_ignores_that_a_connection_is_over_is_closed_after_a_time(bench: Bench) -> None:
+    bench.start()
+    with contextlib.ExitStack() as stack:
+        connection, _ = one_too_many(bench, stack)
+        assert connection.recv(1) == b""
+
+
+def test_the_end_of_a_large_answer_is_not_cut_from_what_is_said_behind_it(bench: Bench) -> None:
+    """Each piece that is sent for itself is late here: nginx would put the connection by and use it again."""
+    need("strace")
+    if bench.engine == ENGINES["native"]:
+        bench.engine = (*bench.engine[:-1], "2")  # it has to keep so many connections before it keeps no more
+    traced = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "inject=sendto:delay_enter=50000", "-e", "sendto")
+    start(bench, before=traced)
+    with contextlib.ExitStack() as stack:
+        one_too_many(bench, stack)
+        found = ask_records(stack.enter_context(bench.connect()), "/large")
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
 
 
 def test_a_stopped_worker_answers_on_kept_connections_what_has_come(bench: Bench) -> None:
