@@ -9,9 +9,10 @@ What it promises, and flup's own loop does not:
   the same one every time. An idle worker makes no system call.
 - **A connection that waits costs no thread**: one kept between two requests, one that has not said anything yet. It
   waits in the same epoll, for a limited time.
-- **TERM loses nothing**: the queue is served once more, requests in hand are finished, kept connections are closed
-  when they are idle. INT, QUIT and HUP do the same; further signals change nothing (systemd sends TERM to every
-  process of a unit, and so does the manager). What does not end is the manager's to kill.
+- **TERM loses nothing**: the queue is served once more, requests in hand are finished, and what has come on connections
+  that wait gets its answer. Kept connections are closed when they are idle, or seen off: the engine tells the peer to
+  close them, and what has crossed with that is served. INT, QUIT and HUP do the same; further signals change nothing
+  (systemd sends TERM to every process of a unit, and so does the manager). What does not end is the manager's to kill.
 - **`retire` is the same, but leaves the queue to others**: a worker that has served enough makes room for a new one.
 
 The main thread only waits, accepts and hands over; it runs no request. (solo.py has the loop of which it is the only
@@ -83,7 +84,12 @@ class Connection(Protocol):
 
 class AcceptLoop:
     """`connect` makes a Connection of a blocking socket; `allowed` takes the peer's address; `ready` is called once,
-    when connections are being accepted. Must be run in the main thread, where Python delivers signals."""
+    when connections are being accepted; `see_off` tells the peer of an idle connection that it is over, without waiting
+    for anything, and answers whether the peer is expected to close it. Must be run in the main thread, where Python
+    delivers signals.
+
+    `stopping`: a stop signal has come, or `retire` was called. Nothing that is answered now has a successor.
+    """
 
     def __init__(
         self,
@@ -93,12 +99,14 @@ class AcceptLoop:
         threads: int,
         allowed: Callable[[Any], bool] = lambda peer: True,
         ready: Callable[[], None] = lambda: None,
+        see_off: Callable[[Any], bool] = lambda connection: False,
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._connect = connect
         self._limit = threads
         self._allowed = allowed
         self._ready = ready
+        self._see_off = see_off
         self._epoll = select.epoll()
         self._handed_over: queue.SimpleQueue[tuple[Connection, bool] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -126,7 +134,7 @@ class AcceptLoop:
 
     def retire(self) -> None:
         """Accept no more, finish what is in hand, return from `run`. From any thread."""
-        self._retiring = True
+        self._retiring = self.stopping = True
         self._tell_main(signal.SIGTERM)
 
     def _serve(self) -> None:
@@ -140,7 +148,7 @@ class AcceptLoop:
     def _happened(self, fd: int, flags: int) -> None:
         if fd == self._signals:
             told = os.read(fd, 512)
-            self.stopping = self._retiring or any(number in STOP_SIGNALS for number in told)
+            self.stopping = self.stopping or any(number in STOP_SIGNALS for number in told)
         elif fd in self._listeners:
             self._accept(self._listeners[fd])
         else:
@@ -152,14 +160,17 @@ class AcceptLoop:
         """A descriptor from which the numbers of arriving signals can be read.
 
         The C-level handler writes them. A handler in Python alone would miss a signal that comes just before
-        epoll_wait, and the worker would sleep on it.
+        epoll_wait, and the worker would sleep on it. It runs first where the main thread is in the middle of a request.
         """
         self._signals, self._signals_in = os.pipe()
         os.set_blocking(self._signals, False)
         os.set_blocking(self._signals_in, False)
         signal.set_wakeup_fd(self._signals_in, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._told_to_stop)
+
+    def _told_to_stop(self, *_: object) -> None:
+        self.stopping = True
 
     def _tell_main(self, number: int) -> None:
         """Wake the main thread up; 0 is no signal's number."""
@@ -253,6 +264,7 @@ class AcceptLoop:
                 return
             connection = self._take_waiting(fd)
             if flags != select.EPOLLIN and _has_ended(connection.socket):
+                connection.hung_up = True
                 connection.drop()
                 return
             self._hand_over(connection, fresh=False)
@@ -264,7 +276,7 @@ class AcceptLoop:
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
         """Wait for what it says next, without a thread; False when it is to be closed instead."""
         with self._changed:
-            if len(self._waiting) >= MOST_WAITING or (not silent and self._shall_go(connection)):
+            if len(self._waiting) >= MOST_WAITING or (self.stopping and not self._waits_on(connection, silent)):
                 return False
             fd = connection.socket.fileno()
             self._waiting[fd] = connection
@@ -276,9 +288,12 @@ class AcceptLoop:
                 self._tell_main(0)
             return True
 
-    def _shall_go(self, connection: Connection) -> bool:
-        """Whether a connection that would wait has to be closed, because we are stopping and it has nothing to say."""
-        return self.stopping and connection.idle and not _speaks(connection.socket, 0)
+    def _waits_on(self, connection: Connection, silent: bool) -> bool:
+        """Whether a connection waits although we are stopping, and then not for long."""
+        if not (silent or not connection.idle or _speaks(connection.socket, 0) or self._see_off(connection)):
+            return False
+        connection.until = min(connection.until, time.monotonic() + FIRST_BYTE_GRACE)
+        return True
 
     def _take_waiting(self, fd: int) -> Connection:
         self._epoll.unregister(fd)
@@ -326,19 +341,15 @@ class AcceptLoop:
             self._disarm()
             readable = dict(self._epoll.poll(0))
             for fd, connection in list(self._waiting.items()):
-                if fd in readable:  # a request has come meanwhile: it gets its answer
-                    self._wake(fd, readable[fd])
-                elif connection.idle and fd not in self._silent:
+                if fd not in readable and fd not in self._silent and connection.idle and not self._see_off(connection):
                     self._take_waiting(fd).drop()  # its answer was read long ago: nothing to wait for
+        for fd, flags in readable.items():
+            self._wake(fd, flags)  # a request has come meanwhile: it gets its answer
         if not self._retiring:
             self._serve_the_queue(begun + QUEUE_PATIENCE)
         for listener in self._listeners.values():
             listener.close()
-        self._serve_the_waiting(begun + FIRST_BYTE_GRACE)
-        with self._changed:
-            self._changed.wait_for(lambda: self._busy == 0)
-            for fd in list(self._waiting):
-                self._take_waiting(fd).drop()
+        self._serve_the_waiting()
         for _ in self._threads:
             self._handed_over.put(None)
         for thread in self._threads:
@@ -355,21 +366,31 @@ class AcceptLoop:
                 if not free or time.monotonic() > until or not self._accept(listener):
                     break
 
-    def _serve_the_waiting(self, until: float) -> None:
-        """Those in the middle of something, until all is over. `until`: monotonic seconds."""
+    def _serve_the_waiting(self) -> None:
+        """Until all is over: those in the middle of something, and those that were seen off."""
+        with self._changed:
+            # From now on: the queue may have taken longer than that, and what came meanwhile was not looked at.
+            until = time.monotonic() + FIRST_BYTE_GRACE
+            for connection in self._waiting.values():
+                connection.until = min(connection.until, until)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._busy == 0)
                 if not self._waiting:
                     return
-            left = until - time.monotonic()
-            if left <= 0:
-                return
-            for fd, flags in self._epoll.poll(left):
+                now = time.monotonic()
+                self._look_at = min(connection.until for connection in self._waiting.values())
+            events = dict(self._epoll.poll(max(0.0, self._look_at - now)))
+            for fd, flags in events.items():
                 if fd == self._signals:
                     os.read(fd, 512)
                 else:
                     self._wake(fd, flags)
+            with self._changed:
+                # Who is late and has something to say has it taken, and as long again for the rest.
+                for fd, connection in list(self._waiting.items()):
+                    if connection.until <= (now - FIRST_BYTE_GRACE if fd in events else now):
+                        self._take_waiting(fd).drop()
 
 
 def _speaks(connection: socket.socket, within: float) -> bool:

@@ -86,9 +86,11 @@ def serve(
 
     loop: AcceptLoop
     if threads == 1:
-        loop = SoloLoop(listeners, connect, keeping=keeping, allowed=allowed, ready=ready)
+        loop = SoloLoop(listeners, connect, keeping=keeping, allowed=allowed, ready=ready, see_off=_Connection.see_off)
     else:
-        loop = AcceptLoop(listeners, connect, threads=threads, allowed=allowed, ready=ready)
+        loop = AcceptLoop(
+            listeners, connect, threads=threads, allowed=allowed, ready=ready, see_off=_Connection.see_off
+        )
     engine.loop = loop
     # What is there now stays: the collector need not look at all of the application again and again.
     gc.collect()
@@ -194,11 +196,24 @@ class _Connection:
                 raise
             return False
 
+    def see_off(self) -> bool:
+        """nginx closes a connection that it has put by when it reads anything on it. What it has sent before gets its
+        answer, in front of which the record says nothing."""
+        if not self._leaving and self._leave():
+            try:
+                return self.socket.send(_GOODBYE, _NOW) == len(_GOODBYE)
+            except OSError:
+                return False
+        return self._leaving
+
     def close(self) -> None:
         self._engine.keeping.kept.discard(self)
         self.socket.close()
 
-    drop = close
+    def drop(self) -> None:
+        if self._arrival is not None and not (self._lingering or self.hung_up):
+            print("fcgimgr worker: connection closed before its request had come", file=sys.stderr, flush=True)
+        self.close()
 
     # --- a request in
 
@@ -348,7 +363,6 @@ class _Connection:
                 whole = self._run(exchange, environ, request_id)
             finally:
                 if not observer.end(exchange.status, exchange.sent):
-                    self._closing = True
                     engine.loop.retire()
         now = monotonic()
         keeping.served(begun, now)
@@ -454,7 +468,10 @@ class _Connection:
         arrival = self._arrival
         # With a part of the body unread it cannot go on, and nginx must know that before it has the whole answer.
         whole = arrival is None or self._has_whole_request(arrival)
-        self._closing = not (whole and self._keep and not self._leaving and self._engine.keeping.keeps(self))
+        engine = self._engine
+        self._closing = not (
+            whole and self._keep and not (self._leaving or engine.loop.stopping) and engine.keeping.keeps(self)
+        )
         return not self._closing
 
     def _leave(self) -> bool:

@@ -32,8 +32,9 @@ class SoloLoop(AcceptLoop):
         keeping: Keeping,
         allowed: Callable[[Any], bool],
         ready: Callable[[], None],
+        see_off: Callable[[Any], bool],
     ) -> None:
-        super().__init__(listeners, connect, threads=1, allowed=allowed, ready=ready)
+        super().__init__(listeners, connect, threads=1, allowed=allowed, ready=ready, see_off=see_off)
         self._keeping = keeping
 
     def _serve(self) -> None:
@@ -91,7 +92,7 @@ class SoloLoop(AcceptLoop):
         connection.close()
 
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
-        if self.stopping and self._shall_go(connection):
+        if self.stopping and not self._waits_on(connection, silent):
             return False
         fd = connection.socket.fileno()
         if fd not in self._waiting:

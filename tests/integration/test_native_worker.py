@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import fcgimgr
-from fcgimgr.fastcgi.client import Request, Response
+from fcgimgr.fastcgi.client import Request
 from fcgimgr.fastcgi.records import (
     FastCGIError,
     ProtocolStatus,
@@ -318,10 +318,11 @@ def test_an_aborted_request_ends_at_its_next_block_and_its_connection_goes_on(be
 # --- peers that are slow
 
 
-def impatient(bench: Bench) -> subprocess.Popen[bytes]:
+def impatient(bench: Bench, *settings: str) -> subprocess.Popen[bytes]:
     threads = "1" if bench.engine == ENGINES["solo"] else "4"
     worker = bench.launch(
-        [sys.executable, "impatient_worker.py", threads], env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])}
+        [sys.executable, "impatient_worker.py", threads, *settings],
+        env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])},
     )
     bench.wait_until_ready()
     return worker
@@ -466,8 +467,62 @@ def test_a_stopped_worker_answers_on_kept_connections_what_has_come(bench: Bench
     assert worker.wait(20) == 0
 
 
+def test_a_stopped_worker_answers_what_has_come_before_however_late_it_looks(bench: Bench) -> None:
+    """With a queue that takes long, the time for what is still to come would be over before it is looked at."""
+    worker = impatient(bench, "FIRST_BYTE_GRACE=0")
+    body = encode_stream(RecordType.STDIN, 1, bytes(65_000)) + encode_record(RecordType.STDIN, 1)
+    with bench.connect() as kept, bench.connect() as first, bench.connect() as connection:
+        assert ask(kept, "/called").status == 200
+        worker.send_signal(signal.SIGSTOP)
+        first.sendall(Request(parameters("/called")).to_send())
+        # From the queue, after the signal, and more than one read takes.
+        connection.sendall(announce("/count", CONTENT_LENGTH="65000", X_FILLER="x" * 2000) + body)
+        worker.terminate()
+        worker.send_signal(signal.SIGCONT)
+        assert ask_rest(connection).body.startswith(b"65000 ")
+    assert worker.wait(20) == 0
+
+
+def test_what_a_stopped_worker_drops_is_in_the_log(bench: Bench) -> None:
+    worker = impatient(bench, "FIRST_BYTE_GRACE=0.1", "FIRST_BYTE_PATIENCE=20")
+    with bench.connect() as connection:
+        connection.sendall(announce("/count")[:-20])
+        worker.terminate()
+        assert connection.recv(1) == b""
+    assert worker.wait(20) == 0
+    assert "connection closed before its request had come" in bench.stderr()
+
+
+def test_a_stopped_worker_sees_idle_kept_connections_off_and_answers_what_crosses_with_that(bench: Bench) -> None:
+    worker = bench.start()
+    with bench.connect() as kept, bench.connect() as closed:
+        assert ask(kept).status == ask(closed).status == 200
+        worker.terminate()
+        goodbye = encode_record(RecordType.STDERR, 1)
+        assert kept.recv(65536) == closed.recv(65536) == goodbye
+        closed.close()
+        kept.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        found = list(records(kept))
+        assert found[0].content.endswith(str(worker.pid).encode())
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+    assert worker.wait(20) == 0
+
+
+def test_a_stopped_worker_says_with_an_answer_that_it_was_the_last(bench: Bench) -> None:
+    worker = bench.start()
+    with bench.connect() as kept:
+        kept.sendall(Request(parameters("/hold"), keep_connection=True).to_send())
+        (held,) = eventually(bench.held)
+        worker.terminate()
+        bench.release(held)
+        found = list(records(kept))
+        assert found[0].content.endswith(str(worker.pid).encode())
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+    assert worker.wait(20) == 0
+
+
 def test_no_request_is_lost_when_workers_are_replaced_under_kept_load(bench: Bench) -> None:
-    """Each client goes over to a new connection when its own is closed, as nginx does."""
+    """Each client goes over to a new connection when it is told that its own is over, as nginx does."""
     workers = [bench.start() for _ in range(2)]
     done = threading.Event()
 
@@ -475,13 +530,14 @@ def test_no_request_is_lost_when_workers_are_replaced_under_kept_load(bench: Ben
         served = 0
         connection = bench.connect()
         while not done.is_set():
-            try:
-                answer: Response = ask(connection)
-            except (OSError, FastCGIError):
+            if select.select([connection], [], [], 0)[0]:
                 connection.close()
                 connection = bench.connect()
-                answer = ask(connection)
-            assert answer.status == 200
+            found = ask_records(connection)
+            assert any(record.content.startswith(b"Status: 200 ") for record in found)
+            if found[-1].type == RecordType.STDERR:
+                connection.close()
+                connection = bench.connect()
             served += 1
         connection.close()
         return served
