@@ -36,6 +36,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+from fcgimgr.worker.forked import end_child
+
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 #: Seconds in which a new connection must send its first byte: one that never does (a TCP probe) is closed.
 FIRST_BYTE_PATIENCE: Final = 5.0
@@ -89,6 +91,7 @@ class AcceptLoop:
     delivers signals.
 
     `stopping`: a stop signal has come, or `retire` was called. Nothing that is answered now has a successor.
+    `forked`: this is a child that the application has forked; it must not go on as if it were its parent.
     """
 
     def __init__(
@@ -113,11 +116,13 @@ class AcceptLoop:
         # All below is shared with the threads, under this lock; its waiters wait for `_busy` to fall.
         self._changed = threading.Condition()
         self._busy = 0  # connections that a thread has or is about to get; above the limit while kept ones wake up
+        self._in_hand: set[Connection] = set()  # those that count as busy
         self._waiting: dict[int, Connection] = {}  # by fd
         self._silent: set[int] = set()  # those of them that have never said anything
         self._look_at = math.inf  # when the first of them may have waited long enough; not after that
         self._armed = False
         self.stopping = False
+        self.forked = False
         self._retiring = False
         self._signals = self._signals_in = -1  # both ends of the signals' pipe
 
@@ -178,15 +183,21 @@ class AcceptLoop:
             os.write(self._signals_in, bytes([number]))
 
     def _forked(self) -> None:
-        """In a child that the application forked: a signal to it must not stop us through the shared pipe, and it
-        must not hold our listeners and connections."""
+        """In a child that the application forked: a signal to it must not stop us through the shared pipe, nor may it
+        change what its parent waits for, or hold our listeners and connections."""
+        if self.forked:
+            return  # a child of the child
+        self.forked = True
         signal.set_wakeup_fd(-1)
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         for listener in self._listeners.values():
             listener.close()
-        for connection in self._waiting.values():
+        for connection in [*self._waiting.values(), *self._in_hand]:
             connection.socket.close()
+        self._epoll.close()
+        os.close(self._signals)
+        os.close(self._signals_in)
 
     # --- connections in
 
@@ -244,6 +255,7 @@ class AcceptLoop:
     def _hand_over(self, connection: Connection, *, fresh: bool) -> None:
         """With the lock held."""
         self._busy += 1
+        self._in_hand.add(connection)
         self._handed_over.put((connection, fresh))
         if len(self._threads) < min(self._busy, self._limit):
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
@@ -318,6 +330,7 @@ class AcceptLoop:
             self._attend(*handed_over)
             with self._changed:
                 self._busy -= 1
+                self._in_hand.discard(handed_over[0])
                 self._arm()
                 self._changed.notify_all()
 
@@ -327,11 +340,18 @@ class AcceptLoop:
                 connection.until = time.monotonic() + FIRST_BYTE_PATIENCE
                 if not self._wait(connection, silent=True):
                     connection.drop()
-            elif not (connection.serve() and self._wait(connection)):
+            elif not (self._serves(connection) and self._wait(connection)):
                 connection.close()
         except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
             print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             connection.close()
+
+    def _serves(self, connection: Connection) -> bool:
+        try:
+            return connection.serve()
+        finally:
+            if self.forked:  # the locks may be held by threads that are not in this process
+                end_child(sys.exc_info()[1])
 
     # --- the end
 

@@ -29,6 +29,7 @@ from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KE
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
 from fcgimgr.worker.exchange import Exchange, FileWrapper
+from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
 from fcgimgr.worker.solo import SoloLoop
@@ -372,8 +373,12 @@ class _Connection:
     def _run(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
         try:
             exchange.run(self._engine.application, environ)
-        except BaseException:  # noqa: BLE001  # an application may raise anything; it ends the request, not the worker
+        except BaseException as error:  # noqa: BLE001  # an application may raise anything; it ends the request alone
+            if self._engine.loop.forked:
+                end_child(None if self.gone else error)  # gone: it returned, and found the connection closed
             return self._failed(exchange, environ, request_id)
+        if self._engine.loop.forked:
+            end_child(None)
         return True
 
     def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
@@ -396,7 +401,10 @@ class _Connection:
     def check(self) -> None:
         """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
         poll = select.poll()
-        poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+        try:
+            poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+        except ValueError:  # in a child that the application has forked
+            raise self._lost("the connection is not this process's") from None
         events = poll.poll(0)
         if not events:
             return

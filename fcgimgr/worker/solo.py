@@ -69,10 +69,8 @@ class SoloLoop(AcceptLoop):
         return took
 
     def _admit(self, connection: Connection) -> None:
+        self._in_hand = {connection}  # until the next one: by then it is closed, or waits
         self._attend(connection, True)
-
-    def _hand_over(self, connection: Connection, *, fresh: bool) -> None:
-        self._attend(connection, fresh)
 
     def _wake(self, fd: int, flags: int) -> None:
         connection = self._waiting.get(fd)

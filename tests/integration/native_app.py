@@ -178,3 +178,37 @@ def answer_paths(environ, start_response):
 
 
 answer_ = answer_paths
+
+
+def answer_fork(environ, start_response):
+    """A child that ends in the way that is asked for, and its exit status."""
+    start_response("200 OK", PLAIN)
+    way, _, code = environ["QUERY_STRING"].partition(",")
+    child = os.fork()
+    if child == 0:
+        if way == "exit":
+            sys.exit(int(code))
+        if way == "raise":
+            raise LookupError("the child's own")
+        return [b"the child's answer"]
+    _, status = os.waitpid(child, 0)
+    return [str(status >> 8).encode()]
+
+
+def answer_fork_halfway(environ, start_response):
+    """A child that goes on with an answer of which the first part is sent."""
+    start_response("200 OK", PLAIN)
+    yield b"first"
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    yield b" parent" if child else b" child"
+
+
+def answer_fork_on(environ, start_response):
+    """A child that outlives the request."""
+    if os.fork() == 0:
+        note(os.getpid())
+        (HERE / "gate").read_bytes()
+        os._exit(0)
+    return answer_pid(environ, start_response)

@@ -315,6 +315,48 @@ def test_an_aborted_request_ends_at_its_next_block_and_its_connection_goes_on(be
     assert bench.stderr() == ""
 
 
+# --- children of the application
+
+
+@pytest.mark.parametrize(
+    ("way", "status", "said"),
+    [("exit,0", b"0", ""), ("exit,7", b"7", ""), ("raise", b"1", "LookupError: the child's own"), ("return", b"0", "")],
+)
+def test_a_forked_child_that_comes_back_ends_and_its_parent_serves_on(
+    bench: Bench, way: str, status: bytes, said: str
+) -> None:
+    worker = start(bench)
+    with bench.connect() as kept, bench.connect() as other:
+        assert ask(kept).body == ask(other).body == str(worker.pid).encode()
+        for _ in range(2):  # on a new connection, and on one that is kept
+            assert bench.fetch("/fork", QUERY_STRING=way).body == status
+            other.sendall(announce("/fork", QUERY_STRING=way) + encode_record(RecordType.STDIN, 1))
+            assert ask_rest(other).body == status
+        assert ask(kept).body == str(worker.pid).encode()
+        assert bench.fetch("/fork_halfway").body == b"first parent"
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert said in bench.stderr()
+    assert ("Traceback" in bench.stderr()) == bool(said)
+
+
+def test_a_forked_child_that_lives_on_holds_nothing_of_its_parents(bench: Bench) -> None:
+    gate = bench.directory / "gate"
+    os.mkfifo(gate)
+    worker = start(bench)
+    with bench.connect() as asked, bench.connect() as kept:
+        assert ask(kept).status == 200
+        asked.sendall(Request(parameters("/fork_on")).to_send())
+        assert ask_rest(asked).body == str(worker.pid).encode()
+        assert asked.recv(1) == b""
+        (child,) = eventually(lambda: notes(bench))
+        held = [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
+        assert not [link for link in held if "socket" in link or "eventpoll" in link]
+        worker.terminate()
+        assert worker.wait(20) == 0
+    gate.write_bytes(b"")
+
+
 # --- peers that are slow
 
 
