@@ -165,17 +165,22 @@ class AcceptLoop:
         """A descriptor from which the numbers of arriving signals can be read.
 
         The C-level handler writes them. A handler in Python alone would miss a signal that comes just before
-        epoll_wait, and the worker would sleep on it. It runs first where the main thread is in the middle of a request.
+        epoll_wait, and the worker would sleep on it. But it is there too: the application may take the C-level one for
+        itself (asyncio leaves none behind), and the main thread may be in the middle of a request.
         """
         self._signals, self._signals_in = os.pipe()
         os.set_blocking(self._signals, False)
         os.set_blocking(self._signals_in, False)
-        signal.set_wakeup_fd(self._signals_in, warn_on_full_buffer=False)
+        self._hear_signals()
         for number in STOP_SIGNALS:
             signal.signal(number, self._told_to_stop)
 
-    def _told_to_stop(self, *_: object) -> None:
+    def _hear_signals(self) -> None:
+        signal.set_wakeup_fd(self._signals_in, warn_on_full_buffer=False)
+
+    def _told_to_stop(self, number: int, _: object) -> None:
         self.stopping = True
+        self._tell_main(number)
 
     def _tell_main(self, number: int) -> None:
         """Wake the main thread up; 0 is no signal's number."""

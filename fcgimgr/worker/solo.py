@@ -6,19 +6,22 @@ comes while requests are waiting is taken without asking epoll first: a request 
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fcgimgr.worker.accepting import MOST_WAITING, AcceptLoop, Connection
 from fcgimgr.worker.keeping import Keeping
 
 #: Events that are fetched at once; what is left comes with the next call, and nobody waits long.
 _EVENTS = 64
+#: Seconds after which it looks after its signals, once, when nothing comes.
+FIRST_SLEEP: Final = 1.0
 
 
 class SoloLoop(AcceptLoop):
@@ -46,8 +49,12 @@ class SoloLoop(AcceptLoop):
             if not events:
                 self._keeping.busy = 0
                 events = poll(self._patience(), _EVENTS)
-                if not events or time.monotonic() >= self._look_at:
+                if not events:
+                    # Nothing to do for a while, or something to close. The application has run in this thread: it may
+                    # have taken the signals' descriptor, and a signal that came just before poll() was not heard.
+                    self._hear_signals()
                     self._close_expired()
+                    events = poll(super()._patience(), _EVENTS)
             for fd, flags in events:
                 connection = waiting.get(fd)
                 if connection is not None:
@@ -56,6 +63,12 @@ class SoloLoop(AcceptLoop):
                     attend(connection, False)
                 else:
                     self._happened(fd, flags)
+
+    def _patience(self) -> float:
+        """Seconds of the first sleep."""
+        if self._look_at == math.inf:
+            return FIRST_SLEEP
+        return min(FIRST_SLEEP, max(0.0, self._look_at - time.monotonic()))
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)

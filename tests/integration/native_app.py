@@ -1,7 +1,9 @@
 """The application that test_native_worker.py runs in real workers: what WSGI allows, and what it does not."""
 
+import asyncio
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from wsgiref.validate import validator
@@ -211,4 +213,14 @@ def answer_fork_on(environ, start_response):
         note(os.getpid())
         (HERE / "gate").read_bytes()
         os._exit(0)
+    return answer_pid(environ, start_response)
+
+
+def answer_asyncio(environ, start_response):
+    """What asyncio does for whoever handles a signal in a loop of his own."""
+
+    async def handle():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: None)
+
+    asyncio.run(handle())
     return answer_pid(environ, start_response)

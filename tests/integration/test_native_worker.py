@@ -315,6 +315,15 @@ def test_an_aborted_request_ends_at_its_next_block_and_its_connection_goes_on(be
     assert bench.stderr() == ""
 
 
+@pytest.mark.parametrize("bench", ["solo"], indirect=True)
+def test_an_application_with_a_signal_handler_of_its_own_leaves_the_worker_its_signals(bench: Bench) -> None:
+    worker = start(bench)
+    assert bench.fetch("/asyncio").status == 200
+    eventually(lambda: Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+    worker.terminate()
+    assert worker.wait(20) == 0
+
+
 # --- children of the application
 
 
