@@ -145,10 +145,11 @@ class AcceptLoop:
     def _serve(self) -> None:
         while not self.stopping:
             events = self._epoll.poll(self._patience())
-            if time.monotonic() >= self._look_at:
-                self._close_expired()
             for fd, flags in events:
                 self._happened(fd, flags)
+            # Not before: who is late and has come all the same is served, and none of these descriptors is another's.
+            if self._look_at != math.inf and time.monotonic() >= self._look_at:
+                self._close_expired()
 
     def _happened(self, fd: int, flags: int) -> None:
         if fd == self._signals:

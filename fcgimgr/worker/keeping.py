@@ -33,12 +33,13 @@ MOST: Final = 24
 
 class Keeping:
     """`busy`: requests since this process last had nothing to do; whoever waits for work sets it to 0.
+    `ended`: when the last request did, monotonic seconds.
     `kept`: the connections that are kept now; who closes one takes it out.
 
     Threads may share it: a request that is lost to a mean is no harm.
     """
 
-    __slots__ = ("_ended", "_mean", "_most", "_pause", "_queued", "_square", "busy", "kept")
+    __slots__ = ("_mean", "_most", "_pause", "_queued", "_square", "busy", "ended", "kept")
 
     def __init__(self, queued: Callable[[], bool], threads: int = 1) -> None:
         """`queued`: whether connections wait to be accepted."""
@@ -47,7 +48,7 @@ class Keeping:
         self._mean = 0.0
         self._square = 0.0
         self._pause = 1.0
-        self._ended = 0.0
+        self.ended = 0.0
         self.busy = 0
         self.kept: set[object] = set()
 
@@ -57,10 +58,10 @@ class Keeping:
         taken = ended - begun
         self._mean += (taken - self._mean) * WEIGHT
         self._square += (taken * taken - self._square) * WEIGHT
-        pause = begun - self._ended
+        pause = begun - self.ended
         # Longer ones are one idle moment, and would hide what follows; with threads one may be negative.
         self._pause += ((pause if pause < 1.0 else 1.0) - self._pause) * WEIGHT if pause > 0 else 0.0
-        self._ended = ended
+        self.ended = ended
 
     def keeps(self, connection: object) -> bool:
         """Whether this connection shall be kept now."""

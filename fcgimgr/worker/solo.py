@@ -44,10 +44,12 @@ class SoloLoop(AcceptLoop):
         poll = self._epoll.poll
         waiting = self._waiting
         attend = self._attend
+        keeping = self._keeping
         while not self.stopping:
+            ended = keeping.ended
             events = poll(0, _EVENTS)
             if not events:
-                self._keeping.busy = 0
+                keeping.busy = 0
                 events = poll(self._patience(), _EVENTS)
                 if not events:
                     # Nothing to do for a while, or something to close. The application has run in this thread: it may
@@ -63,6 +65,9 @@ class SoloLoop(AcceptLoop):
                     attend(connection, False)
                 else:
                     self._happened(fd, flags)
+            # There may always be something to do; who is late is closed all the same. A request has read the clock.
+            if self._look_at <= (keeping.ended if keeping.ended != ended else time.monotonic()):
+                self._close_expired()
 
     def _patience(self) -> float:
         """Seconds of the first sleep."""

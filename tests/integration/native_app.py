@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from wsgiref.validate import validator
 
@@ -38,6 +39,12 @@ class Closing:
 def answer_pid(environ, start_response):
     start_response("200 OK", PLAIN)
     return [str(os.getpid()).encode()]
+
+
+def answer_nap(environ, start_response):
+    """Long enough for others to come meanwhile."""
+    time.sleep(0.02)
+    return answer_pid(environ, start_response)
 
 
 def answer_called(environ, start_response):

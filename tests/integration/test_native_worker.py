@@ -403,6 +403,25 @@ def test_who_is_slow_costs_no_worker_and_is_closed_after_a_time(bench: Bench, se
     assert notes(bench) == ["called"] * 2
 
 
+def test_who_is_slow_is_closed_also_while_there_is_always_something_to_do(bench: Bench) -> None:
+    impatient(bench)
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            assert bench.fetch("/nap").status == 200
+
+    with bench.connect() as silent, bench.connect() as half, ThreadPoolExecutor(8) as pool:
+        half.sendall(announce("/called")[:-20])
+        loads = [pool.submit(load) for _ in range(8)]
+        try:
+            assert silent.recv(1) == half.recv(1) == b""
+        finally:
+            done.set()
+        for each in loads:
+            each.result(20)
+
+
 def test_a_long_body_that_does_not_come_is_given_up(bench: Bench) -> None:
     impatient(bench)
     with bench.connect() as connection:
