@@ -42,8 +42,10 @@ BODY_PATIENCE: Final = 30.0
 BODY_RATE: Final = 500
 #: A body that is announced with at most so many bytes is there when the application is called.
 SHORT_BODY: Final = 65536
-#: Seconds in which the peer must take something of the answer. nginx gives its own client 60.
+#: Seconds in which the peer must take something of the answer (nginx gives its own client 60), and bytes a second below
+#: which it is not waited for longer than that in all.
 SEND_PATIENCE: Final = 120.0
+SEND_RATE: Final = 500
 #: Seconds to wait for the peer to close, while it may still be sending: closing with bytes unread resets the connection
 #: under our answer (tcp(7), unix(7)).
 LINGER: Final = 2.0
@@ -144,6 +146,7 @@ class _Connection:
         "_leaving",
         "_lingering",
         "_spoke",
+        "_stalled",
         "_waited",
         "gone",
         "hung_up",
@@ -163,6 +166,7 @@ class _Connection:
         self._closing = False  # the last answer was the last one
         self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
         self._lingering = False
+        self._stalled = 0.0  # seconds for which this answer waited for the peer, less those that it has earned since
         self._waited = 0.0  # seconds for which an application was kept waiting for this body
 
     # --- what a loop calls
@@ -309,9 +313,9 @@ class _Connection:
                 raise self._lost("the web server has aborted the request")
             try:
                 arrival.feed(self._receive(arrival))
+                self._send_replies(arrival)
             except ProtocolError as error:
                 raise self._given_up(str(error)) from None
-            self._send_replies(arrival)
         return arrival.body.popleft()
 
     def _receive(self, arrival: Arrival) -> bytes:
@@ -335,10 +339,19 @@ class _Connection:
                 return incoming
 
     def _send_replies(self, arrival: Arrival) -> None:
+        """Nobody waits for a peer that asks and does not read: raises ProtocolError."""
         if arrival.replies:
             message = b"".join(arrival.replies)
             arrival.replies.clear()
-            self.send(message, False)
+            try:
+                sent = self.socket.send(message, _NOW)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.gone = True
+                raise
+            if sent < len(message):
+                raise ProtocolError("the replies to management records are not read")
 
     # --- the application
 
@@ -350,6 +363,8 @@ class _Connection:
         may_have_left = engine.always_asks or (keeping.busy and self not in keeping.kept)
         if self.hung_up or (may_have_left and _comes(self.socket, select.POLLRDHUP, 0)):
             return False
+        self.gone = False  # of an upload that was aborted before
+        self._stalled = 0.0
         _finish(environ)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
@@ -415,7 +430,10 @@ class _Connection:
             self._arrival.keep = self._keep
             self._arrival.resume(1)
         if self._arrival.body_ended:  # else it is the body
-            self._arrival.feed(self._receive(self._arrival))
+            try:
+                self._arrival.feed(self._receive(self._arrival))
+            except ProtocolError as error:
+                raise self._given_up(str(error)) from None
             if self._arrival.aborted:
                 raise self._lost("the web server has aborted the request")
 
@@ -459,15 +477,20 @@ class _Connection:
 
     def _send_rest(self, unsent: memoryview, flags: int) -> None:
         while unsent:
-            if not _comes(self.socket, select.POLLOUT, SEND_PATIENCE):
-                raise self._given_up(f"nothing of an answer was taken for {SEND_PATIENCE:g} s")
+            begun = monotonic()
+            patience = min(SEND_PATIENCE, SEND_PATIENCE - self._stalled)
+            if not _comes(self.socket, select.POLLOUT, patience):
+                raise self._given_up(f"an answer was taken too slowly, and nothing of it for {patience:.0f} s")
+            self._stalled += monotonic() - begun
             try:
-                unsent = unsent[self.socket.send(unsent, flags) :]
+                sent = self.socket.send(unsent, flags)
             except BlockingIOError:
                 continue
             except OSError:
                 self.gone = True
                 raise
+            self._stalled -= sent / SEND_RATE
+            unsent = unsent[sent:]
 
     # --- the end
 

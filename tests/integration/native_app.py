@@ -94,6 +94,18 @@ def answer_ignore(environ, start_response):
     return [b"not read"]
 
 
+def answer_undeterred(environ, start_response):
+    """Answers although its upload has ended early."""
+    note("reading")
+    try:
+        environ["wsgi.input"].read()
+        said = b"all of it"
+    except ConnectionError:
+        said = b"a part of it"
+    start_response("200 OK", PLAIN)
+    return [said]
+
+
 def answer_write(environ, start_response):
     write = start_response("200 OK", PLAIN)
     write(b"one ")

@@ -437,7 +437,52 @@ def test_an_answer_that_nobody_takes_is_given_up(bench: Bench) -> None:
         connection.sendall(Request(parameters("/stream")).to_send())
         eventually(lambda: notes(bench) == ["closed"])
     assert bench.fetch("/called").body == b"called"
-    assert "connection closed: nothing of an answer was taken for" in bench.stderr()
+    assert "connection closed: an answer was taken too slowly, and nothing of it for" in bench.stderr()
+
+
+def test_an_answer_that_is_taken_too_slowly_in_all_is_given_up(bench: Bench) -> None:
+    impatient(bench, "SEND_RATE=1e12")
+    with bench.connect() as connection:
+        connection.sendall(Request(parameters("/stream")).to_send())
+        # Each time before the worker's patience is over.
+        while connection.recv(65536):
+            assert not select.select([], [], [], 0.02)[0]
+    assert notes(bench) == ["closed"]
+
+
+def test_who_does_not_read_what_he_asks_for_is_closed(bench: Bench) -> None:
+    """Whoever serves would wait for him, and with one request at a time that is the whole process."""
+    start(bench)
+    with bench.connect() as connection:
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(encode_record(99, 0) * 1_000_000)
+        assert bench.fetch("/called").body == b"called"
+    assert "connection closed: the replies to management records are not read" in bench.stderr()
+
+
+def test_what_is_sent_ahead_without_end_is_no_fault_of_the_application(bench: Bench) -> None:
+    start(bench)
+    with bench.connect() as connection:
+        connection.sendall(announce("/stream") + encode_record(RecordType.STDIN, 1))
+        with ThreadPoolExecutor(1) as pool, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            pool.submit(connection.sendall, bytes(100_000_000))
+            while connection.recv(65536):
+                continue
+    eventually(lambda: notes(bench) == ["closed"])
+    eventually(lambda: "connection closed: more than 1048576 bytes were sent ahead of an answer" in bench.stderr())
+    assert "the application failed" not in bench.stderr()
+
+
+def test_after_an_aborted_upload_the_next_request_is_like_any_other(bench: Bench) -> None:
+    start(bench)
+    with bench.connect() as connection:
+        connection.sendall(announce("/undeterred", CONTENT_LENGTH="100000"))
+        eventually(lambda: notes(bench) == ["reading"])
+        connection.sendall(encode_record(RecordType.STDIN, 1, b"abc") + encode_record(RecordType.ABORT_REQUEST, 1))
+        assert ask_rest(connection).body == b"a part of it"
+        connection.sendall(announce("/text") + encode_record(RecordType.STDIN, 1))
+        assert ask_rest(connection).status == 500
+    assert "the application failed at GET /text" in bench.stderr()
 
 
 # --- several workers
