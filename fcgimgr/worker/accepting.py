@@ -51,7 +51,7 @@ QUEUE_PATIENCE: Final = 2.0
 #: Seconds after which a kept connection is closed that nobody uses. nginx closes its own after 60 s, and it must be the
 #: one to do so: a request that it sends while we close gets no answer.
 KEPT_PATIENCE: Final = 90.0
-#: Connections that wait in one process.
+#: Connections that wait in one process, beyond those that the engine has promised to keep.
 MOST_WAITING: Final = 512
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -87,8 +87,8 @@ class Connection(Protocol):
 class AcceptLoop:
     """`connect` makes a Connection of a blocking socket; `allowed` takes the peer's address; `ready` is called once,
     when connections are being accepted; `see_off` tells the peer of an idle connection that it is over, without waiting
-    for anything, and answers whether the peer is expected to close it. Must be run in the main thread, where Python
-    delivers signals.
+    for anything, and answers whether the peer is expected to close it; `promised` says of a connection that its peer
+    counts on it: so it is kept however many wait. Must be run in the main thread, where Python delivers signals.
 
     `stopping`: a stop signal has come, or `retire` was called. Nothing that is answered now has a successor.
     `forked`: this is a child that the application has forked; it must not go on as if it were its parent.
@@ -103,6 +103,7 @@ class AcceptLoop:
         allowed: Callable[[Any], bool] = lambda peer: True,
         ready: Callable[[], None] = lambda: None,
         see_off: Callable[[Any], bool] = lambda connection: False,
+        promised: Callable[[Any], bool] = lambda connection: False,
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._connect = connect
@@ -110,6 +111,7 @@ class AcceptLoop:
         self._allowed = allowed
         self._ready = ready
         self._see_off = see_off
+        self._promised = promised
         self._epoll = select.epoll()
         self._handed_over: queue.SimpleQueue[tuple[Connection, bool] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -294,7 +296,9 @@ class AcceptLoop:
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
         """Wait for what it says next, without a thread; False when it is to be closed instead."""
         with self._changed:
-            if len(self._waiting) >= MOST_WAITING or (self.stopping and not self._waits_on(connection, silent)):
+            if len(self._waiting) >= MOST_WAITING and not self._promised(connection):
+                return False
+            if self.stopping and not self._waits_on(connection, silent):
                 return False
             fd = connection.socket.fileno()
             self._waiting[fd] = connection

@@ -9,8 +9,8 @@ while another process is idle. That costs nothing while requests take microsecon
   large at once.
 - Nothing is kept while requests take longer than MEAN, where 50 µs are nothing, and either connections wait in the
   listeners' queue or the process is busy for more than half of the time.
-- A process keeps at most MOST for each of its threads; all other requests come through the socket that all processes
-  share. While it does not get the processor, whatever is sent to it waits: that must be few.
+- A process keeps at most MOST for each of its threads, and MOST_IN_ALL; all other requests come through the socket that
+  all processes share. While it does not get the processor, whatever is sent to it waits: that must be few.
 - A process that has not been idle for SHED requests lets one connection go: the web server's next one goes to whichever
   process is free. So connections spread evenly, however they began.
 
@@ -29,6 +29,8 @@ WEIGHT: Final = 1 / 64
 SHED: Final = 256
 
 MOST: Final = 24
+#: Whatever the number of threads: with those that wait for other reasons it stays below the usual limit of descriptors.
+MOST_IN_ALL: Final = 384
 
 
 class Keeping:
@@ -44,7 +46,7 @@ class Keeping:
     def __init__(self, queued: Callable[[], bool], threads: int = 1) -> None:
         """`queued`: whether connections wait to be accepted."""
         self._queued = queued
-        self._most = MOST * threads
+        self._most = min(MOST * threads, MOST_IN_ALL)
         self._mean = 0.0
         self._square = 0.0
         self._pause = 1.0

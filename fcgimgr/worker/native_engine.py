@@ -88,12 +88,16 @@ def serve(
         return _Connection(accepted, engine)
 
     loop: AcceptLoop
+    common: dict[str, Any] = {
+        "allowed": allowed,
+        "ready": ready,
+        "see_off": _Connection.see_off,
+        "promised": keeping.kept.__contains__,
+    }
     if threads == 1:
-        loop = SoloLoop(listeners, connect, keeping=keeping, allowed=allowed, ready=ready, see_off=_Connection.see_off)
+        loop = SoloLoop(listeners, connect, keeping=keeping, **common)
     else:
-        loop = AcceptLoop(
-            listeners, connect, threads=threads, allowed=allowed, ready=ready, see_off=_Connection.see_off
-        )
+        loop = AcceptLoop(listeners, connect, threads=threads, **common)
     engine.loop = loop
     # What is there now stays: the collector need not look at all of the application again and again.
     gc.collect()

@@ -36,8 +36,11 @@ class SoloLoop(AcceptLoop):
         allowed: Callable[[Any], bool],
         ready: Callable[[], None],
         see_off: Callable[[Any], bool],
+        promised: Callable[[Any], bool],
     ) -> None:
-        super().__init__(listeners, connect, threads=1, allowed=allowed, ready=ready, see_off=see_off)
+        super().__init__(
+            listeners, connect, threads=1, allowed=allowed, ready=ready, see_off=see_off, promised=promised
+        )
         self._keeping = keeping
 
     def _serve(self) -> None:
@@ -112,7 +115,7 @@ class SoloLoop(AcceptLoop):
             return False
         fd = connection.socket.fileno()
         if fd not in self._waiting:
-            if len(self._waiting) >= MOST_WAITING:
+            if len(self._waiting) >= MOST_WAITING and not self._promised(connection):
                 return False
             self._waiting[fd] = connection
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)

@@ -566,6 +566,19 @@ def test_the_end_of_a_large_answer_is_not_cut_from_what_is_said_behind_it(bench:
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
 
 
+def test_a_promise_to_keep_a_connection_is_held_however_many_others_wait(bench: Bench) -> None:
+    impatient(bench, "MOST_WAITING=10", "HEAD_PATIENCE=20", "KEPT_PATIENCE=20")
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            half = stack.enter_context(bench.connect())
+            half.sendall(begin_request(1)[:5])
+        kept = stack.enter_context(bench.connect())
+        for _ in range(3):
+            found = ask_records(kept, "/called")
+            assert found[-1].type == RecordType.END_REQUEST
+    assert notes(bench) == ["called"] * 3
+
+
 def test_a_stopped_worker_answers_on_kept_connections_what_has_come(bench: Bench) -> None:
     """Nothing that was sent before the signal is lost."""
     worker = bench.start()
