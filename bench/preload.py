@@ -74,7 +74,7 @@ def measure(setting: Setting) -> list[Figure]:
     if importlib.util.find_spec("django") is None:
         raise RuntimeError("Django is not installed (scripts/bench installs it)")
     each = Figure("a worker, PSS", "MB", table=TABLE)
-    whole = Figure(f"{WORKERS} workers and the zygote, PSS", "MB", table=TABLE)
+    whole = Figure(f"{WORKERS} workers, zygote and spare, PSS", "MB", table=TABLE)
     answer = Figure("from a kill to the next answer", "ms", table=TABLE)
     budget = Figure("a preloaded Django worker that is killed answers again in", "ms", budget=10.0)
     for run in range(setting.times(3, 1)):

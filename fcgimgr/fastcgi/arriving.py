@@ -64,28 +64,36 @@ def decode_parameters(wire: bytes, at: int, end: int, parameters: dict[str, str]
 
     What `decode_pairs` does, in the way that costs least: the text is decoded once, and cut.
     """
-    text = wire[:end].decode("latin-1")
+    pairs = wire[at:end]
+    text = pairs.decode("latin-1")
+    at, end = 0, len(text)
     try:
+        if text.isascii():  # then no length is a long one, of which the first bit is set
+            while at < end:
+                start = at + 2
+                middle = start + pairs[at]
+                at = middle + pairs[at + 1]
+                parameters[text[start:middle]] = text[middle:at]
         while at < end:
-            name = wire[at]
-            value = wire[at + 1]
+            name = pairs[at]
+            value = pairs[at + 1]
             if name | value < 0x80:
-                at += 2
+                start = at + 2
             else:
                 if name < 0x80:
-                    at += 1
+                    start = at + 1
                 else:
-                    name = _LONG.unpack_from(wire, at)[0] & 0x7FFFFFFF
-                    at += 4
-                value = wire[at]
+                    name = _LONG.unpack_from(pairs, at)[0] & 0x7FFFFFFF
+                    start = at + 4
+                value = pairs[start]
                 if value < 0x80:
-                    at += 1
+                    start += 1
                 else:
-                    value = _LONG.unpack_from(wire, at)[0] & 0x7FFFFFFF
-                    at += 4
-            middle = at + name
+                    value = _LONG.unpack_from(pairs, start)[0] & 0x7FFFFFFF
+                    start += 4
+            middle = start + name
             at = middle + value
-            parameters[text[middle - name : middle]] = text[middle:at]
+            parameters[text[start:middle]] = text[middle:at]
     except (IndexError, struct.error):
         at = end + 1
     if at != end:
@@ -201,7 +209,8 @@ class Arrival:
                     raise ProtocolError("parameters of a request came after their end")
                 self._pairs.add(piece)
                 return
-        if kind == RecordType.BEGIN_REQUEST or (kind == RecordType.GET_VALUES and of == NO_REQUEST):
+        # What is read at the end of its record, and forgotten: no more than one record is ever held.
+        if kind == (RecordType.GET_VALUES if of == NO_REQUEST else RecordType.BEGIN_REQUEST):
             self._collected += piece
 
     def _end_record(self, parameters: dict[str, str] | None) -> None:

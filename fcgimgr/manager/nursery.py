@@ -18,7 +18,7 @@ LONGEST_ANSWER: Final = 2048  # bytes
 #: What lets a worker go on.
 GO: Final = b"g"
 
-_ANSWER: Final = re.compile(rb"(ready|born ([0-9]{1,18})|forked ([0-9]{1,18})|failed ([0-9]{1,18}) (.*))", re.DOTALL)
+_ANSWER: Final = re.compile(rb"(ready|born ([0-9]{1,18})|failed ([0-9]{1,18}) (.*))", re.DOTALL)
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -27,13 +27,7 @@ class Imported(msgspec.Struct, frozen=True):
 
 
 class Born(msgspec.Struct, frozen=True):
-    """The sender is the worker of the request with this number."""
-
-    number: int
-
-
-class Forked(msgspec.Struct, frozen=True):
-    """That worker is our child by now."""
+    """The sender, a child of ours, is the worker of the request with this number."""
 
     number: int
 
@@ -45,7 +39,7 @@ class Refused(msgspec.Struct, frozen=True):
     why: str
 
 
-Answer: TypeAlias = Imported | Born | Forked | Refused
+Answer: TypeAlias = Imported | Born | Refused
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -91,11 +85,9 @@ def understand(answer: bytes) -> Answer | None:
     match = _ANSWER.fullmatch(answer)
     if match is None:
         return None
-    _, born, forked, failed, why = match.groups()
+    _, born, failed, why = match.groups()
     if born is not None:
         return Born(int(born))
-    if forked is not None:
-        return Forked(int(forked))
     if failed is not None:
         text = why.decode("utf-8", "backslashreplace")
         return Refused(int(failed), "".join(each if each.isprintable() else " " for each in text))

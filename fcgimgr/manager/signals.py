@@ -51,7 +51,7 @@ class Signals:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while self._came:
-            os.kill(os.getpid(), self._came.pop())
+            signal.raise_signal(self._came.pop())
 
     def let_come(self) -> None:
         """Take back `hold`."""

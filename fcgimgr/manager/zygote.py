@@ -60,9 +60,9 @@ PATIENCE: Final = 20.0
 
 
 class _Asked:
-    """A worker that was asked for. `go`: to let it go on by; closed, it ends. `pid`: once it has said who it is."""
+    """A worker that was asked for. `go`: to let it go on by; closed, it ends."""
 
-    __slots__ = ("board", "go", "index", "number", "pid", "pipes", "timer")
+    __slots__ = ("board", "go", "index", "number", "pipes", "timer")
 
     def __init__(self, number: int, index: int, pipes: Pipes, board: Board | None, go: int, timer: TimerHandle) -> None:
         self.number = number
@@ -70,7 +70,6 @@ class _Asked:
         self.pipes = pipes
         self.board = board
         self.go = go
-        self.pid: int | None = None
         self.timer = timer
 
     def close(self) -> None:
@@ -319,9 +318,7 @@ class Zygote:
             case nursery.Imported() if itself and isinstance(self.state, Stopping):
                 pass  # it has come too late
             case nursery.Born(number) if asked is not None and number == asked.number and not self._is_known(sender):
-                asked.pid = sender
-            case nursery.Forked(number) if itself and asked is not None and number == asked.number:
-                self._take(asked)
+                self._take(asked, sender)
             case nursery.Refused(number, why) if itself and asked is not None and number == asked.number:
                 self._end_asking(asked)
                 asked.close()
@@ -333,16 +330,16 @@ class Zygote:
     def _is_known(self, pid: int) -> bool:
         return pid in self._daemon.children or pid in self._daemon.zygotes
 
-    def _take(self, asked: _Asked) -> None:
+    def _take(self, asked: _Asked, pid: int) -> None:
         """The worker is there: let it go on."""
-        pid, index = asked.pid, asked.index
+        index = asked.index
         try:
             if not self.generation.is_spawning(
                 index
             ):  # a stop has overtaken it: it ends when it reads nothing from `go`
                 asked.close()
-            elif pid is None or self._is_known(pid) or procfs.parent(pid) != os.getpid():
-                asked.close()  # killed before it was known, and reaped: of its death we could not hear again
+            elif procfs.parent(pid) != os.getpid():
+                asked.close()  # no child of ours, or killed and reaped: of its death we should not hear
                 self.generation.could_not_spawn(index, "the worker died before it was known")
             else:
                 self.generation.take_worker(index, pid, asked.pipes, asked.board)

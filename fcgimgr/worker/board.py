@@ -6,17 +6,25 @@ import fcntl
 import itertools
 import mmap
 import os
+import threading
 from collections.abc import MutableMapping
 
 from fcgimgr.fastcgi.scoreboard import (
+    COUNT,
+    HALVES,
     HEAD_SIZE,
-    LANE,
+    IDLE,
     LANE_SIZE,
     MAGIC,
     REOPEN,
     REOPEN_AT,
+    REST,
+    THREAD,
+    THREAD_AT,
     URI_LONGEST,
     VARIABLE,
+    WORK,
+    WORKING,
 )
 
 
@@ -47,22 +55,41 @@ class Board:
 
 
 class Lane:
-    """What one thread shows of itself."""
+    """What one thread shows of itself. To be made by that thread."""
 
-    __slots__ = ("_at", "_count", "_memory")
+    __slots__ = ("_count", "_halves", "_memory", "_shown")
 
     def __init__(self, board: Board, at: int) -> None:
         self._memory = board.memory
-        self._at = at
+        self._halves = at + HALVES[0], at + HALVES[1]
         self._count = 0
+        self._shown = memoryview(board.memory)[at : at + COUNT.size].cast("I")
+        THREAD.pack_into(board.memory, at + THREAD_AT, threading.get_ident())
 
-    def write(
-        self, state: int, requests: int, since: float, last: float, thread: int, method: bytes = b"", uri: bytes = b""
-    ) -> None:
-        """Show this; what is too long is cut."""
-        self._count = count = (self._count + 1) & 0xFFFFFFFF
-        length = min(len(uri), URI_LONGEST)
-        LANE.pack_into(self._memory, self._at, count, state, requests, since, last, thread, method, length, uri, count)
+    def work(self, requests: int, since: float, last: float, method: str, uri: str) -> None:
+        """A request is in hand, since that monotonic time, after so many, of which the last took so long; what is too
+        long is cut."""
+        self._count = count = (self._count + 1) & 0xFFFFFFFF or 2  # 0: there was none
+        text = uri.encode("latin-1", "replace")
+        length = len(text)
+        WORK.pack_into(
+            self._memory,
+            self._halves[count & 1],
+            WORKING,
+            requests,
+            since,
+            last,
+            method.encode("latin-1", "replace"),
+            length if length < URI_LONGEST else URI_LONGEST,
+            text,
+        )
+        self._shown[0] = count
+
+    def rest(self, requests: int, since: float, last: float) -> None:
+        """None is in hand."""
+        self._count = count = (self._count + 1) & 0xFFFFFFFF or 2
+        REST.pack_into(self._memory, self._halves[count & 1], IDLE, requests, since, last)
+        self._shown[0] = count
 
 
 def inherited_board(environ: MutableMapping[str, str]) -> Board | None:

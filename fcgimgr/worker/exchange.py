@@ -6,25 +6,32 @@ one that declares its Content-Length as soon as it has yielded that much.
 A block of all others is sent as it is yielded.
 
 The application must not be able to break the response's form: a line feed in a header, a status that is none or a body
-longer than its Content-Length is refused, by an exception where it did it.
+shorter than its Content-Length is refused, by an exception where it did it. A longer one is cut.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final, Protocol
 
 from fcgimgr.fastcgi.records import FULL_CONTENT, VERSION, RecordType, encode_record, end_request
+from fcgimgr.worker.asking import asked
 
 #: RFC 9110 section 5.6.2: what a field name may hold.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_STATUS: Final = re.compile(r"[1-9][0-9][0-9] [^\x00-\x1f\x7f]*")
-#: Bytes of a file that are read at once, a whole number of records.
+#: One of 1xx is no answer: the client would go on waiting for that (RFC 9110 section 15.2).
+_STATUS: Final = re.compile(r"[2-9][0-9][0-9] [^\x00-\x1f\x7f]*")
+#: Bytes of a regular file that are read at once, a whole number of records.
 FILE_BLOCK: Final = 4 * FULL_CONTENT
 #: Buffers for one sendmsg; the kernel takes 1024 (IOV_MAX).
 _BUFFERS: Final = 128
+#: Bytes of a block below which it is copied behind the head, into one record.
+_COPIED: Final = 16384
 
 _RECORD: Final = struct.Struct(">BBHHxx")
 _STDOUT: Final = int(RecordType.STDOUT)
@@ -43,34 +50,52 @@ class Wire(Protocol):
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: a file in large blocks, whatever `block` the application thought best."""
+    """`wsgi.file_wrapper`: a regular file in large blocks, whatever `block` the application thought best.
 
-    def __init__(self, file: BinaryIO, block: int = FILE_BLOCK) -> None:
+    A pipe, a socket or a program's output would stall until so much is there: of them each read takes what has come,
+    or, where the file has no `read1`, `block` bytes, as the application wants it.
+    """
+
+    def __init__(self, file: BinaryIO, block: int = 8192) -> None:
         self._file = file
+        self._block = block
         if hasattr(file, "close"):
             self.close = file.close
 
     def __iter__(self) -> Iterator[bytes]:
-        read = self._file.read
-        while block := read(FILE_BLOCK):
+        file = self._file
+        if _is_regular(file):
+            read, size = file.read, FILE_BLOCK
+        elif hasattr(file, "read1"):
+            read, size = file.read1, FULL_CONTENT
+        else:
+            read, size = file.read, self._block
+        while block := read(size):
             yield block
 
 
-class Exchange:
-    """`bodiless`: a HEAD request. `run` may be called once.
+def _is_regular(file: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except Exception:  # noqa: BLE001  # anything with a `read` may be wrapped, and its fileno may be anything
+        return False
 
-    `status`: 0 before start_response; `sent`: bytes of the body; `head_sent`: whether anything has been sent;
-    `ended`: whether all of it has.
+
+class Exchange:
+    """`asks_for_head`: a HEAD request. `run` may be called once.
+
+    `bodiless`: the request or the status has no body, and none is sent; `status`: 0 before start_response; `sent`:
+    bytes of the body; `head_sent`: whether anything has been sent; `ended`: whether all of it has.
     """
 
-    __slots__ = ("_head", "_id", "_left", "_wire", "bodiless", "ended", "head_sent", "sent", "status")
+    __slots__ = ("_asks_for_head", "_head", "_id", "_left", "_wire", "bodiless", "ended", "head_sent", "sent", "status")
 
-    def __init__(self, wire: Wire, request_id: int, bodiless: bool) -> None:
+    def __init__(self, wire: Wire, request_id: int, asks_for_head: bool) -> None:
         self._wire = wire
         self._id = request_id
         self._head = ""
         self._left = -1  # bytes that the declared length still promises; -1: none is declared
-        self.bodiless = bodiless
+        self._asks_for_head = self.bodiless = asks_for_head
         self.status = 0
         self.sent = 0
         self.head_sent = False
@@ -82,19 +107,15 @@ class Exchange:
         try:
             kind = type(result)
             if (kind is list or kind is tuple) and self._head and not self.head_sent:
-                self._answer(result[0] if len(result) == 1 else b"".join(result))  # type: ignore[index,arg-type]
-                return
-            check = self._wire.check
-            for block in result:
-                if not block:
-                    continue
-                if self.head_sent:
-                    check()
-                self.write(block)
-                if self.bodiless:
-                    break
-            if not self.ended:
-                self._finish()
+                longer = self._answer(result[0] if len(result) == 1 else _joined(result))  # type: ignore[index,arg-type]
+            else:
+                longer = self._send_all(result)
+            if longer:
+                sys.stderr.write(
+                    "fcgimgr worker: a body was longer than its Content-Length, and was cut"
+                    f" after {self.sent} bytes, at {asked(environ)}\n"
+                )
+                sys.stderr.flush()
         finally:
             close = getattr(result, "close", None)
             if close is not None:
@@ -112,12 +133,15 @@ class Exchange:
                 exc_info = None  # its traceback holds this frame
         elif self._head:
             raise ValueError("start_response was called twice without exc_info")
-        head = f"Status: {status}\r\n" + "".join([": ".join(field) + "\r\n" for field in headers])
+        try:
+            head = f"Status: {status}\r\n" + "".join([": ".join(field) + "\r\n" for field in headers])
+        except TypeError:
+            _check_fields(headers)
+            raise
         lines = len(headers) + 1
         if head.count("\n") != lines or head.count("\r") != lines or "\0" in head:
             raise ValueError(f"a line break or NUL in the response's header: {status!r} {headers!r}")
-        if status not in _known_statuses:
-            _check_status(status)
+        number = _known_statuses.get(status) or _check_status(status)
         left = -1
         for name, value in headers:
             if name not in _known_names:
@@ -125,10 +149,14 @@ class Exchange:
             if len(name) == 14 and name.lower() == "content-length":
                 if not (value.isascii() and value.isdigit()):
                     raise ValueError(f"the Content-Length {value!r} is not a number")
+                if left >= 0:
+                    raise ValueError(f"two headers say the Content-Length: {left} and {value}")
                 left = int(value)
-        self.status = number = int(status[:3])
+        self.status = number
         if number == 204 or number == 304:
             self.bodiless = True
+        elif self._head:  # which is taken back
+            self.bodiless = self._asks_for_head
         self._left = left
         self._head = head
         return self.write
@@ -138,9 +166,11 @@ class Exchange:
         if not self._head:
             raise ValueError("the application gave a body before it called start_response")
         if not isinstance(block, bytes):
-            raise TypeError(f"a block of the response is bytes, not {type(block).__name__}")
+            raise _no_block(block)
         if self.bodiless:
             return  # the head goes with the end
+        if self.head_sent and not block:
+            return
         last = False
         if self._left >= 0:
             if len(block) > self._left:
@@ -149,24 +179,56 @@ class Exchange:
                 )
             self._left -= len(block)
             last = self._left == 0
+        elif self.ended:
+            raise ValueError(f"the application gave {len(block)} more bytes after the end of its response")
         self._send(block, last)
 
     def fail(self, page: bytes) -> None:
         """In place of an answer of which nothing has been sent: status 500 and this page."""
         self._head = "Status: 500 Internal Server Error\r\nContent-Type: text/plain\r\n"
+        self.bodiless = self._asks_for_head
         self.status = 500
         self._left = -1
         self._answer(page)
 
-    def _answer(self, body: bytes) -> None:
-        """All of the body at once."""
+    def _answer(self, body: bytes) -> bool:
+        """All of the body at once. Whether it was longer than declared, and was cut."""
         if not isinstance(body, bytes):
-            raise TypeError(f"a block of the response is bytes, not {type(body).__name__}")
-        if self._left < 0 and not self.bodiless:
+            raise _no_block(body)
+        longer = False
+        if self.bodiless:
+            body = b""
+        elif self._left < 0:
             self._head += f"Content-Length: {len(body)}\r\n"
-        elif self._left != len(body) and not self.bodiless:
-            raise ValueError(f"the body has {len(body)} bytes, its Content-Length says {self._left}")
-        self._send(b"" if self.bodiless else body, True)
+        elif self._left != len(body):
+            if self._left > len(body):
+                raise ValueError(f"the body has {len(body)} bytes, its Content-Length says {self._left}")
+            body = body[: self._left]
+            longer = True
+        self._send(body, True)
+        return longer
+
+    def _send_all(self, result: Iterable[bytes]) -> bool:
+        """A block as it is yielded, to the declared length if there is one (PEP 3333 has it so): the client has all
+        that it was promised. Whether there was more, by mistake: of a file a part may be chosen, and a log grows."""
+        check = self._wire.check
+        chosen = isinstance(result, FileWrapper)
+        for block in result:
+            if not block:
+                continue
+            if self.ended:
+                return not chosen
+            if self.head_sent:
+                check()
+            if self._left >= 0 and not self.bodiless and isinstance(block, bytes) and len(block) > self._left:
+                self.write(block[: self._left])
+                return not chosen
+            self.write(block)
+            if self.bodiless or (chosen and self.ended):
+                break
+        if not self.ended:
+            self._finish()
+        return False
 
     def _finish(self) -> None:
         """The application has yielded all that it had."""
@@ -177,27 +239,29 @@ class Exchange:
         self._send(b"", True)
 
     def _send(self, block: bytes, last: bool) -> None:
-        if self.head_sent:
-            content = block
-        else:
+        request_id = self._id
+        tail = (_TAIL_1 if request_id == 1 else _tail(request_id)) if last else b""
+        head = b""
+        if not self.head_sent:
             head = f"{self._head}\r\n".encode("latin-1")
             if len(head) > FULL_CONTENT:
                 raise ValueError(f"the response's header is longer than {FULL_CONTENT} bytes")
-            content = head + block if len(block) < 16384 else head
             self.head_sent = True
-        self.ended = last
         self.sent += len(block)
+        length = len(head) + len(block)
+        if length <= FULL_CONTENT and (len(block) < _COPIED or not head):
+            record = _RECORD.pack(VERSION, _STDOUT, request_id, length) if length else b""
+            self._wire.send(record + head + block + tail, last)
+        else:
+            self._send_records(head, block, tail)
+        self.ended = last
+
+    def _send_records(self, head: bytes, block: bytes, tail: bytes) -> None:
+        """What is more than one record. The block is not copied. Without a `tail` the request goes on."""
         request_id = self._id
-        tail = (_TAIL_1 if request_id == 1 else _tail(request_id)) if last else b""
-        if len(content) <= FULL_CONTENT and (content is block or len(block) < 16384):
-            if content:
-                self._wire.send(_RECORD.pack(VERSION, _STDOUT, request_id, len(content)) + content + tail, last)
-            else:
-                self._wire.send(tail, last)
-            return
         parts: list[bytes | memoryview] = []
-        if content is not block:
-            parts += (_RECORD.pack(VERSION, _STDOUT, request_id, len(content)), content)
+        if head:
+            parts += (_RECORD.pack(VERSION, _STDOUT, request_id, len(head)), head)
         view = memoryview(block)
         for at in range(0, len(block), FULL_CONTENT):
             piece = view[at : at + FULL_CONTENT]
@@ -208,7 +272,7 @@ class Exchange:
         if tail:
             parts.append(tail)
         if parts:
-            self._wire.send_parts(parts, last)
+            self._wire.send_parts(parts, bool(tail))
 
 
 def _tail(request_id: int) -> bytes:
@@ -219,8 +283,30 @@ _TAIL_1: Final = _tail(1)
 
 #: What has been looked at before and is well. Bounded: an application may make up names without end.
 _known_names: set[str] = set()
-_known_statuses: set[str] = set()
+_known_statuses: dict[str, int] = {}
 _MOST_KNOWN: Final = 1000
+
+
+def _joined(blocks: Sequence[bytes]) -> bytes:
+    try:
+        return b"".join(blocks)
+    except TypeError:
+        raise _no_block(next(block for block in blocks if not isinstance(block, bytes))) from None
+
+
+def _no_block(block: object) -> TypeError:
+    return TypeError(f"a block of the response is bytes, not {type(block).__name__}")
+
+
+def _check_fields(headers: Iterable[object]) -> None:
+    for field in headers:
+        if not isinstance(field, (tuple, list)) or len(field) != 2:
+            raise TypeError(f"a response header is a pair of name and value, not {field!r}")
+        name, value = field
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a response header is a str, not {name!r}")
+        if not isinstance(value, str):
+            raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
 
 
 def _check_name(name: str) -> None:
@@ -230,8 +316,12 @@ def _check_name(name: str) -> None:
         _known_names.add(name)
 
 
-def _check_status(status: str) -> None:
+def _check_status(status: str) -> int:
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
-        raise ValueError(f"{status!r} is not a status: write three digits, a space and a reason, such as '200 OK'")
+        raise ValueError(
+            f"{status!r} is not a status: write three digits from 200 on, a space and a reason, such as '200 OK'"
+        )
+    number = int(status[:3])
     if len(_known_statuses) < _MOST_KNOWN:
-        _known_statuses.add(status)
+        _known_statuses[status] = number
+    return number

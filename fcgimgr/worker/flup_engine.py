@@ -8,7 +8,11 @@ flup's own: the WSGI side (`handler`: environ, start_response, write), requests 
 - An exception of the application goes to the process's stderr, and so to the pool's log, with the request that raised
   it. (In FCGI_STDERR it would be seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once
   a part of the response is sent the connection is broken off: with an orderly end a truncated page would look whole.
+- A peer is held to limits: the parameters in HEAD_PATIENCE whatever else it sends, no body before their end (flup
+  collects it without bound), and something of what it is sent taken in SEND_PATIENCE.
 - GET_VALUES is answered (flup compares str with bytes and finds nothing).
+- An OSError of the application's own is a fault like any other. (flup takes every EPIPE for the client's, and passes it
+  over: of a lost database connection there was an empty page, or half of one, and not a word.)
 - A connection is closed at once when all of its request has been read; else the peer's end is waited for, at most
   LINGER seconds. (flup always waits, and for ever: a peer that keeps its side open costs a thread.)
 """
@@ -18,11 +22,12 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import struct
 import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from flup.server import fcgi_base
@@ -45,6 +50,8 @@ from fcgimgr.worker.observing import Observer
 #: Seconds that a request may take to be announced, from its BEGIN_REQUEST to the last of its parameters. Its body may
 #: take as long as it takes: how fast a body must come is for the web server to say, which as a rule has it whole.
 HEAD_PATIENCE: Final = 30.0
+#: Seconds in which the peer must take something of what it is sent. nginx gives its own client 60.
+SEND_PATIENCE: Final = 120.0
 #: Seconds to wait for the peer to close while it may still be sending: closing with bytes unread resets the connection
 #: under our answer (tcp(7), unix(7)).
 LINGER: Final = 2.0
@@ -111,18 +118,60 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]
         protocol_status, app_status = fcgi_base.FCGI_REQUEST_COMPLETE, 0
         try:
             protocol_status, app_status = self.server.handler(self)
-        except BaseException:  # noqa: BLE001  # an application may raise anything; it ends the request, not the worker
+        except BaseException as error:  # noqa: BLE001  # whatever an application raises ends the request, not the worker
             if self._conn.gone:
                 raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
-            sys.stderr.write(
-                f"fcgimgr worker: the application failed at {asked(self.params)}\n{traceback.format_exc()}"
-            )
+            raised = error.__cause__ if isinstance(error, _WrappedError) else error
+            assert raised is not None
+            told = "".join(traceback.format_exception(type(raised), raised, raised.__traceback__))
+            sys.stderr.write(f"fcgimgr worker: the application failed at {asked(self.params)}\n{told}")
             sys.stderr.flush()
             if self.stdout.dataWritten:
                 raise EOFError from None
             self.server.error(self)
         self.stdout.close()
         self._conn.end_request(self, app_status, protocol_status)
+
+
+class _WrappedError(Exception):
+    """An OSError of the application on its way through flup, which would pass over an EPIPE."""
+
+
+def _wrapped(application: Callable[..., Any]) -> Callable[..., Any]:
+    def calling(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        try:
+            result = application(environ, start_response)
+        except OSError as error:
+            raise _WrappedError from error
+        return result if type(result) in (list, tuple) else _WrappedResult(result)
+
+    return calling
+
+
+class _WrappedResult:
+    """`result`, with the length by which flup finds that there is one block only."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __len__(self) -> int:
+        return len(self._result)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for block in self._result:  # noqa: UP028  # `yield from` would also call close()
+                yield block
+        except OSError as error:
+            raise _WrappedError from error
+
+    def close(self) -> None:
+        close = getattr(self._result, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except OSError as error:
+            raise _WrappedError from error
 
 
 class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
@@ -132,7 +181,7 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     retire: Callable[[], None]
 
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
-        super().__init__(application, multithreaded=threads > 1, multiprocess=True)
+        super().__init__(_wrapped(application), multithreaded=threads > 1, multiprocess=True)
         self.observer = observer
         self.values = {
             b"FCGI_MAX_CONNS": str(threads).encode(),
@@ -160,6 +209,10 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self._arrived: deque[Record] = deque()
         self._unsent: list[bytes] = []
         self._unsent_length = 0
+        # socket(7): a send that has waited for so long ends with what was taken, or if that is nothing with EAGAIN.
+        seconds, part = divmod(SEND_PATIENCE, 1)
+        patience = struct.pack("ll", int(seconds), int(part * 1_000_000))
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         if accepted.family != socket.AF_UNIX:
             # An answer is two or three small sends; Nagle would hold the second for the peer's delayed ACK (40 ms).
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -193,7 +246,8 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
                 return
             self.socket.shutdown(socket.SHUT_WR)
             until = time.monotonic() + LINGER
-            while self._readable(until - time.monotonic()) and self.socket.recv(_READ):
+            # The clock is asked too: of who never stops sending there is always something to read.
+            while (left := until - time.monotonic()) > 0 and self._readable(left) and self.socket.recv(_READ):
                 pass
 
     # --- records in
@@ -206,8 +260,10 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             self._take(self._arrived.popleft())
 
     def _receive(self) -> None:
-        if self._requests and not self._running and not self._readable(self._announced_until - time.monotonic()):
-            raise ProtocolError(f"a request was begun and not finished in {HEAD_PATIENCE:g} s")
+        if self._requests and not self._running:
+            left = self._announced_until - time.monotonic()
+            if left <= 0 or not self._readable(left):
+                raise ProtocolError(f"a request was begun and not finished in {HEAD_PATIENCE:g} s")
         try:
             incoming = self.socket.recv(_READ)
         except OSError:
@@ -221,7 +277,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
     def _readable(self, patience: float) -> bool:
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
-        return bool(poll.poll(max(0.0, patience) * 1000))
+        return bool(poll.poll(patience * 1000))
 
     def _take(self, record: Record) -> None:
         handlers = {
@@ -268,6 +324,19 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         finally:
             self._running = False
 
+    def _do_stdin(self, record: Any) -> None:
+        self._refuse_early(record)
+        super()._do_stdin(record)
+
+    def _do_data(self, record: Any) -> None:
+        """It is for filters, which are not served: nobody would read it."""
+        self._refuse_early(record)
+
+    def _refuse_early(self, record: Any) -> None:
+        request = self._requests.get(record.requestId)
+        if request is not None and not request.started:
+            raise ProtocolError("the body of a request came before the end of its parameters")
+
     def _do_get_values(self, record: Any) -> None:
         known = self.server.values
         asked = [name for name, _ in decode_pairs(record.contentData)]
@@ -290,8 +359,15 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         wire = b"".join(self._unsent)
         self._unsent.clear()
         self._unsent_length = 0
+        if self.gone:  # the application was told and goes on: it waits no second time
+            raise EOFError
         try:
             self.socket.sendall(wire)
+        except BlockingIOError:
+            self.gone = True
+            why = f"nothing of an answer was taken for {SEND_PATIENCE:g} s"
+            print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+            raise TimeoutError(why) from None
         except OSError:
             self.gone = True
             raise

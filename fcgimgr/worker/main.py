@@ -42,12 +42,15 @@ def main(arguments: Sequence[str], first: str | None) -> int:
 
     serve: Callable[..., None] | None = None
     if options.server == "native":
-        from fcgimgr.worker.native_engine import serve
+        from fcgimgr.worker import native_engine
+
+        serve = native_engine.serve
     zygote = None
     if options.zygote is not None:
-        from fcgimgr.worker.zygote import Zygote
+        from fcgimgr.worker.zygote import Zygote, nothing
 
         zygote = Zygote(options.zygote)
+        rehearse = native_engine.rehearse if options.server == "native" else nothing
     # From here on everything that is imported may be the application's own.
     if first is not None:
         sys.path.insert(0, first)
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         with told_when_late(options.application, options.ready_timeout):
             application = load_application(options.application)
         if zygote is not None:
-            zygote.fork_workers()
+            zygote.fork_workers(rehearse)
             # This is a worker by now, and all that follows is as in any other.
             listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))

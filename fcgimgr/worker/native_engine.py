@@ -24,7 +24,15 @@ from time import monotonic
 from typing import Any, Final
 
 from fcgimgr.fastcgi.arriving import Arrival, read_whole
-from fcgimgr.fastcgi.records import KEEP_CONNECTION, ProtocolError, RecordType, encode_record, end_request
+from fcgimgr.fastcgi.records import (
+    KEEP_CONNECTION,
+    ProtocolError,
+    RecordType,
+    begin_request,
+    encode_pairs,
+    encode_record,
+    end_request,
+)
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
@@ -61,6 +69,12 @@ _NOW: Final = socket.MSG_DONTWAIT
 #: It costs no more than a few microseconds of a connection that ends, and a peer that does not understand it is closed
 #: after LINGER, or its next request.
 _GOODBYE: Final = encode_record(RecordType.STDERR, 1)
+_REHEARSED: Final = (
+    begin_request(1, keep_connection=True)
+    + encode_record(RecordType.PARAMS, 1, encode_pairs([(b"REQUEST_METHOD", b"GET"), (b"REQUEST_URI", b"/")]))
+    + encode_record(RecordType.PARAMS, 1)
+    + encode_record(RecordType.STDIN, 1)
+)
 _ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
 
@@ -103,6 +117,26 @@ def serve(
     gc.collect()
     gc.freeze()
     loop.run()
+
+
+def rehearse() -> None:
+    """Serve a request that nobody has made, by an application that is none.
+
+    What a process does for the first time is slow, and in a fork each page of memory that it writes to for the first
+    time is copied, which takes microseconds: hundreds of them for the engine alone.
+    """
+    web_server, ours = socket.socketpair()
+    with web_server:
+        connection = _Connection(ours, _Engine(_say_hello, 1, None, Keeping(lambda: False)))
+        web_server.send(_REHEARSED)
+        connection.serve()
+        web_server.recv(_READ)
+        connection.close()
+
+
+def _say_hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
+    return [b"Hello\n"]
 
 
 class _Engine:
@@ -538,8 +572,13 @@ class _Connection:
 
 
 def _enough(arrival: Arrival) -> bool:
-    """Whether what has come of the body is enough to call the application."""
-    if arrival.body_ended:
+    """Whether what has come of the body is enough to call the application.
+
+    More of it than was announced is no reason to refuse it: a web server that unpacks a compressed upload announces the
+    length of the packed one (mod_deflate does). The application reads it as it comes, to its end, which PEP 3333 leaves
+    to the server and `wsgi.input_terminated` says; but it is not collected here, where nothing would hold its sender.
+    """
+    if arrival.body_ended or arrival.body_length > SHORT_BODY:
         return True
     assert arrival.parameters is not None
     announced = arrival.parameters.get("CONTENT_LENGTH", "")

@@ -13,7 +13,6 @@ from collections.abc import Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
-from fcgimgr.fastcgi.scoreboard import IDLE, WORKING
 from fcgimgr.worker.accesslog import AccessLog, Served
 from fcgimgr.worker.appending import AppendedFile
 from fcgimgr.worker.board import Board, Lane, inherited_board
@@ -61,12 +60,11 @@ class Watch:
             hand = self._own.hand = self._new_hand()
         hand.since = since = monotonic()
         hand.environ = environ
-        hand.method = method = str(environ.get("REQUEST_METHOD", ""))
-        hand.uri = uri = request_uri(environ)
+        hand.method = method = environ.get("REQUEST_METHOD", "")
+        hand.uri = uri = environ.get("REQUEST_URI") or request_uri(environ)
         hand.busy = True
         if hand.lane is not None:
-            encoded = method.encode("latin-1", "replace"), uri.encode("latin-1", "replace")
-            hand.lane.write(WORKING, hand.number, since, hand.last, hand.thread, *encoded)
+            hand.lane.work(hand.number, since, hand.last, method, uri)
         if self.slow_log is not None:
             self.slow_log.began()
 
@@ -78,7 +76,7 @@ class Watch:
         hand.number += 1
         hand.last = took = now - hand.since
         if hand.lane is not None:
-            hand.lane.write(IDLE, hand.number, now, took, hand.thread)
+            hand.lane.rest(hand.number, now, took)
         if self._access_log is not None:
             served = Served(hand.environ, hand.method, hand.uri, status, sent, time.time(), took)
             self._access_log.write(served)

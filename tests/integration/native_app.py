@@ -136,6 +136,23 @@ def answer_file(environ, start_response):
     return environ["wsgi.file_wrapper"](Noted(HERE / "large"), 10)
 
 
+def answer_range(environ, start_response):
+    begin, length = environ["QUERY_STRING"].split(",")
+    file = (HERE / "large").open("rb")
+    file.seek(int(begin))
+    start_response("206 Partial Content", [*PLAIN, ("Content-Length", length)])
+    return environ["wsgi.file_wrapper"](file, 8192)
+
+
+def answer_grown(environ, start_response):
+    """A log to which a line is written while it is sent."""
+    file = (HERE / "large").open("r+b")
+    start_response("200 OK", [*PLAIN, ("Content-Length", str(file.seek(0, io.SEEK_END)))])
+    file.write(b"one more line\n")
+    file.seek(0)
+    return environ["wsgi.file_wrapper"](file)
+
+
 class Noted(io.FileIO):
     def close(self):
         if not self.closed:

@@ -312,6 +312,21 @@ def test_a_response_that_fails_halfway_does_not_look_whole(trial: Trial) -> None
         assert_broken_off(connection)
 
 
+@pytest.mark.parametrize("where", ["call", "iteration", "close"])
+@plain_fails
+def test_a_broken_pipe_of_the_applications_own_is_a_failure_like_any_other(trial: Trial, where: str) -> None:
+    """flup takes it for the client's, and says nothing: an empty answer, or half a page that looks whole."""
+    trial.start()
+    with trial.asking(f"/pipe_{where}") as connection:
+        if where == "call":
+            assert ask_rest(connection).status == 500
+        else:
+            assert_broken_off(connection)
+    said = trial.bench.stderr()
+    assert f"the application failed at GET /pipe_{where}\nTraceback (most" in said
+    assert said.endswith("\nBrokenPipeError: [Errno 32] the database has gone\n")
+
+
 @plain_fails
 def test_what_is_not_fastcgi_is_said_in_the_log(trial: Trial) -> None:
     """flup reads any version as 1: it takes an HTTP request for a record of 20 kB, and waits for the rest of it."""

@@ -33,7 +33,7 @@ from tests.waiting import eventually
 
 # What it is and has, as JSON. `imported` has a line for each import, `hooks` for each run of a hook of fork.
 APP = """\
-import json, os, random, ssl, sys, uuid
+import json, os, random, ssl, sys, threading, uuid
 
 with open("imported", "a") as file:
     print(os.getpid(), file=file)
@@ -53,6 +53,7 @@ def app(environ, start_response):
         "environ": dict(os.environ),
         "chance": [random.random(), str(uuid.uuid4()), ssl.RAND_bytes(8).hex()],
         "opened": opened.fileno(),
+        "threads": [thread.name for thread in threading.enumerate()],
     }
     print("asked", os.environ["FCGIMGR_PROCESS"])
     print("asked on stderr", os.environ["FCGIMGR_PROCESS"], file=sys.stderr, flush=True)
@@ -112,6 +113,13 @@ def zygote_pid(manager: RunningManager) -> int:
     return eventually(running, within=30) or 0
 
 
+def spare(manager: RunningManager) -> int | None:
+    """The pid of the process that is to be the next worker, when it is there."""
+    workers = manager.pids("app")
+    found = [pid for pid in Child(manager.pid).children if pid not in (zygote_pid(manager), *workers)]
+    return found[0] if found else None
+
+
 def both(address: str) -> dict[str, Any]:
     """What each of two workers answers, by its name."""
     found: dict[str, Any] = {}
@@ -141,7 +149,8 @@ def test_the_application_is_imported_once_and_each_worker_is_a_child_of_the_mana
         assert lines_of(tmp_path / "imported") == [str(itself)]
         workers = manager.pids("app")
         assert sorted(answer["pid"] for answer in answers.values()) == sorted(workers)
-        assert sorted(Child(manager.pid).children) == sorted([itself, *workers])
+        eventually(lambda: spare(manager))
+        assert sorted(Child(manager.pid).children) == sorted([itself, spare(manager), *workers])
         for name, answer in answers.items():
             child = Child(answer["pid"])
             assert child.session == child.group == child.pid
@@ -151,13 +160,32 @@ def test_the_application_is_imported_once_and_each_worker_is_a_child_of_the_mana
             assert child.fds[answer["opened"]] == "/dev/null"  # What the application has opened stays where it was.
             assert "FCGI_LISTEN_FD" not in answer["environ"]
         assert {answer["environ"]["WHO"] for answer in answers.values()} == {"number 0", "number 1"}
-        assert [name for name, fd in Child(itself).fds.items() if fd.startswith("socket:")] == [3]
+        held = {socket for socket in Child(itself).fds.values() if socket.startswith("socket:")}
+        assert len(held) == 2  # To the manager and to the spare: a zygote has no listener, nor anything of a worker's.
+        assert held.isdisjoint(fd for pid in workers for fd in Child(pid).fds.values())
 
 
-def test_hooks_of_a_fork_run_once_a_worker_and_chance_is_its_own(tmp_path: Path) -> None:
+# A library's thread, and one that the application starts in each worker, as the log advises.
+THREADS = """\
+import os, threading, time
+
+def start_ticking():
+    threading.Thread(target=time.sleep, args=[1e6], name=os.environ["FCGIMGR_PROCESS"], daemon=True).start()
+
+start_ticking()
+os.register_at_fork(after_in_child=start_ticking)
+"""
+
+
+@pytest.mark.parametrize("threads", ["", THREADS], ids=["alone", "with a thread"])
+def test_hooks_of_a_fork_run_once_a_worker_and_chance_is_its_own(threads: str, tmp_path: Path) -> None:
     address = free_address("unix", tmp_path)
-    with managing(pool(tmp_path, address)) as manager:
+    with managing(pool(tmp_path, address, app=threads + APP)) as manager:
         answers = both(address)
+        eventually(lambda: spare(manager))  # For which no hook runs.
+        if threads:
+            for name, answer in answers.items():
+                assert name in answer["threads"]
         seen = [line.split() for line in lines_of(tmp_path / "hooks")]
         assert seen == [[str(pid), f"app_0{number}", str(pid)] for number, pid in enumerate(manager.pids("app"))]
         for one, other in zip(*(answer["chance"] for answer in answers.values()), strict=True):
@@ -295,6 +323,19 @@ def test_a_zygote_that_dies_is_replaced_and_its_workers_live_on(tmp_path: Path) 
         assert zygote(manager).restarts == 1
 
 
+def test_a_spare_that_is_killed_costs_no_worker(tmp_path: Path) -> None:
+    with managing(pool(tmp_path, free_address("unix", tmp_path))) as manager:
+        workers = manager.pids("app")
+        for _ in range(3):
+            pid = eventually(lambda: spare(manager)) or 0
+            kill(pid)
+            eventually(lambda pid=pid: pid not in Child(manager.pid).children)  # type: ignore[misc]
+        eventually(lambda: spare(manager), within=30)
+        assert manager.pids("app") == workers
+        kill(workers[0])
+        replaced(manager, "app", workers[0], number=2)
+
+
 def test_a_zygote_that_is_killed_again_and_again_is_tried_ever_later(tmp_path: Path) -> None:
     more = ("backoff_initial = 0.05", "backoff_max = 600", "startretries = 2")
     with managing(pool(tmp_path, free_address("unix", tmp_path), *more)) as manager:
@@ -352,7 +393,6 @@ if not os.path.exists("honest"):
     "message",
     [
         "b'born 1'",
-        "b'forked 1'",
         "b'failed 1 nothing'",
         "b'nonsense'",
         "b'x' * 5000",
@@ -380,13 +420,12 @@ def test_a_zygote_that_says_what_it_should_not_is_ended_and_its_pool_backs_off(m
     [
         ("True", "said what it should not"),  # The zygote itself.
         ("os.fork() == 0", "the worker died before it was known"),  # A child of its own, not of the manager's.
-        ("False", "the worker died before it was known"),  # Nobody.
     ],
 )
 def test_nobody_but_a_child_of_the_manager_is_taken_for_a_worker(who: str, refusal: str, tmp_path: Path) -> None:
     lie = f"""\
 import os, fcgimgr.worker.zygote as zygote
-def lie(self, dispositions):
+def lie(self):
     number, _, fds = self._hear()
     if not number:
         os._exit(0)
@@ -397,7 +436,6 @@ def lie(self, dispositions):
         os._exit(0)
     for fd in fds:
         os.close(fd)
-    self._say(b"forked " + number)
 honest = zygote.Zygote._fork
 zygote.Zygote._fork = lambda *words: (honest if os.path.exists("honest") else lie)(*words)
 """
@@ -519,6 +557,7 @@ def test_a_restart_runs_the_code_that_is_there_now(tmp_path: Path) -> None:
 
 def test_two_hundred_forks_leave_no_descriptor_behind(tmp_path: Path) -> None:
     with managing(pool(tmp_path, free_address("unix", tmp_path))) as manager:
+        eventually(lambda: spare(manager))
         itself, its = Child(manager.pid), Child(zygote_pid(manager))
         before, its_before = len(itself.fds), its.fds
         for _ in range(10):
@@ -527,7 +566,8 @@ def test_two_hundred_forks_leave_no_descriptor_behind(tmp_path: Path) -> None:
         eventually(lambda: its.fds.keys() == its_before.keys())
         eventually(lambda: len(itself.fds) <= before)
         assert zygote_pid(manager) == its.pid
-        assert len(its.children) == 1  # Who is to fork the next worker.
+        eventually(lambda: spare(manager))
+        assert its.children == []
 
 
 def test_a_stop_ends_the_zygote_too_and_a_start_makes_another(tmp_path: Path) -> None:

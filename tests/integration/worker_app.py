@@ -3,6 +3,7 @@
 Standard library only, and a module of its own directory: it is copied to where a worker is started.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -98,6 +99,29 @@ def answer_halfway(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     yield b"the first half"
     raise LookupError("the second half is missing")
+
+
+def answer_pipe_call(environ, start_response):
+    raise BrokenPipeError(errno.EPIPE, "the database has gone")
+
+
+def answer_pipe_iteration(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    yield b"the first half"
+    raise BrokenPipeError(errno.EPIPE, "the database has gone")
+
+
+def answer_pipe_close(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return FailsToClose()
+
+
+class FailsToClose:
+    def __iter__(self):
+        yield b"all of it"
+
+    def close(self):
+        raise BrokenPipeError(errno.EPIPE, "the database has gone")
 
 
 def answer_empty(environ, start_response):

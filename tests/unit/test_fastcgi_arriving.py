@@ -146,6 +146,36 @@ def test_what_the_application_is_not_asked_about_is_answered() -> None:
     assert arrival.between_requests
 
 
+def test_a_request_cannot_be_begun_without_a_number_and_nothing_of_it_is_kept() -> None:
+    arrival = Arrival({})
+    for _ in range(100):
+        arrival.feed(encode_record(RecordType.BEGIN_REQUEST, 0, bytes(65535)))
+    assert arrival.replies == [encode_record(RecordType.UNKNOWN_TYPE, 0, bytes([1, 0, 0, 0, 0, 0, 0, 0]))] * 100
+    assert held_by(arrival) < 10_000
+    arrival.feed(request({"a": "b"}))
+    assert arrival.parameters == {"a": "b"}
+
+
+@pytest.mark.parametrize("kind", range(13))
+@pytest.mark.parametrize("of", [0, 1])
+def test_no_record_is_kept_that_nobody_wants(kind: int, of: int) -> None:
+    """Whatever stands on the wire before the request: the memory does not grow with it."""
+    arrival = Arrival({})
+    for _ in range(4):
+        try:
+            arrival.feed(encode_record(kind, of, bytes(60_000)))
+        except ProtocolError:
+            return
+        arrival.replies.clear()
+    assert held_by(arrival) < 70_000
+
+
+def held_by(arrival: Arrival) -> int:
+    """Bytes that it keeps, but for its replies, which are sent."""
+    found = [value for value in vars(arrival).values() if isinstance(value, (bytes, bytearray))]
+    return sum(map(len, found)) + len(arrival._pairs.joined()) + sum(map(len, arrival.body))
+
+
 def test_a_second_request_at_the_same_time_is_refused_and_the_first_goes_on() -> None:
     arrival = Arrival({})
     arrival.feed(begin_request(1, keep_connection=True) + begin_request(2) + request({"a": "b"})[16:])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcgimgr.manager import nursery
-from fcgimgr.manager.nursery import Born, Forked, Imported, Refused
+from fcgimgr.manager.nursery import Born, Imported, Refused
 
 
 @pytest.mark.parametrize(
@@ -16,16 +16,15 @@ from fcgimgr.manager.nursery import Born, Forked, Imported, Refused
     [
         (b"ready", Imported()),
         (b"born 12", Born(12)),
-        (b"forked 12", Forked(12)),
         (b"failed 12 cannot fork: no memory", Refused(12, "cannot fork: no memory")),
         (b"failed 12 ", Refused(12, "")),
         (b"failed 12 a\x1b[2Jb\n\xff", Refused(12, "a [2Jb \\xff")),
         (b"ready\n", None),
         (b"ready 1", None),
-        (b"forked", None),
-        (b"forked -1", None),
-        (b"forked \xd9\xa1", None),
-        (b"forked 1 2", None),
+        (b"born", None),
+        (b"born -1", None),
+        (b"born \xd9\xa1", None),
+        (b"born 1 2", None),
         (b"born 1234567890123456789", None),
         (b"failed 1", None),
         (b"", None),
