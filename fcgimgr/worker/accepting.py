@@ -195,7 +195,7 @@ class AcceptLoop:
         change what its parent waits for, or hold our listeners and connections."""
         if self.forked:
             return  # a child of the child
-        self.forked = True
+        self.forked = self.stopping = True
         signal.set_wakeup_fd(-1)
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)

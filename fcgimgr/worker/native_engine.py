@@ -127,11 +127,17 @@ def rehearse() -> None:
     """
     web_server, ours = socket.socketpair()
     with web_server:
-        connection = _Connection(ours, _Engine(_say_hello, 1, None, Keeping(lambda: False)))
+        engine = _Engine(_say_hello, 1, None, Keeping(lambda: False))
+        engine.loop = AcceptLoop([], _connect_nothing, threads=1)  # which never runs
+        connection = _Connection(ours, engine)
         web_server.send(_REHEARSED)
         connection.serve()
         web_server.recv(_READ)
         connection.close()
+
+
+def _connect_nothing(accepted: socket.socket) -> _Connection:
+    raise AssertionError("a rehearsal accepts nothing")
 
 
 def _say_hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -516,7 +522,7 @@ class _Connection:
     def _send_rest(self, unsent: memoryview, flags: int) -> None:
         while unsent:
             begun = monotonic()
-            patience = min(SEND_PATIENCE, SEND_PATIENCE - self._stalled)
+            patience = max(0.0, min(SEND_PATIENCE, SEND_PATIENCE - self._stalled))
             if not _comes(self.socket, select.POLLOUT, patience):
                 raise self._given_up(f"an answer was taken too slowly, and nothing of it for {patience:.0f} s")
             self._stalled += monotonic() - begun

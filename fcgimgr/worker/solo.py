@@ -76,7 +76,8 @@ class SoloLoop(AcceptLoop):
         """Seconds of the first sleep."""
         if self._look_at == math.inf:
             return FIRST_SLEEP
-        return min(FIRST_SLEEP, max(0.0, self._look_at - time.monotonic()))
+        left = self._look_at - time.monotonic()
+        return FIRST_SLEEP if left > FIRST_SLEEP else max(0.0, left)
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)
