@@ -444,7 +444,7 @@ class _Connection:
         arrival = self._arrival
         if arrival is not None and arrival.aborted:
             self.gone = False
-            self.send(end_request(request_id), True)
+            self.send(end_request(request_id), True, True)
             return True
         if self.gone:
             return False  # reading or writing failed because the client has gone: no fault to report
@@ -481,13 +481,15 @@ class _Connection:
             if self._arrival.aborted:
                 raise self._lost("the web server has aborted the request")
 
-    def send(self, message: bytes, last: bool) -> None:
+    def send(self, message: bytes, last: bool, over: bool) -> None:
         flags = _NOW
         if last and not self._goes_on():
             if self._keep:
                 message += _GOODBYE
-            else:
-                flags |= socket.MSG_MORE  # the end of the connection goes with the end of the answer
+            elif over:
+                # The end of the connection goes with the end of the answer, which saves TCP a segment and a tenth of
+                # the request's cost. Without it the answer would wait, 200 ms at most (tcp(7), TCP_CORK).
+                flags |= socket.MSG_MORE
         try:
             sent = self.socket.send(message, flags)
         except BlockingIOError:
@@ -498,12 +500,12 @@ class _Connection:
         if sent < len(message):
             self._send_rest(memoryview(message)[sent:], flags)
 
-    def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None:
+    def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
         flags = _NOW
         if last and not self._goes_on():
             if self._keep:
                 parts[-1] = bytes(parts[-1]) + _GOODBYE  # one buffer: what is cut off is sent buffer by buffer
-            else:
+            elif over:
                 flags |= socket.MSG_MORE
         try:
             sent = self.socket.sendmsg(parts, (), flags)

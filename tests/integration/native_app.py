@@ -260,3 +260,14 @@ def answer_asyncio(environ, start_response):
 
     asyncio.run(handle())
     return answer_pid(environ, start_response)
+
+
+def answer_close_late(environ, start_response):
+    """The whole body is sent before close() is called, and that takes as long as the test wants."""
+    start_response("200 OK", [*PLAIN, ("Content-Length", "4")])
+
+    class Late(Closing):
+        def close(self):
+            (HERE / "gate").read_bytes()
+
+    return Late([b"done"])

@@ -339,6 +339,25 @@ def test_a_client_that_goes_is_noticed_at_the_next_block_on_tcp_too(tmp_path: Pa
         assert bench.stderr() == ""
 
 
+def test_an_answer_does_not_wait_for_what_the_application_does_behind_it(tmp_path: Path) -> None:
+    with contextlib.closing(tcp_bench(tmp_path)) as bench:
+        shutil.copy(Path(__file__).with_name("native_app.py"), tmp_path)
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
+        bench.engine = ENGINES["solo"]
+        # Where it waits in the kernel a trace shows it, and no clock has to.
+        need("strace")
+        start(bench, before=("strace", "-D", "-o", str(tmp_path / "trace"), "-e", "trace=sendto"))
+        with bench.connect() as connection:
+            connection.sendall(Request(parameters("/close_late")).to_send())
+            assert ask_rest(connection).body == b"done"
+            gate.write_bytes(b"")
+            assert connection.recv(1) == b""
+        assert "MSG_MORE" not in (tmp_path / "trace").read_text()
+        assert bench.fetch("/called").body == b"called"
+        eventually(lambda: "MSG_MORE" in (tmp_path / "trace").read_text())
+
+
 def test_an_aborted_request_ends_at_its_next_block_and_its_connection_goes_on(bench: Bench) -> None:
     gate = bench.directory / "gate"
     os.mkfifo(gate)
