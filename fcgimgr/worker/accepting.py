@@ -9,9 +9,10 @@ What it promises, and flup's own loop does not:
   the same one every time. An idle worker makes no system call.
 - **A connection that waits costs no thread**: one kept between two requests, one that has not said anything yet. It
   waits in the same epoll, for a limited time.
-- **TERM loses nothing**: the queue is served once more, requests in hand are finished, kept connections are closed
-  when they are idle. INT, QUIT and HUP do the same; further signals change nothing (systemd sends TERM to every
-  process of a unit, and so does the manager). What does not end is the manager's to kill.
+- **TERM loses nothing**: the queue is served once more, requests in hand are finished, and what has come on connections
+  that wait gets its answer. Kept connections are closed when they are idle, or seen off: the engine tells the peer to
+  close them, and what has crossed with that is served. INT, QUIT and HUP do the same; further signals change nothing
+  (systemd sends TERM to every process of a unit, and so does the manager). What does not end is the manager's to kill.
 - **`retire` is the same, but leaves the queue to others**: a worker that has served enough makes room for a new one.
 
 The main thread only waits, accepts and hands over; it runs no request. (solo.py has the loop of which it is the only
@@ -35,10 +36,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+from fcgimgr.worker.forked import end_child
+
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 #: Seconds in which a new connection must send its first byte: one that never does (a TCP probe) is closed.
 FIRST_BYTE_PATIENCE: Final = 5.0
-#: The same, and for the rest of a request, once we are stopping: an honest peer's bytes are on their way already.
+#: The same once we are stopping, and for the rest of a request: an honest peer's bytes are on their way already. Also
+#: for the end of a connection that was seen off.
 FIRST_BYTE_GRACE: Final = 1.0
 #: Seconds that a thread waits for the first byte. As a rule it comes within microseconds of the connection.
 FIRST_BYTE_AT_ONCE: Final = 0.002
@@ -47,7 +51,7 @@ QUEUE_PATIENCE: Final = 2.0
 #: Seconds after which a kept connection is closed that nobody uses. nginx closes its own after 60 s, and it must be the
 #: one to do so: a request that it sends while we close gets no answer.
 KEPT_PATIENCE: Final = 90.0
-#: Connections that wait in one process.
+#: Connections that wait in one process, beyond those that the engine has promised to keep.
 MOST_WAITING: Final = 512
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -82,7 +86,13 @@ class Connection(Protocol):
 
 class AcceptLoop:
     """`connect` makes a Connection of a blocking socket; `allowed` takes the peer's address; `ready` is called once,
-    when connections are being accepted. Must be run in the main thread, where Python delivers signals."""
+    when connections are being accepted; `see_off` tells the peer of an idle connection that it is over, without waiting
+    for anything, and answers whether the peer is expected to close it; `promised` says of a connection that its peer
+    counts on it: so it is kept however many wait. Must be run in the main thread, where Python delivers signals.
+
+    `stopping`: a stop signal has come, or `retire` was called. Nothing that is answered now has a successor.
+    `forked`: this is a child that the application has forked; it must not go on as if it were its parent.
+    """
 
     def __init__(
         self,
@@ -92,23 +102,29 @@ class AcceptLoop:
         threads: int,
         allowed: Callable[[Any], bool] = lambda peer: True,
         ready: Callable[[], None] = lambda: None,
+        see_off: Callable[[Any], bool] = lambda connection: False,
+        promised: Callable[[Any], bool] = lambda connection: False,
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._connect = connect
         self._limit = threads
         self._allowed = allowed
         self._ready = ready
+        self._see_off = see_off
+        self._promised = promised
         self._epoll = select.epoll()
         self._handed_over: queue.SimpleQueue[tuple[Connection, bool] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         # All below is shared with the threads, under this lock; its waiters wait for `_busy` to fall.
         self._changed = threading.Condition()
         self._busy = 0  # connections that a thread has or is about to get; above the limit while kept ones wake up
+        self._in_hand: set[Connection] = set()  # those that count as busy
         self._waiting: dict[int, Connection] = {}  # by fd
         self._silent: set[int] = set()  # those of them that have never said anything
         self._look_at = math.inf  # when the first of them may have waited long enough; not after that
         self._armed = False
-        self._stopping = False
+        self.stopping = False
+        self.forked = False
         self._retiring = False
         self._signals = self._signals_in = -1  # both ends of the signals' pipe
 
@@ -125,25 +141,26 @@ class AcceptLoop:
 
     def retire(self) -> None:
         """Accept no more, finish what is in hand, return from `run`. From any thread."""
-        self._retiring = True
+        self._retiring = self.stopping = True
         self._tell_main(signal.SIGTERM)
 
     def _serve(self) -> None:
-        while not self._stopping:
+        while not self.stopping:
             events = self._epoll.poll(self._patience())
-            if time.monotonic() >= self._look_at:
+            for fd, flags in events:
+                self._happened(fd, flags)
+            # Not before: who is late and has come all the same is served, and none of these descriptors is another's.
+            if self._look_at != math.inf and time.monotonic() >= self._look_at:
                 self._close_expired()
-            for fd, _ in events:
-                self._happened(fd)
 
-    def _happened(self, fd: int) -> None:
+    def _happened(self, fd: int, flags: int) -> None:
         if fd == self._signals:
             told = os.read(fd, 512)
-            self._stopping = self._retiring or any(number in STOP_SIGNALS for number in told)
+            self.stopping = self.stopping or any(number in STOP_SIGNALS for number in told)
         elif fd in self._listeners:
             self._accept(self._listeners[fd])
         else:
-            self._wake(fd)
+            self._wake(fd, flags)
 
     # --- signals
 
@@ -151,14 +168,22 @@ class AcceptLoop:
         """A descriptor from which the numbers of arriving signals can be read.
 
         The C-level handler writes them. A handler in Python alone would miss a signal that comes just before
-        epoll_wait, and the worker would sleep on it.
+        epoll_wait, and the worker would sleep on it. But it is there too: the application may take the C-level one for
+        itself (asyncio leaves none behind), and the main thread may be in the middle of a request.
         """
         self._signals, self._signals_in = os.pipe()
         os.set_blocking(self._signals, False)
         os.set_blocking(self._signals_in, False)
-        signal.set_wakeup_fd(self._signals_in, warn_on_full_buffer=False)
+        self._hear_signals()
         for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._told_to_stop)
+
+    def _hear_signals(self) -> None:
+        signal.set_wakeup_fd(self._signals_in, warn_on_full_buffer=False)
+
+    def _told_to_stop(self, number: int, _: object) -> None:
+        self.stopping = True
+        self._tell_main(number)
 
     def _tell_main(self, number: int) -> None:
         """Wake the main thread up; 0 is no signal's number."""
@@ -166,21 +191,27 @@ class AcceptLoop:
             os.write(self._signals_in, bytes([number]))
 
     def _forked(self) -> None:
-        """In a child that the application forked: a signal to it must not stop us through the shared pipe, and it
-        must not hold our listeners and connections."""
+        """In a child that the application forked: a signal to it must not stop us through the shared pipe, nor may it
+        change what its parent waits for, or hold our listeners and connections."""
+        if self.forked:
+            return  # a child of the child
+        self.forked = self.stopping = True
         signal.set_wakeup_fd(-1)
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         for listener in self._listeners.values():
             listener.close()
-        for connection in self._waiting.values():
+        for connection in [*self._waiting.values(), *self._in_hand]:
             connection.socket.close()
+        self._epoll.close()
+        os.close(self._signals)
+        os.close(self._signals_in)
 
     # --- connections in
 
     def _arm(self) -> None:
         """Wait for connections, at the end of the line of workers. With the lock held."""
-        if not self._armed and not self._stopping and self._busy < self._limit:
+        if not self._armed and not self.stopping and self._busy < self._limit:
             for fd in self._listeners:
                 self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             self._armed = True
@@ -232,6 +263,7 @@ class AcceptLoop:
     def _hand_over(self, connection: Connection, *, fresh: bool) -> None:
         """With the lock held."""
         self._busy += 1
+        self._in_hand.add(connection)
         self._handed_over.put((connection, fresh))
         if len(self._threads) < min(self._busy, self._limit):
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
@@ -245,34 +277,45 @@ class AcceptLoop:
             else:
                 self._threads.append(thread)
 
-    def _wake(self, fd: int) -> None:
-        """A waiting connection has something to say, or has gone."""
+    def _wake(self, fd: int, flags: int) -> None:
+        """A waiting connection has something to say, or has gone, which needs no thread. `flags`: epoll's."""
         with self._changed:
-            if fd in self._waiting:
-                self._hand_over(self._take_waiting(fd), fresh=False)
-                if self._busy >= self._limit:
-                    self._disarm()
+            if fd not in self._waiting:
+                return
+            connection = self._take_waiting(fd)
+            if flags != select.EPOLLIN and _has_ended(connection.socket):
+                connection.hung_up = True
+                connection.drop()
+                return
+            self._hand_over(connection, fresh=False)
+            if self._busy >= self._limit:
+                self._disarm()
 
     # --- connections that wait
 
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
         """Wait for what it says next, without a thread; False when it is to be closed instead."""
         with self._changed:
-            if len(self._waiting) >= MOST_WAITING or (not silent and self._shall_go(connection)):
+            if len(self._waiting) >= MOST_WAITING and not self._promised(connection):
+                return False
+            if self.stopping and not self._waits_on(connection, silent):
                 return False
             fd = connection.socket.fileno()
             self._waiting[fd] = connection
             if silent:
                 self._silent.add(fd)
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
             if connection.until < self._look_at:
                 self._look_at = connection.until
                 self._tell_main(0)
             return True
 
-    def _shall_go(self, connection: Connection) -> bool:
-        """Whether a connection that would wait has to be closed, because we are stopping and it has nothing to say."""
-        return self._stopping and connection.idle and not _speaks(connection.socket, 0)
+    def _waits_on(self, connection: Connection, silent: bool) -> bool:
+        """Whether a connection waits although we are stopping, and then not for long."""
+        if not (silent or not connection.idle or _speaks(connection.socket, 0) or self._see_off(connection)):
+            return False
+        connection.until = min(connection.until, time.monotonic() + FIRST_BYTE_GRACE)
+        return True
 
     def _take_waiting(self, fd: int) -> Connection:
         self._epoll.unregister(fd)
@@ -297,6 +340,7 @@ class AcceptLoop:
             self._attend(*handed_over)
             with self._changed:
                 self._busy -= 1
+                self._in_hand.discard(handed_over[0])
                 self._arm()
                 self._changed.notify_all()
 
@@ -306,11 +350,18 @@ class AcceptLoop:
                 connection.until = time.monotonic() + FIRST_BYTE_PATIENCE
                 if not self._wait(connection, silent=True):
                     connection.drop()
-            elif not (connection.serve() and self._wait(connection)):
+            elif not (self._serves(connection) and self._wait(connection)):
                 connection.close()
         except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
             print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             connection.close()
+
+    def _serves(self, connection: Connection) -> bool:
+        try:
+            return connection.serve()
+        finally:
+            if self.forked:  # the locks may be held by threads that are not in this process
+                end_child(sys.exc_info()[1])
 
     # --- the end
 
@@ -318,21 +369,17 @@ class AcceptLoop:
         begun = time.monotonic()
         with self._changed:
             self._disarm()
-            readable = {fd for fd, _ in self._epoll.poll(0)}
+            readable = dict(self._epoll.poll(0))
             for fd, connection in list(self._waiting.items()):
-                if fd in readable:  # a request has come meanwhile: it gets its answer
-                    self._wake(fd)
-                elif connection.idle and fd not in self._silent:
+                if fd not in readable and fd not in self._silent and connection.idle and not self._see_off(connection):
                     self._take_waiting(fd).drop()  # its answer was read long ago: nothing to wait for
+        for fd, flags in readable.items():
+            self._wake(fd, flags)  # a request has come meanwhile: it gets its answer
         if not self._retiring:
             self._serve_the_queue(begun + QUEUE_PATIENCE)
         for listener in self._listeners.values():
             listener.close()
-        self._serve_the_waiting(begun + FIRST_BYTE_GRACE)
-        with self._changed:
-            self._changed.wait_for(lambda: self._busy == 0)
-            for fd in list(self._waiting):
-                self._take_waiting(fd).drop()
+        self._serve_the_waiting()
         for _ in self._threads:
             self._handed_over.put(None)
         for thread in self._threads:
@@ -349,21 +396,31 @@ class AcceptLoop:
                 if not free or time.monotonic() > until or not self._accept(listener):
                     break
 
-    def _serve_the_waiting(self, until: float) -> None:
-        """Those in the middle of something, until all is over. `until`: monotonic seconds."""
+    def _serve_the_waiting(self) -> None:
+        """Until all is over: those in the middle of something, and those that were seen off."""
+        with self._changed:
+            # From now on: the queue may have taken longer than that, and what came meanwhile was not looked at.
+            until = time.monotonic() + FIRST_BYTE_GRACE
+            for connection in self._waiting.values():
+                connection.until = min(connection.until, until)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._busy == 0)
                 if not self._waiting:
                     return
-            left = until - time.monotonic()
-            if left <= 0:
-                return
-            for fd, _ in self._epoll.poll(left):
+                now = time.monotonic()
+                self._look_at = min(connection.until for connection in self._waiting.values())
+            events = dict(self._epoll.poll(max(0.0, self._look_at - now)))
+            for fd, flags in events.items():
                 if fd == self._signals:
                     os.read(fd, 512)
                 else:
-                    self._wake(fd)
+                    self._wake(fd, flags)
+            with self._changed:
+                # Who is late and has something to say has it taken, and as long again for the rest.
+                for fd, connection in list(self._waiting.items()):
+                    if connection.until <= (now - FIRST_BYTE_GRACE if fd in events else now):
+                        self._take_waiting(fd).drop()
 
 
 def _speaks(connection: socket.socket, within: float) -> bool:
@@ -371,3 +428,13 @@ def _speaks(connection: socket.socket, within: float) -> bool:
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(within * 1000))
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    """Whether nothing that can be read comes before its end."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

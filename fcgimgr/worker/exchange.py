@@ -41,10 +41,11 @@ _STDOUT: Final = int(RecordType.STDOUT)
 class Wire(Protocol):
     """Where an answer goes. All may raise OSError: the client has gone."""
 
-    def send(self, message: bytes, last: bool) -> None:
-        """Send it all. `last`: the request ends with it."""
+    def send(self, message: bytes, last: bool, over: bool) -> None:
+        """Send it all. `last`: the request ends with it. `over`: and the application does nothing more for it, which
+        may take time."""
 
-    def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None: ...
+    def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None: ...
 
     def check(self) -> None:
         """Raises OSError when the client is known to have gone."""
@@ -195,7 +196,8 @@ class Exchange:
         self._answer(page)
 
     def _answer(self, body: bytes) -> bool:
-        """All of the body at once. Whether it was longer than declared, and was cut."""
+        """All of the body at once, with which the application has done its part. Whether it was longer than declared,
+        and was cut."""
         if not isinstance(body, bytes):
             raise _no_block(body)
         longer = False
@@ -208,7 +210,7 @@ class Exchange:
                 raise ValueError(f"the body has {len(body)} bytes, its Content-Length says {self._left}")
             body = body[: self._left]
             longer = True
-        self._send(body, True)
+        self._send(body, True, True)
         return longer
 
     def _send_all(self, result: Iterable[bytes]) -> bool:
@@ -241,7 +243,7 @@ class Exchange:
             raise ValueError(f"the body ended {self._left} bytes before its Content-Length")
         self._send(b"", True)
 
-    def _send(self, block: bytes, last: bool) -> None:
+    def _send(self, block: bytes, last: bool, over: bool = False) -> None:
         request_id = self._id
         tail = (_TAIL_1 if request_id == 1 else _tail(request_id)) if last else b""
         head = b""
@@ -254,12 +256,12 @@ class Exchange:
         length = len(head) + len(block)
         if length <= FULL_CONTENT and (len(block) < _COPIED or not head):
             record = _RECORD.pack(VERSION, _STDOUT, request_id, length) if length else b""
-            self._wire.send(record + head + block + tail, last)
+            self._wire.send(record + head + block + tail, last, over)
         else:
-            self._send_records(head, block, tail)
+            self._send_records(head, block, tail, over)
         self.ended = last
 
-    def _send_records(self, head: bytes, block: bytes, tail: bytes) -> None:
+    def _send_records(self, head: bytes, block: bytes, tail: bytes, over: bool) -> None:
         """What is more than one record. The block is not copied. Without a `tail` the request goes on."""
         request_id = self._id
         parts: list[bytes | memoryview] = []
@@ -270,12 +272,12 @@ class Exchange:
             piece = view[at : at + FULL_CONTENT]
             parts += (_RECORD.pack(VERSION, _STDOUT, request_id, len(piece)), piece)
             if len(parts) >= _BUFFERS:
-                self._wire.send_parts(parts, False)
+                self._wire.send_parts(parts, False, False)
                 parts = []
         if tail:
             parts.append(tail)
         if parts:
-            self._wire.send_parts(parts, bool(tail))
+            self._wire.send_parts(parts, bool(tail), over)
 
 
 def _tail(request_id: int) -> bytes:

@@ -9,8 +9,8 @@ while another process is idle. That costs nothing while requests take microsecon
   large at once.
 - Nothing is kept while requests take longer than MEAN, where 50 µs are nothing, and either connections wait in the
   listeners' queue or the process is busy for more than half of the time.
-- A process keeps at most MOST for each of its threads; all other requests come through the socket that all processes
-  share. While it does not get the processor, whatever is sent to it waits: that must be few.
+- A process keeps at most MOST for each of its threads, and MOST_IN_ALL; all other requests come through the socket that
+  all processes share. While it does not get the processor, whatever is sent to it waits: that must be few.
 - A process that has not been idle for SHED requests lets one connection go: the web server's next one goes to whichever
   process is free. So connections spread evenly, however they began.
 
@@ -29,25 +29,28 @@ WEIGHT: Final = 1 / 64
 SHED: Final = 256
 
 MOST: Final = 24
+#: Whatever the number of threads: with those that wait for other reasons it stays below the usual limit of descriptors.
+MOST_IN_ALL: Final = 384
 
 
 class Keeping:
     """`busy`: requests since this process last had nothing to do; whoever waits for work sets it to 0.
+    `ended`: when the last request did, monotonic seconds.
     `kept`: the connections that are kept now; who closes one takes it out.
 
     Threads may share it: a request that is lost to a mean is no harm.
     """
 
-    __slots__ = ("_ended", "_mean", "_most", "_pause", "_queued", "_square", "busy", "kept")
+    __slots__ = ("_mean", "_most", "_pause", "_queued", "_square", "busy", "ended", "kept")
 
     def __init__(self, queued: Callable[[], bool], threads: int = 1) -> None:
         """`queued`: whether connections wait to be accepted."""
         self._queued = queued
-        self._most = MOST * threads
+        self._most = min(MOST * threads, MOST_IN_ALL)
         self._mean = 0.0
         self._square = 0.0
         self._pause = 1.0
-        self._ended = 0.0
+        self.ended = 0.0
         self.busy = 0
         self.kept: set[object] = set()
 
@@ -57,10 +60,10 @@ class Keeping:
         taken = ended - begun
         self._mean += (taken - self._mean) * WEIGHT
         self._square += (taken * taken - self._square) * WEIGHT
-        pause = begun - self._ended
+        pause = begun - self.ended
         # Longer ones are one idle moment, and would hide what follows; with threads one may be negative.
         self._pause += ((pause if pause < 1.0 else 1.0) - self._pause) * WEIGHT if pause > 0 else 0.0
-        self._ended = ended
+        self.ended = ended
 
     def keeps(self, connection: object) -> bool:
         """Whether this connection shall be kept now."""

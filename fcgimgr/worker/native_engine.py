@@ -37,6 +37,7 @@ from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KE
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
 from fcgimgr.worker.exchange import Exchange, FileWrapper
+from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
 from fcgimgr.worker.solo import SoloLoop
@@ -49,8 +50,10 @@ BODY_PATIENCE: Final = 30.0
 BODY_RATE: Final = 500
 #: A body that is announced with at most so many bytes is there when the application is called.
 SHORT_BODY: Final = 65536
-#: Seconds in which the peer must take something of the answer. nginx gives its own client 60.
+#: Seconds in which the peer must take something of the answer (nginx gives its own client 60), and bytes a second below
+#: which it is not waited for longer than that in all.
 SEND_PATIENCE: Final = 120.0
+SEND_RATE: Final = 500
 #: Seconds to wait for the peer to close, while it may still be sending: closing with bytes unread resets the connection
 #: under our answer (tcp(7), unix(7)).
 LINGER: Final = 2.0
@@ -61,6 +64,10 @@ _NOW: Final = socket.MSG_DONTWAIT
 #: After the last answer on a connection that the web server would keep: a record that says nothing, in the same piece.
 #: nginx keeps a connection only when nothing follows END_REQUEST, and closes this one itself. Without it nginx could
 #: send its next request on the connection before we have closed it, and has to answer 502 for one with a body.
+#: Where the stream is cut, nobody knows: one read of nginx may end just before this record. So we leave the closing to
+#: nginx (which also closes a connection that it has put by when it reads this on it) and serve what comes before that.
+#: It costs no more than a few microseconds of a connection that ends, and a peer that does not understand it is closed
+#: after LINGER, or its next request.
 _GOODBYE: Final = encode_record(RecordType.STDERR, 1)
 _REHEARSED: Final = (
     begin_request(1, keep_connection=True)
@@ -95,10 +102,16 @@ def serve(
         return _Connection(accepted, engine)
 
     loop: AcceptLoop
+    common: dict[str, Any] = {
+        "allowed": allowed,
+        "ready": ready,
+        "see_off": _Connection.see_off,
+        "promised": keeping.kept.__contains__,
+    }
     if threads == 1:
-        loop = SoloLoop(listeners, connect, keeping=keeping, allowed=allowed, ready=ready)
+        loop = SoloLoop(listeners, connect, keeping=keeping, **common)
     else:
-        loop = AcceptLoop(listeners, connect, threads=threads, allowed=allowed, ready=ready)
+        loop = AcceptLoop(listeners, connect, threads=threads, **common)
     engine.loop = loop
     # What is there now stays: the collector need not look at all of the application again and again.
     gc.collect()
@@ -114,11 +127,17 @@ def rehearse() -> None:
     """
     web_server, ours = socket.socketpair()
     with web_server:
-        connection = _Connection(ours, _Engine(_say_hello, 1, None, Keeping(lambda: False)))
+        engine = _Engine(_say_hello, 1, None, Keeping(lambda: False))
+        engine.loop = AcceptLoop([], _connect_nothing, threads=1)  # which never runs
+        connection = _Connection(ours, engine)
         web_server.send(_REHEARSED)
         connection.serve()
         web_server.recv(_READ)
         connection.close()
+
+
+def _connect_nothing(accepted: socket.socket) -> _Connection:
+    raise AssertionError("a rehearsal accepts nothing")
 
 
 def _say_hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -168,8 +187,10 @@ class _Connection:
         "_closing",
         "_engine",
         "_keep",
+        "_leaving",
         "_lingering",
         "_spoke",
+        "_stalled",
         "_waited",
         "gone",
         "hung_up",
@@ -187,7 +208,9 @@ class _Connection:
         self._spoke = False
         self._keep = False  # whether the web server wants to use the connection again
         self._closing = False  # the last answer was the last one
+        self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
         self._lingering = False
+        self._stalled = 0.0  # seconds for which this answer waited for the peer, less those that it has earned since
         self._waited = 0.0  # seconds for which an application was kept waiting for this body
 
     # --- what a loop calls
@@ -222,11 +245,24 @@ class _Connection:
                 raise
             return False
 
+    def see_off(self) -> bool:
+        """nginx closes a connection that it has put by when it reads anything on it. What it has sent before gets its
+        answer, in front of which the record says nothing."""
+        if not self._leaving and self._leave():
+            try:
+                return self.socket.send(_GOODBYE, _NOW) == len(_GOODBYE)
+            except OSError:
+                return False
+        return self._leaving
+
     def close(self) -> None:
         self._engine.keeping.kept.discard(self)
         self.socket.close()
 
-    drop = close
+    def drop(self) -> None:
+        if self._arrival is not None and not (self._lingering or self.hung_up):
+            print("fcgimgr worker: connection closed before its request had come", file=sys.stderr, flush=True)
+        self.close()
 
     # --- a request in
 
@@ -251,9 +287,9 @@ class _Connection:
             return False
         arrival = self._arrival
         if arrival is None:
-            return not self._closing
+            return not self._closing or self._leave()
         arrival.over()  # made while an answer was being sent, for what came ahead
-        return not self._closing and self._gather(arrival, b"")
+        return (not self._closing or self._leave()) and self._gather(arrival, b"")
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
@@ -275,7 +311,7 @@ class _Connection:
                     return self._linger()
                 if arrival.between_requests:
                     self._arrival = None
-                    self.until = monotonic() + KEPT_PATIENCE
+                    self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
             arrival.feed(b"", self._engine.environ.copy())
 
@@ -293,7 +329,7 @@ class _Connection:
             return False
         if not self._has_whole_request(arrival):
             return self._linger()
-        return not self._closing
+        return not self._closing or self._leave()
 
     def _has_whole_request(self, arrival: Arrival) -> bool:
         """Pass over what the application has left of the body, as far as it is here."""
@@ -321,9 +357,9 @@ class _Connection:
                 raise self._lost("the web server has aborted the request")
             try:
                 arrival.feed(self._receive(arrival))
+                self._send_replies(arrival)
             except ProtocolError as error:
                 raise self._given_up(str(error)) from None
-            self._send_replies(arrival)
         return arrival.body.popleft()
 
     def _receive(self, arrival: Arrival) -> bytes:
@@ -347,10 +383,19 @@ class _Connection:
                 return incoming
 
     def _send_replies(self, arrival: Arrival) -> None:
+        """Nobody waits for a peer that asks and does not read: raises ProtocolError."""
         if arrival.replies:
             message = b"".join(arrival.replies)
             arrival.replies.clear()
-            self.send(message, False)
+            try:
+                sent = self.socket.send(message, _NOW)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.gone = True
+                raise
+            if sent < len(message):
+                raise ProtocolError("the replies to management records are not read")
 
     # --- the application
 
@@ -362,6 +407,8 @@ class _Connection:
         may_have_left = engine.always_asks or (keeping.busy and self not in keeping.kept)
         if self.hung_up or (may_have_left and _comes(self.socket, select.POLLRDHUP, 0)):
             return False
+        self.gone = False  # of an upload that was aborted before
+        self._stalled = 0.0
         _finish(environ)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
@@ -376,7 +423,6 @@ class _Connection:
                 whole = self._run(exchange, environ, request_id)
             finally:
                 if not observer.end(exchange.status, exchange.sent):
-                    self._closing = True
                     engine.loop.retire()
         now = monotonic()
         keeping.served(begun, now)
@@ -386,15 +432,19 @@ class _Connection:
     def _run(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
         try:
             exchange.run(self._engine.application, environ)
-        except BaseException:  # noqa: BLE001  # an application may raise anything; it ends the request, not the worker
+        except BaseException as error:  # noqa: BLE001  # an application may raise anything; it ends the request alone
+            if self._engine.loop.forked:
+                end_child(None if self.gone else error)  # gone: it returned, and found the connection closed
             return self._failed(exchange, environ, request_id)
+        if self._engine.loop.forked:
+            end_child(None)
         return True
 
     def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
         arrival = self._arrival
         if arrival is not None and arrival.aborted:
             self.gone = False
-            self.send(end_request(request_id), True)
+            self.send(end_request(request_id), True, True)
             return True
         if self.gone:
             return False  # reading or writing failed because the client has gone: no fault to report
@@ -410,7 +460,10 @@ class _Connection:
     def check(self) -> None:
         """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
         poll = select.poll()
-        poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+        try:
+            poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+        except ValueError:  # in a child that the application has forked
+            raise self._lost("the connection is not this process's") from None
         events = poll.poll(0)
         if not events:
             return
@@ -421,16 +474,22 @@ class _Connection:
             self._arrival.keep = self._keep
             self._arrival.resume(1)
         if self._arrival.body_ended:  # else it is the body
-            self._arrival.feed(self._receive(self._arrival))
+            try:
+                self._arrival.feed(self._receive(self._arrival))
+            except ProtocolError as error:
+                raise self._given_up(str(error)) from None
             if self._arrival.aborted:
                 raise self._lost("the web server has aborted the request")
 
-    def send(self, message: bytes, last: bool) -> None:
+    def send(self, message: bytes, last: bool, over: bool) -> None:
         flags = _NOW
         if last and not self._goes_on():
-            flags |= socket.MSG_MORE  # the end of the connection goes with the end of the answer
             if self._keep:
                 message += _GOODBYE
+            elif over:
+                # The end of the connection goes with the end of the answer, which saves TCP a segment and a tenth of
+                # the request's cost. Without it the answer would wait, 200 ms at most (tcp(7), TCP_CORK).
+                flags |= socket.MSG_MORE
         try:
             sent = self.socket.send(message, flags)
         except BlockingIOError:
@@ -441,12 +500,13 @@ class _Connection:
         if sent < len(message):
             self._send_rest(memoryview(message)[sent:], flags)
 
-    def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None:
+    def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
         flags = _NOW
         if last and not self._goes_on():
-            flags |= socket.MSG_MORE
             if self._keep:
-                parts.append(_GOODBYE)
+                parts[-1] = bytes(parts[-1]) + _GOODBYE  # one buffer: what is cut off is sent buffer by buffer
+            elif over:
+                flags |= socket.MSG_MORE
         try:
             sent = self.socket.sendmsg(parts, (), flags)
         except BlockingIOError:
@@ -463,15 +523,20 @@ class _Connection:
 
     def _send_rest(self, unsent: memoryview, flags: int) -> None:
         while unsent:
-            if not _comes(self.socket, select.POLLOUT, SEND_PATIENCE):
-                raise self._given_up(f"nothing of an answer was taken for {SEND_PATIENCE:g} s")
+            begun = monotonic()
+            patience = max(0.0, min(SEND_PATIENCE, SEND_PATIENCE - self._stalled))
+            if not _comes(self.socket, select.POLLOUT, patience):
+                raise self._given_up(f"an answer was taken too slowly, and nothing of it for {patience:.0f} s")
+            self._stalled += monotonic() - begun
             try:
-                unsent = unsent[self.socket.send(unsent, flags) :]
+                sent = self.socket.send(unsent, flags)
             except BlockingIOError:
                 continue
             except OSError:
                 self.gone = True
                 raise
+            self._stalled -= sent / SEND_RATE
+            unsent = unsent[sent:]
 
     # --- the end
 
@@ -480,8 +545,20 @@ class _Connection:
         arrival = self._arrival
         # With a part of the body unread it cannot go on, and nginx must know that before it has the whole answer.
         whole = arrival is None or self._has_whole_request(arrival)
-        self._closing = not (whole and self._keep and self._engine.keeping.keeps(self))
+        engine = self._engine
+        self._closing = not (
+            whole and self._keep and not (self._leaving or engine.loop.stopping) and engine.keeping.keeps(self)
+        )
         return not self._closing
+
+    def _leave(self) -> bool:
+        """The last answer is given. Whether the web server closes the connection: it is told so once."""
+        if self._leaving or not self._keep:
+            return False
+        self._leaving = True
+        self._engine.keeping.kept.discard(self)
+        self.until = monotonic() + LINGER
+        return True
 
     def _linger(self) -> bool:
         """Nothing more is said; what the peer still sends is passed over for a while."""

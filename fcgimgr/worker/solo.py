@@ -6,19 +6,22 @@ comes while requests are waiting is taken without asking epoll first: a request 
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fcgimgr.worker.accepting import MOST_WAITING, AcceptLoop, Connection
 from fcgimgr.worker.keeping import Keeping
 
 #: Events that are fetched at once; what is left comes with the next call, and nobody waits long.
 _EVENTS = 64
+#: Seconds after which it looks after its signals, once, when nothing comes.
+FIRST_SLEEP: Final = 1.0
 
 
 class SoloLoop(AcceptLoop):
@@ -32,21 +35,31 @@ class SoloLoop(AcceptLoop):
         keeping: Keeping,
         allowed: Callable[[Any], bool],
         ready: Callable[[], None],
+        see_off: Callable[[Any], bool],
+        promised: Callable[[Any], bool],
     ) -> None:
-        super().__init__(listeners, connect, threads=1, allowed=allowed, ready=ready)
+        super().__init__(
+            listeners, connect, threads=1, allowed=allowed, ready=ready, see_off=see_off, promised=promised
+        )
         self._keeping = keeping
 
     def _serve(self) -> None:
         poll = self._epoll.poll
         waiting = self._waiting
         attend = self._attend
-        while not self._stopping:
+        keeping = self._keeping
+        while not self.stopping:
+            ended = keeping.ended
             events = poll(0, _EVENTS)
             if not events:
-                self._keeping.busy = 0
+                keeping.busy = 0
                 events = poll(self._patience(), _EVENTS)
-                if not events or time.monotonic() >= self._look_at:
+                if not events:
+                    # Nothing to do for a while, or something to close. The application has run in this thread: it may
+                    # have taken the signals' descriptor, and a signal that came just before poll() was not heard.
+                    self._hear_signals()
                     self._close_expired()
+                    events = poll(super()._patience(), _EVENTS)
             for fd, flags in events:
                 connection = waiting.get(fd)
                 if connection is not None:
@@ -54,7 +67,17 @@ class SoloLoop(AcceptLoop):
                         connection.hung_up = True
                     attend(connection, False)
                 else:
-                    self._happened(fd)
+                    self._happened(fd, flags)
+            # There may always be something to do; who is late is closed all the same. A request has read the clock.
+            if self._look_at <= (keeping.ended if keeping.ended != ended else time.monotonic()):
+                self._close_expired()
+
+    def _patience(self) -> float:
+        """Seconds of the first sleep."""
+        if self._look_at == math.inf:
+            return FIRST_SLEEP
+        left = self._look_at - time.monotonic()
+        return FIRST_SLEEP if left > FIRST_SLEEP else max(0.0, left)
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)
@@ -68,12 +91,10 @@ class SoloLoop(AcceptLoop):
         return took
 
     def _admit(self, connection: Connection) -> None:
+        self._in_hand = {connection}  # until the next one: by then it is closed, or waits
         self._attend(connection, True)
 
-    def _hand_over(self, connection: Connection, *, fresh: bool) -> None:
-        self._attend(connection, fresh)
-
-    def _wake(self, fd: int) -> None:
+    def _wake(self, fd: int, flags: int) -> None:
         connection = self._waiting.get(fd)
         if connection is not None:
             self._attend(connection, False)
@@ -91,11 +112,11 @@ class SoloLoop(AcceptLoop):
         connection.close()
 
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
-        if self._stopping and self._shall_go(connection):
+        if self.stopping and not self._waits_on(connection, silent):
             return False
         fd = connection.socket.fileno()
         if fd not in self._waiting:
-            if len(self._waiting) >= MOST_WAITING:
+            if len(self._waiting) >= MOST_WAITING and not self._promised(connection):
                 return False
             self._waiting[fd] = connection
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)

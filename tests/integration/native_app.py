@@ -1,7 +1,11 @@
 """The application that test_native_worker.py runs in real workers: what WSGI allows, and what it does not."""
 
+import asyncio
 import io
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from wsgiref.validate import validator
 
@@ -32,6 +36,17 @@ class Closing:
         note("closed")
 
 
+def answer_pid(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [str(os.getpid()).encode()]
+
+
+def answer_nap(environ, start_response):
+    """Long enough for others to come meanwhile."""
+    time.sleep(0.02)
+    return answer_pid(environ, start_response)
+
+
 def answer_called(environ, start_response):
     note("called")
     start_response("200 OK", PLAIN)
@@ -54,6 +69,12 @@ def answer_lines(environ, start_response):
     return [repr(found).encode()]
 
 
+def answer_large(environ, start_response):
+    """More than any socket's buffer takes at once."""
+    start_response("200 OK", PLAIN)
+    return [b"x" * 1_000_000]
+
+
 def answer_count(environ, start_response):
     """The length of a body that is read to its end, however long, and the memory that this took."""
     length = 0
@@ -71,6 +92,18 @@ def resident():
 def answer_ignore(environ, start_response):
     start_response("200 OK", PLAIN)
     return [b"not read"]
+
+
+def answer_undeterred(environ, start_response):
+    """Answers although its upload has ended early."""
+    note("reading")
+    try:
+        environ["wsgi.input"].read()
+        said = b"all of it"
+    except ConnectionError:
+        said = b"a part of it"
+    start_response("200 OK", PLAIN)
+    return [said]
 
 
 def answer_write(environ, start_response):
@@ -183,3 +216,58 @@ def answer_paths(environ, start_response):
 
 
 answer_ = answer_paths
+
+
+def answer_fork(environ, start_response):
+    """A child that ends in the way that is asked for, and its exit status."""
+    start_response("200 OK", PLAIN)
+    way, _, code = environ["QUERY_STRING"].partition(",")
+    child = os.fork()
+    if child == 0:
+        if way == "exit":
+            sys.exit(int(code))
+        if way == "raise":
+            raise LookupError("the child's own")
+        return [b"the child's answer"]
+    _, status = os.waitpid(child, 0)
+    return [str(status >> 8).encode()]
+
+
+def answer_fork_halfway(environ, start_response):
+    """A child that goes on with an answer of which the first part is sent."""
+    start_response("200 OK", PLAIN)
+    yield b"first"
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    yield b" parent" if child else b" child"
+
+
+def answer_fork_on(environ, start_response):
+    """A child that outlives the request."""
+    if os.fork() == 0:
+        note(os.getpid())
+        (HERE / "gate").read_bytes()
+        os._exit(0)
+    return answer_pid(environ, start_response)
+
+
+def answer_asyncio(environ, start_response):
+    """What asyncio does for whoever handles a signal in a loop of his own."""
+
+    async def handle():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: None)
+
+    asyncio.run(handle())
+    return answer_pid(environ, start_response)
+
+
+def answer_close_late(environ, start_response):
+    """The whole body is sent before close() is called, and that takes as long as the test wants."""
+    start_response("200 OK", [*PLAIN, ("Content-Length", "4")])
+
+    class Late(Closing):
+        def close(self):
+            (HERE / "gate").read_bytes()
+
+    return Late([b"done"])

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import fcgimgr
-from fcgimgr.fastcgi.client import Request, Response
+from fcgimgr.fastcgi.client import Request
 from fcgimgr.fastcgi.records import (
     FastCGIError,
     ProtocolStatus,
@@ -30,6 +31,7 @@ from fcgimgr.fastcgi.records import (
     end_request,
 )
 from tests.integration.benches import ENGINES, Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.servers import need
 from tests.waiting import eventually
 
 
@@ -42,8 +44,8 @@ def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield made
 
 
-def start(bench: Bench, *options: str) -> subprocess.Popen[bytes]:
-    return bench.start("native_app:application", *options)
+def start(bench: Bench, *options: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    return bench.start("native_app:application", *options, before=before)
 
 
 def notes(bench: Bench) -> list[str]:
@@ -337,6 +339,25 @@ def test_a_client_that_goes_is_noticed_at_the_next_block_on_tcp_too(tmp_path: Pa
         assert bench.stderr() == ""
 
 
+def test_an_answer_does_not_wait_for_what_the_application_does_behind_it(tmp_path: Path) -> None:
+    with contextlib.closing(tcp_bench(tmp_path)) as bench:
+        shutil.copy(Path(__file__).with_name("native_app.py"), tmp_path)
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
+        bench.engine = ENGINES["solo"]
+        # Where it waits in the kernel a trace shows it, and no clock has to.
+        need("strace")
+        start(bench, before=("strace", "-D", "-o", str(tmp_path / "trace"), "-e", "trace=sendto"))
+        with bench.connect() as connection:
+            connection.sendall(Request(parameters("/close_late")).to_send())
+            assert ask_rest(connection).body == b"done"
+            gate.write_bytes(b"")
+            assert connection.recv(1) == b""
+        assert "MSG_MORE" not in (tmp_path / "trace").read_text()
+        assert bench.fetch("/called").body == b"called"
+        eventually(lambda: "MSG_MORE" in (tmp_path / "trace").read_text())
+
+
 def test_an_aborted_request_ends_at_its_next_block_and_its_connection_goes_on(bench: Bench) -> None:
     gate = bench.directory / "gate"
     os.mkfifo(gate)
@@ -353,13 +374,65 @@ def test_an_aborted_request_ends_at_its_next_block_and_its_connection_goes_on(be
     assert bench.stderr() == ""
 
 
+@pytest.mark.parametrize("bench", ["solo"], indirect=True)
+def test_an_application_with_a_signal_handler_of_its_own_leaves_the_worker_its_signals(bench: Bench) -> None:
+    worker = start(bench)
+    assert bench.fetch("/asyncio").status == 200
+    eventually(lambda: Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+    worker.terminate()
+    assert worker.wait(20) == 0
+
+
+# --- children of the application
+
+
+@pytest.mark.parametrize(
+    ("way", "status", "said"),
+    [("exit,0", b"0", ""), ("exit,7", b"7", ""), ("raise", b"1", "LookupError: the child's own"), ("return", b"0", "")],
+)
+def test_a_forked_child_that_comes_back_ends_and_its_parent_serves_on(
+    bench: Bench, way: str, status: bytes, said: str
+) -> None:
+    worker = start(bench)
+    with bench.connect() as kept, bench.connect() as other:
+        assert ask(kept).body == ask(other).body == str(worker.pid).encode()
+        for _ in range(2):  # on a new connection, and on one that is kept
+            assert bench.fetch("/fork", QUERY_STRING=way).body == status
+            other.sendall(announce("/fork", QUERY_STRING=way) + encode_record(RecordType.STDIN, 1))
+            assert ask_rest(other).body == status
+        assert ask(kept).body == str(worker.pid).encode()
+        assert bench.fetch("/fork_halfway").body == b"first parent"
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert said in bench.stderr()
+    assert ("Traceback" in bench.stderr()) == bool(said)
+
+
+def test_a_forked_child_that_lives_on_holds_nothing_of_its_parents(bench: Bench) -> None:
+    gate = bench.directory / "gate"
+    os.mkfifo(gate)
+    worker = start(bench)
+    with bench.connect() as asked, bench.connect() as kept:
+        assert ask(kept).status == 200
+        asked.sendall(Request(parameters("/fork_on")).to_send())
+        assert ask_rest(asked).body == str(worker.pid).encode()
+        assert asked.recv(1) == b""
+        (child,) = eventually(lambda: notes(bench))
+        held = [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
+        assert not [link for link in held if "socket" in link or "eventpoll" in link]
+        worker.terminate()
+        assert worker.wait(20) == 0
+    gate.write_bytes(b"")
+
+
 # --- peers that are slow
 
 
-def impatient(bench: Bench) -> subprocess.Popen[bytes]:
+def impatient(bench: Bench, *settings: str) -> subprocess.Popen[bytes]:
     threads = "1" if bench.engine == ENGINES["solo"] else "4"
     worker = bench.launch(
-        [sys.executable, "impatient_worker.py", threads], env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])}
+        [sys.executable, "impatient_worker.py", threads, *settings],
+        env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])},
     )
     bench.wait_until_ready()
     return worker
@@ -389,6 +462,25 @@ def test_who_is_slow_costs_no_worker_and_is_closed_after_a_time(bench: Bench, se
     assert notes(bench) == ["called"] * 2
 
 
+def test_who_is_slow_is_closed_also_while_there_is_always_something_to_do(bench: Bench) -> None:
+    impatient(bench)
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            assert bench.fetch("/nap").status == 200
+
+    with bench.connect() as silent, bench.connect() as half, ThreadPoolExecutor(8) as pool:
+        half.sendall(announce("/called")[:-20])
+        loads = [pool.submit(load) for _ in range(8)]
+        try:
+            assert silent.recv(1) == half.recv(1) == b""
+        finally:
+            done.set()
+        for each in loads:
+            each.result(20)
+
+
 def test_a_long_body_that_does_not_come_is_given_up(bench: Bench) -> None:
     impatient(bench)
     with bench.connect() as connection:
@@ -404,7 +496,52 @@ def test_an_answer_that_nobody_takes_is_given_up(bench: Bench) -> None:
         connection.sendall(Request(parameters("/stream")).to_send())
         eventually(lambda: notes(bench) == ["closed"])
     assert bench.fetch("/called").body == b"called"
-    assert "connection closed: nothing of an answer was taken for" in bench.stderr()
+    assert "connection closed: an answer was taken too slowly, and nothing of it for" in bench.stderr()
+
+
+def test_an_answer_that_is_taken_too_slowly_in_all_is_given_up(bench: Bench) -> None:
+    impatient(bench, "SEND_RATE=1e12")
+    with bench.connect() as connection:
+        connection.sendall(Request(parameters("/stream")).to_send())
+        # Each time before the worker's patience is over.
+        while connection.recv(65536):
+            assert not select.select([], [], [], 0.02)[0]
+    assert notes(bench) == ["closed"]
+
+
+def test_who_does_not_read_what_he_asks_for_is_closed(bench: Bench) -> None:
+    """Whoever serves would wait for him, and with one request at a time that is the whole process."""
+    start(bench)
+    with bench.connect() as connection:
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(encode_record(99, 0) * 1_000_000)
+        assert bench.fetch("/called").body == b"called"
+    assert "connection closed: the replies to management records are not read" in bench.stderr()
+
+
+def test_what_is_sent_ahead_without_end_is_no_fault_of_the_application(bench: Bench) -> None:
+    start(bench)
+    with bench.connect() as connection:
+        connection.sendall(announce("/stream") + encode_record(RecordType.STDIN, 1))
+        with ThreadPoolExecutor(1) as pool, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            pool.submit(connection.sendall, bytes(100_000_000))
+            while connection.recv(65536):
+                continue
+    eventually(lambda: notes(bench) == ["closed"])
+    eventually(lambda: "connection closed: more than 1048576 bytes were sent ahead of an answer" in bench.stderr())
+    assert "the application failed" not in bench.stderr()
+
+
+def test_after_an_aborted_upload_the_next_request_is_like_any_other(bench: Bench) -> None:
+    start(bench)
+    with bench.connect() as connection:
+        connection.sendall(announce("/undeterred", CONTENT_LENGTH="100000"))
+        eventually(lambda: notes(bench) == ["reading"])
+        connection.sendall(encode_record(RecordType.STDIN, 1, b"abc") + encode_record(RecordType.ABORT_REQUEST, 1))
+        assert ask_rest(connection).body == b"a part of it"
+        connection.sendall(announce("/text") + encode_record(RecordType.STDIN, 1))
+        assert ask_rest(connection).status == 500
+    assert "the application failed at GET /text" in bench.stderr()
 
 
 # --- several workers
@@ -423,20 +560,82 @@ def test_idle_workers_take_turns_and_each_serves_what_it_keeps(bench: Bench) -> 
         assert [ask(connection).body for connection in kept] == first
 
 
+def ask_records(connection: socket.socket, path: str = "/pid") -> list[Record]:
+    """The answer to a request on a connection that is to be kept, and what was there when the answer had ended."""
+    connection.sendall(Request(parameters(path), keep_connection=True).to_send())
+    reader, found = RecordReader(), []
+    while not any(record.type == RecordType.END_REQUEST for record in found):
+        incoming = connection.recv(65536)
+        assert incoming, "the connection was closed before the end of the answer"
+        found += reader.feed(incoming)
+    while select.select([connection], [], [], 0)[0] and (incoming := connection.recv(65536)):
+        found += reader.feed(incoming)
+    return found
+
+
+def one_too_many(bench: Bench, stack: contextlib.ExitStack) -> tuple[socket.socket, list[Record]]:
+    """A connection that the worker does not keep, because it keeps many, and the answer on it."""
+    for _ in range(24 * 16 + 1):  # more than one process keeps
+        connection = stack.enter_context(bench.connect())
+        found = ask_records(connection)
+        if found[-1].type == RecordType.STDERR:
+            return connection, found
+    raise AssertionError("it keeps them all")
+
+
 def test_a_connection_that_is_not_kept_says_so_behind_its_last_answer(bench: Bench) -> None:
-    """nginx uses it no more, however late it hears of the end of the connection."""
+    """nginx uses it no more, and closes it."""
     worker = bench.start()
     with contextlib.ExitStack() as stack:
-        found: list[Record] = []
-        for _ in range(24 * 16 + 1):  # more than one process keeps
-            connection = stack.enter_context(bench.connect())
-            connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
-            found = RecordReader().feed(connection.recv(65536))
-            assert found[0].content.endswith(str(worker.pid).encode())
-            if found[-1].type == RecordType.STDERR:
-                break
+        connection, found = one_too_many(bench, stack)
+        assert found[0].content.endswith(str(worker.pid).encode())
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+        connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
+
+
+def test_a_request_that_crosses_with_the_end_of_its_connection_is_served(bench: Bench) -> None:
+    """nginx may have read the end of the answer, and not yet what was said behind it."""
+    worker = bench.start()
+    with contextlib.ExitStack() as stack:
+        connection, _ = one_too_many(bench, stack)
+        connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        found = list(records(connection))  # to the end: this one was the last
+        assert found[0].content.endswith(str(worker.pid).encode())
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+
+
+def test_who_ignores_that_a_connection_is_over_is_closed_after_a_time(bench: Bench) -> None:
+    bench.start()
+    with contextlib.ExitStack() as stack:
+        connection, _ = one_too_many(bench, stack)
+        assert connection.recv(1) == b""
+
+
+def test_the_end_of_a_large_answer_is_not_cut_from_what_is_said_behind_it(bench: Bench) -> None:
+    """Each piece that is sent for itself is late here: nginx would put the connection by and use it again."""
+    need("strace")
+    if bench.engine == ENGINES["native"]:
+        bench.engine = (*bench.engine[:-1], "2")  # it has to keep so many connections before it keeps no more
+    traced = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "inject=sendto:delay_enter=50000", "-e", "sendto")
+    start(bench, before=traced)
+    with contextlib.ExitStack() as stack:
+        one_too_many(bench, stack)
+        found = ask_records(stack.enter_context(bench.connect()), "/large")
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+
+
+def test_a_promise_to_keep_a_connection_is_held_however_many_others_wait(bench: Bench) -> None:
+    impatient(bench, "MOST_WAITING=10", "HEAD_PATIENCE=20", "KEPT_PATIENCE=20")
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            half = stack.enter_context(bench.connect())
+            half.sendall(begin_request(1)[:5])
+        kept = stack.enter_context(bench.connect())
+        for _ in range(3):
+            found = ask_records(kept, "/called")
+            assert found[-1].type == RecordType.END_REQUEST
+    assert notes(bench) == ["called"] * 3
 
 
 def test_a_stopped_worker_answers_on_kept_connections_what_has_come(bench: Bench) -> None:
@@ -455,8 +654,62 @@ def test_a_stopped_worker_answers_on_kept_connections_what_has_come(bench: Bench
     assert worker.wait(20) == 0
 
 
+def test_a_stopped_worker_answers_what_has_come_before_however_late_it_looks(bench: Bench) -> None:
+    """With a queue that takes long, the time for what is still to come would be over before it is looked at."""
+    worker = impatient(bench, "FIRST_BYTE_GRACE=0")
+    body = encode_stream(RecordType.STDIN, 1, bytes(65_000)) + encode_record(RecordType.STDIN, 1)
+    with bench.connect() as kept, bench.connect() as first, bench.connect() as connection:
+        assert ask(kept, "/called").status == 200
+        worker.send_signal(signal.SIGSTOP)
+        first.sendall(Request(parameters("/called")).to_send())
+        # From the queue, after the signal, and more than one read takes.
+        connection.sendall(announce("/count", CONTENT_LENGTH="65000", X_FILLER="x" * 2000) + body)
+        worker.terminate()
+        worker.send_signal(signal.SIGCONT)
+        assert ask_rest(connection).body.startswith(b"65000 ")
+    assert worker.wait(20) == 0
+
+
+def test_what_a_stopped_worker_drops_is_in_the_log(bench: Bench) -> None:
+    worker = impatient(bench, "FIRST_BYTE_GRACE=0.1", "FIRST_BYTE_PATIENCE=20")
+    with bench.connect() as connection:
+        connection.sendall(announce("/count")[:-20])
+        worker.terminate()
+        assert connection.recv(1) == b""
+    assert worker.wait(20) == 0
+    assert "connection closed before its request had come" in bench.stderr()
+
+
+def test_a_stopped_worker_sees_idle_kept_connections_off_and_answers_what_crosses_with_that(bench: Bench) -> None:
+    worker = bench.start()
+    with bench.connect() as kept, bench.connect() as closed:
+        assert ask(kept).status == ask(closed).status == 200
+        worker.terminate()
+        goodbye = encode_record(RecordType.STDERR, 1)
+        assert kept.recv(65536) == closed.recv(65536) == goodbye
+        closed.close()
+        kept.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        found = list(records(kept))
+        assert found[0].content.endswith(str(worker.pid).encode())
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+    assert worker.wait(20) == 0
+
+
+def test_a_stopped_worker_says_with_an_answer_that_it_was_the_last(bench: Bench) -> None:
+    worker = bench.start()
+    with bench.connect() as kept:
+        kept.sendall(Request(parameters("/hold"), keep_connection=True).to_send())
+        (held,) = eventually(bench.held)
+        worker.terminate()
+        bench.release(held)
+        found = list(records(kept))
+        assert found[0].content.endswith(str(worker.pid).encode())
+        assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+    assert worker.wait(20) == 0
+
+
 def test_no_request_is_lost_when_workers_are_replaced_under_kept_load(bench: Bench) -> None:
-    """Each client goes over to a new connection when its own is closed, as nginx does."""
+    """Each client goes over to a new connection when it is told that its own is over, as nginx does."""
     workers = [bench.start() for _ in range(2)]
     done = threading.Event()
 
@@ -464,13 +717,14 @@ def test_no_request_is_lost_when_workers_are_replaced_under_kept_load(bench: Ben
         served = 0
         connection = bench.connect()
         while not done.is_set():
-            try:
-                answer: Response = ask(connection)
-            except (OSError, FastCGIError):
+            if select.select([connection], [], [], 0)[0]:
                 connection.close()
                 connection = bench.connect()
-                answer = ask(connection)
-            assert answer.status == 200
+            found = ask_records(connection)
+            assert any(record.content.startswith(b"Status: 200 ") for record in found)
+            if found[-1].type == RecordType.STDERR:
+                connection.close()
+                connection = bench.connect()
             served += 1
         connection.close()
         return served

@@ -31,13 +31,13 @@ class Peer:
         self.sent: list[bytes] = []
         self.lasts: list[bool] = []
 
-    def send(self, message: bytes, last: bool) -> None:
+    def send(self, message: bytes, last: bool, over: bool) -> None:
         self.sent.append(message)
         self.lasts.append(last)
 
-    def send_parts(self, parts: list[bytes | memoryview], last: bool) -> None:
+    def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
         assert len(parts) < 1000, "more than IOV_MAX allows, with a little room"
-        self.send(b"".join(parts), last)
+        self.send(b"".join(parts), last, over)
 
     def check(self) -> None:
         pass
@@ -130,7 +130,7 @@ def test_a_client_reads_the_head_and_exactly_the_body_however_it_is_sent(
 
 def test_an_answer_that_could_not_be_sent_has_not_ended() -> None:
     class Gone(Peer):
-        def send(self, message: bytes, last: bool) -> None:
+        def send(self, message: bytes, last: bool, over: bool) -> None:
             raise ConnectionResetError
 
     exchange = Exchange(Gone(), 1, False)

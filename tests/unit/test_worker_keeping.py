@@ -2,7 +2,7 @@
 
 from itertools import cycle, islice
 
-from fcgimgr.worker.keeping import MOST, SHED, Keeping
+from fcgimgr.worker.keeping import MOST, MOST_IN_ALL, SHED, Keeping
 
 
 def history(*requests: tuple[float, float], times: int, queued: bool = False) -> list[bool]:
@@ -67,3 +67,8 @@ def test_few_are_kept_at_once() -> None:
     keeping.kept.discard(0)
     assert keeping.keeps("another")
     assert keeping.keeps(1)
+
+
+def test_many_threads_do_not_keep_more_than_a_process_may_have_open() -> None:
+    keeping = Keeping(lambda: False, threads=100)
+    assert sum(keeping.keeps(number) for number in range(100 * MOST)) == MOST_IN_ALL
