@@ -2,7 +2,8 @@
 
 There is no event for either, so they are looked at, by one timer that runs only while there is a process with such a
 limit. Memory is looked at every RSS_INTERVAL seconds; requests, on the scoreboard, when the oldest of them would be
-overdue, and where none is in hand, when one that began right now would be.
+overdue, and where none is in hand, when one that began right now would be. The timer stands at the earliest of these
+moments, of all pools: a process that comes up can only bring it forward.
 
 A request that takes too long is told with its traceback: the worker writes that to its standard error when it gets
 TRACEBACK_SIGNAL, in C, so also where the interpreter is stuck in an extension. Then core ends the process.
@@ -43,17 +44,28 @@ class Limits:
 
     def process_changed(self, generation: Generation, index: int) -> None:
         """A process of this generation went into another state."""
-        if self._timer is not None or not has_limits(generation):
+        if not has_limits(generation) or index >= len(generation.core.processes):
             return
-        processes = generation.core.processes
-        if index < len(processes) and isinstance(processes[index], Running):
-            self.look_soon()
+        state = generation.core.processes[index]
+        if isinstance(state, Running):
+            now = self._daemon.loop.time()
+            due = [self._request_due(generation, index, state.pid, now)]
+            if generation.settings.max_rss is not None:
+                due.append(self._memory_due(now))
+            self._look_at(due)
 
     def look_soon(self) -> None:
         """Settings, or what there is to look at, may be others from now on."""
+        self._look_at([self._daemon.loop.time()])
+
+    def _look_at(self, due: list[float | None]) -> None:
+        """Look no later than at the first of these moments."""
+        first = min((at for at in due if at is not None), default=None)
+        if first is None or (self._timer is not None and self._timer.when() <= first):
+            return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._daemon.loop.call_later(0, self._look)
+        self._timer = self._daemon.loop.call_at(first, self._look)
 
     def close(self) -> None:
         for timer in (self._timer, *self._overdue.values()):
@@ -69,15 +81,17 @@ class Limits:
             for generation in pool.generations.values()
             if has_limits(generation) and running(generation)
         ]
-        due = [at for generation in limited for at in (self._requests_due(generation, now),) if at is not None]
+        due = [self._look_at_requests(generation, now) for generation in limited]
         if with_rss := [generation for generation in limited if generation.settings.max_rss is not None]:
             if now >= self._rss_at:
                 self._rss_at = now + RSS_INTERVAL
                 for generation in with_rss:
                     self._look_at_memory(generation)
-            due.append(self._rss_at)
-        if due:
-            self._timer = self._daemon.loop.call_at(min(due), self._look)
+            due.append(self._memory_due(now))
+        self._look_at(due)
+
+    def _memory_due(self, now: float) -> float:
+        return self._rss_at if self._rss_at > now else now + RSS_INTERVAL
 
     def _look_at_memory(self, generation: Generation) -> None:
         most = generation.settings.max_rss
@@ -88,22 +102,33 @@ class Limits:
                 why = f"it uses {used / 1024**2:.1f} MB, above max_rss ({most / 1024**2:g} MB)"
                 generation.feed(Recycle(index, why))
 
-    def _requests_due(self, generation: Generation, now: float) -> float | None:
-        """When to look again; None: there is nothing to look at."""
-        settings = generation.settings
-        if not isinstance(settings, PoolSettings) or settings.request_timeout is None:
-            return None
-        due = now + settings.request_timeout
+    def _look_at_requests(self, generation: Generation, now: float) -> float | None:
+        """Tell of those that are overdue, and answer when to look again; None: there is nothing to look at."""
+        due = []
         for index, pid in running(generation):
-            reading = generation.slots[index].reading(now)
-            if reading is None or not reading.in_hand or pid in self._overdue:
-                continue
-            oldest = reading.in_hand[0]
-            if oldest.since + settings.request_timeout <= now:
-                self._tell(generation, index, pid, oldest, now)
-            else:
-                due = min(due, oldest.since + settings.request_timeout)
-        return max(due, now + settings.request_timeout / LOOKS)
+            at = self._request_due(generation, index, pid, now)
+            if at is not None:
+                due.append(at)
+        return min(due, default=None)
+
+    def _request_due(self, generation: Generation, index: int, pid: int, now: float) -> float | None:
+        """When to look at this process's requests again; one that is overdue is told of. None: never."""
+        settings, slot = generation.settings, generation.slots[index]
+        if not isinstance(settings, PoolSettings) or settings.request_timeout is None or slot.board is None:
+            return None
+        timeout = settings.request_timeout
+        if pid in self._overdue:
+            return None
+        reading = slot.reading(now)
+        if reading is None:  # it was written to all the while: what it says is not known, and no reason to wait long
+            return now + timeout / LOOKS
+        if not reading.in_hand:
+            return now + timeout
+        oldest = reading.in_hand[0]
+        if oldest.since + timeout <= now:
+            self._tell(generation, index, pid, oldest, now)
+            return None
+        return max(oldest.since + timeout, now + timeout / LOOKS)
 
     def _tell(self, generation: Generation, index: int, pid: int, request: Request, now: float) -> None:
         settings = generation.settings
