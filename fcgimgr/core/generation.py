@@ -10,6 +10,10 @@ anybody has asked for it; so nobody may notice. One at a time, and in a pool onl
 the stand-in, serves as well: it is started first, behind the last, and sent away when the last replacement is ready.
 A program has no stand-in: two of it at once may be one too many.
 
+And nothing is urgent: our own workers are waited for until they have done what they have in hand (`patient`), which is
+known from their scoreboard, and is bounded by request_timeout. Whoever stops or restarts them meanwhile waits for
+stopwaitsecs, as always. Of other programs nobody knows how long their work may take: they have stopwaitsecs.
+
 Theory of operation. The manager feeds one event at a time. Commands (Start, Stop, Restart, Scale, Kill) name the
 processes by index; what happens to one process arrives as Happened(index, event). Each is turned into events for the
 processes, and their answers are collected. Then, whatever the event was, the same questions are asked: is the rolling
@@ -36,6 +40,7 @@ from fcgimgr.core.process import (
     Fatal,
     Held,
     KillAsked,
+    Rest,
     RestartAsked,
     Retiring,
     Running,
@@ -395,9 +400,7 @@ class _Draft:
             case Recycle():
                 self._recycle(event)
             case Overdue(index, pid):
-                state = self.processes[index] if index < len(self.processes) else None
-                if isinstance(state, Running) and state.pid == pid:
-                    self._tell(index, RestartAsked())
+                self._end_overdue(index, pid)
             case Adopted():
                 self._age_anew()
             case Kill():
@@ -477,6 +480,11 @@ class _Draft:
     def _gentle_stop(self) -> StopAsked:
         return StopAsked(by=self.now + self.settings.stopwaitsecs if self._retires else None)
 
+    @property
+    def _has_patience(self) -> bool:
+        """Whether it is known how long its processes have work, so that they can be waited for."""
+        return isinstance(self.settings, PoolSettings) and self.settings.wsgi is not None
+
     def _go_down(self) -> None:
         self.up = False
         self.opening = ()
@@ -522,6 +530,7 @@ class _Draft:
         if self.replacing and not self.rolling:
             self.rolling = (self.recycling[0].index,)
             self.recycling, self.replacing = self.recycling[1:], False
+            self._hurry(self.rolling[0])
         self.recycling = tuple(one for one in self.recycling if one.index not in indexes)
         under_way, queued = self.rolling[:1], self.rolling[1:]
         # One that is under way was told before this command came, so it has to go once more to run the newest code.
@@ -546,7 +555,24 @@ class _Draft:
         if numprocs < before:
             self._tell_each(range(numprocs, len(self.processes)), self._gentle_stop())
         elif self.up and self.open and not self.refusing:
-            self._tell_each(range(before, numprocs), StartAsked())
+            for index in range(before, numprocs):
+                self._hurry(index)  # a stand-in that is on its way out
+                self._tell(index, StartAsked())
+
+    def _end_overdue(self, index: int, pid: int) -> None:
+        state = self.processes[index] if index < len(self.processes) else None
+        if state is None or state.pid != pid:
+            return
+        if isinstance(state, Running):
+            self._tell(index, RestartAsked())
+        else:
+            self._hurry(index)
+
+    def _hurry(self, index: int) -> None:
+        """Somebody waits for the end of this process, so that it has no more than stopwaitsecs left for it."""
+        state = self.processes[index]
+        if isinstance(state, Stopping) and state.patient:
+            self._tell(index, StopAsked() if isinstance(state.after, Rest) else RestartAsked())
 
     def _recycle(self, event: Recycle) -> None:
         index = event.index
@@ -588,7 +614,7 @@ class _Draft:
                         break
                     self.actions.append(Recycling(index, why))
                     self.replacing = True
-                    self._tell(index, RestartAsked(by=self._gentle_stop().by))
+                    self._tell(index, RestartAsked(by=self._gentle_stop().by, patient=self._has_patience))
                 case Fatal() if self.replacing:
                     self._recycle_no_more(self.recycling[1:])
                 case Backoff() if self.replacing:  # the new one is no good: the others stay as they are
@@ -632,7 +658,7 @@ class _Draft:
     def _dismiss_stand_in(self) -> None:
         stand_in, self.stand_in = self.stand_in, None
         if stand_in is not None and self.wanted <= stand_in < len(self.processes):
-            self._tell(stand_in, self._gentle_stop())
+            self._tell(stand_in, StopAsked(by=self._gentle_stop().by, patient=self._has_patience))
 
     def drop_surplus(self) -> None:
         while len(self.processes) > self.wanted and isinstance(self.processes[-1], _AT_REST):

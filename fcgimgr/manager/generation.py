@@ -32,6 +32,7 @@ from fcgimgr.core.process import (
     Spawning,
     Starting,
     State,
+    Stopping,
 )
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
@@ -198,7 +199,9 @@ class Generation:
         if slot.armed != due:
             return
         slot.armed = None
-        self.feed(core.Happened(index, Due()))
+        state = self.core.processes[index]
+        busy = isinstance(state, Stopping) and state.patient and slot.may_be_busy(self.daemon.loop.time())
+        self.feed(core.Happened(index, Due(busy)))
 
     def _arm_drain_timer(self) -> None:
         due = self.core.draining

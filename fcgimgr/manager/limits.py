@@ -5,6 +5,8 @@ limit. Memory is looked at every RSS_INTERVAL seconds; requests, on the scoreboa
 overdue, and where none is in hand, when one that began right now would be. The timer stands at the earliest of these
 moments, of all pools: a process that comes up can only bring it forward.
 
+A process that is being recycled is waited for as long as its requests take, so they are looked at there, too.
+
 A request that takes too long is told with its traceback: the worker writes that to its standard error when it gets
 TRACEBACK_SIGNAL, in C, so also where the interpreter is stuck in an extension. Then core ends the process.
 """
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.core.generation import Overdue, Recycle
-from fcgimgr.core.process import Running
+from fcgimgr.core.process import Running, Stopping
 from fcgimgr.fastcgi.scoreboard import TRACEBACK_SIGNAL, Request
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.procfs import rss
@@ -79,7 +81,7 @@ class Limits:
             generation
             for pool in self._daemon.pools.values()
             for generation in pool.generations.values()
-            if has_limits(generation) and running(generation)
+            if has_limits(generation) and serving(generation)
         ]
         due = [self._look_at_requests(generation, now) for generation in limited]
         if with_rss := [generation for generation in limited if generation.settings.max_rss is not None]:
@@ -105,7 +107,7 @@ class Limits:
     def _look_at_requests(self, generation: Generation, now: float) -> float | None:
         """Tell of those that are overdue, and answer when to look again; None: there is nothing to look at."""
         due = []
-        for index, pid in running(generation):
+        for index, pid in serving(generation):
             at = self._request_due(generation, index, pid, now)
             if at is not None:
                 due.append(at)
@@ -160,3 +162,12 @@ def has_limits(generation: Generation) -> bool:
 def running(generation: Generation) -> list[tuple[int, int]]:
     """(index, pid) of the processes that run."""
     return [(i, state.pid) for i, state in enumerate(generation.core.processes) if isinstance(state, Running)]
+
+
+def serving(generation: Generation) -> list[tuple[int, int]]:
+    """(index, pid) of the processes that run, and of those that may take as long as their requests need to end."""
+    return [
+        (i, state.pid)
+        for i, state in enumerate(generation.core.processes)
+        if isinstance(state, Running) or (isinstance(state, Stopping) and state.patient)
+    ]

@@ -88,6 +88,11 @@ class Slot:
         """What its process shows of its requests, at `now` (monotonic); None: nothing is known."""
         return self.board.read(now) if self.board is not None else None
 
+    def may_be_busy(self, now: float) -> bool:
+        """Whether its process has a request in hand, or nothing can be read of it just now."""
+        reading = self.reading(now)
+        return bool(reading.in_hand) if reading is not None else self.board is not None
+
     def in_hand(self, now: float) -> str:
         """The requests that it has in hand, to be put behind what is said of it."""
         reading = self.reading(now)

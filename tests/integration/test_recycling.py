@@ -165,6 +165,51 @@ def test_what_one_manager_has_begun_the_next_one_ends(how: str, tmp_path: Path) 
                 assert second.pids("app") != [pid]
 
 
+@servers
+def test_a_request_that_takes_longer_than_stopwaitsecs_is_not_lost(server: str, tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "max_requests = 1", "threads = 4", "stopwaitsecs = 0.1", f'server = "{server}"')
+    with managing(pool.config) as manager:
+        (pid,) = manager.pids("app")
+        with pool.holding("/long"):
+            assert pool.ask("/pid").result().status == 200
+            eventually(lambda: process(manager).state == "STOPPING")
+            eventually(lambda: process(manager).current[0].seconds > 2.5, within=30)
+            assert process(manager).pid == pid
+            assert pool.ask("/pid").result().status == 200  # by the stand-in
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"], within=30)
+        assert manager.pids("app") != [pid]
+        assert "SIGKILL" not in manager.output()
+
+
+def test_a_stop_does_not_wait_for_what_recycling_waits_for(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "max_requests = 1", "threads = 4", "stopwaitsecs = 0.1")
+    with managing(pool.config) as manager:
+        request = pool.hold("/long")
+        assert pool.ask("/pid").result().status == 200
+        eventually(lambda: process(manager).state == "STOPPING")
+        Manager(pool.config, manager.control)("stop", "app").succeeds()
+        assert request.exception(timeout=10) is not None
+        for fifo in pool.held():
+            fifo.unlink()
+
+
+def test_a_request_timeout_holds_for_what_a_recycled_process_has_in_hand(tmp_path: Path) -> None:
+    keys = ("max_requests = 1", "threads = 4", "stopwaitsecs = 0.1", "request_timeout = 2")
+    pool = Pool(tmp_path, *keys)
+    with managing(pool.config) as manager:
+        (pid,) = manager.pids("app")
+        request = pool.hold("/long")
+        assert pool.ask("/pid").result().status == 200
+        eventually(lambda: process(manager).state == "STOPPING")
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"], within=30)
+        assert request.exception(timeout=10) is not None
+        log = manager.output()
+        assert re.search(r"GET /long has taken 2\.\d s .*pid=" + str(pid), log)
+        assert "in answer_hold" in log
+        for fifo in pool.held():
+            fifo.unlink()
+
+
 # -- requests that take too long --------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, Stopped
+from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, State, Stopped, Stopping
 
 from .history import History
 
@@ -23,9 +23,10 @@ class PoolMachine(RuleBasedStateMachine):
         ready=st.sampled_from(["startsecs", "notify"]),
         on_fatal=st.sampled_from(["close", "keep"]),
         max_lifetime=st.sampled_from([None, None, 0.5, 7.0]),
+        ours=st.booleans(),
     )
-    def begin(self, **keys):
-        self.history = History(stopwaitsecs=3, ready_timeout=5, **keys)
+    def begin(self, ours, **keys):
+        self.history = History(stopwaitsecs=3, ready_timeout=5, **({"wsgi": "m:app"} if ours else {}), **keys)
 
     @rule()
     def start(self):
@@ -154,6 +155,15 @@ class PoolMachine(RuleBasedStateMachine):
                 assert state.due is not None
 
     @invariant()
+    def only_what_is_recycled_or_a_stand_in_is_waited_for_patiently(self):
+        pool = self.history.pool
+        patient = [i for i, state in enumerate(pool.processes) if state.name == "STOPPING" and is_patient(state)]
+        if pool.up and pool.draining is None:
+            being_recycled = pool.recycling[0].index if pool.replacing else None
+            assert all(index == being_recycled or index >= pool.wanted for index in patient)
+        assert not patient or self.history.settings.wsgi is not None
+
+    @invariant()
     def a_running_pool_has_all_it_wants(self):
         history = self.history
         if history.state is PoolState.RUNNING:
@@ -175,6 +185,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert history.state is PoolState.STOPPED
         assert not history.listening
         assert history.timers == []
+
+
+def is_patient(state: State) -> bool:
+    return isinstance(state, Stopping) and state.patient
 
 
 TestPool = PoolMachine.TestCase

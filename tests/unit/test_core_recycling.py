@@ -1,5 +1,7 @@
 """Recycling: a process is replaced for what it has become, and nobody notices: one at a time, behind a stand-in."""
 
+from collections.abc import Callable
+
 import pytest
 
 from fcgimgr.config.settings import ProgramSettings
@@ -223,6 +225,87 @@ def test_a_generation_that_has_left_recycles_nobody():
     history.leave()
     history.at(5.0)
     assert history.pool.recycling == ()
+
+
+def ours(**keys: object) -> History:
+    """A pool of workers that finish what they have in hand, one of which is being recycled with a request in hand."""
+    history = up(wsgi="m:app", stopwaitsecs=3, **keys)
+    history.busy.add("app_00")
+    history.recycle("app_00").at(2.0)
+    assert history.states == [STOPPING, RUNNING, RUNNING]
+    assert history.actions[-1] == SignalProcess(0, 100, SIGTERM, False)
+    return history
+
+
+def test_a_recycled_worker_has_as_long_as_its_request_takes_and_the_next_one_waits_for_it():
+    history = ours().recycle("app_01").at(3600.0)
+    assert history.states == [STOPPING, RUNNING, RUNNING]
+    assert history.actions == []
+    history.busy.clear()
+    history.exits("app_00", code=0).at(3601.0)
+    assert history.states == [RUNNING, STOPPING, RUNNING]
+
+
+def test_a_recycled_worker_that_does_not_end_with_nothing_in_hand_is_killed():
+    history = ours().at(10.0)
+    assert history.actions == []
+    history.busy.clear()
+    history.at(13.0)
+    assert history.actions == [SignalProcess(0, 100, SIGKILL, True)]
+
+
+def test_a_stand_in_has_as_long_as_its_request_takes():
+    history = ours()
+    history.busy.add("app_02")
+    history.exits("app_00", code=0).at(3.0)
+    assert history.states == [RUNNING, RUNNING, STOPPING]
+    assert history.actions[-1] == SignalProcess(2, 102, SIGTERM, False)
+    history.at(3600.0)
+    assert history.actions == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda history: history.stop(),
+        lambda history: history.stop("app_00"),
+        lambda history: history.restart(),
+        lambda history: history.restart("app_01"),
+        lambda history: history.restart(hard=True),
+        lambda history: history.leave(),
+    ],
+    ids=["stop", "stop of it", "restart", "restart of another", "hard restart", "reload"],
+)
+def test_whoever_waits_for_a_recycled_worker_waits_for_stopwaitsecs(command: Callable[[History], object]):
+    history = ours().at(100.0)
+    command(history)
+    assert SignalProcess(0, 100, SIGKILL, True) not in history.actions
+    history.at(102.9)
+    assert SignalProcess(0, 100, SIGKILL, True) not in history.actions
+    history.at(103.0)
+    assert SignalProcess(0, 100, SIGKILL, True) in history.actions
+
+
+def test_a_recycled_worker_that_was_stopped_stays_down_when_another_is_restarted():
+    history = ours().stop("app_00").restart("app_01")
+    history.exits("app_00", code=0)
+    assert history.states[0] == "STOPPED"
+
+
+def test_a_request_of_a_recycled_worker_that_takes_too_long_ends_it_after_stopwaitsecs():
+    history = ours().at(100.0).overdue("app_00").at(103.0)
+    assert history.actions == [SignalProcess(0, 100, SIGKILL, True)]
+    history.exits("app_00", signal=SIGKILL)
+    assert history.actions == [SpawnProcess(0)]
+
+
+def test_scaling_up_does_not_wait_for_long_for_the_stand_in_that_is_on_its_way_out():
+    history = ours()
+    history.busy.add("app_02")
+    history.exits("app_00", code=0).at(50.0).scale(3).at(53.0)
+    assert history.actions[-1] == SignalProcess(2, 102, SIGKILL, True)
+    history.exits("app_02", signal=SIGKILL).at(54.0)
+    assert history.states == [RUNNING] * 3
 
 
 def test_a_process_that_takes_too_long_is_told_to_end_at_once_then_killed():
