@@ -528,8 +528,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Seconds that a request to a `wsgi` application may take. Then it is logged with its traceback, and "
-                "its process is replaced: `stopsignal`, and after `stopwaitsecs` SIGKILL. Without it, for ever. "
-                "Example: `60`."
+                "its process is replaced: `stopsignal`, and after `stopwaitsecs` SIGKILL, or after a second where it "
+                "has nothing else in hand. Without it, for ever. Example: `60`."
             )
         ),
     ] = None

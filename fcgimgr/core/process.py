@@ -209,6 +209,13 @@ class RestartAsked(msgspec.Struct, frozen=True):
     patient: bool = False
 
 
+class TookTooLong(msgspec.Struct, frozen=True):
+    """A request takes it too long: it is to end in so many seconds at most; `again`: and to be started anew."""
+
+    within: float
+    again: bool = True
+
+
 class KillAsked(msgspec.Struct, frozen=True):
     """It is to end at once."""
 
@@ -261,6 +268,7 @@ Event: TypeAlias = (
     StartAsked
     | StopAsked
     | RestartAsked
+    | TookTooLong
     | KillAsked
     | Spawned
     | Executed
@@ -272,7 +280,8 @@ Event: TypeAlias = (
     | Held
 )
 EVENTS: Final = (
-    StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, Executed, SpawnFailed, Ready, Died, Idle, Due, Held,
+    StartAsked, StopAsked, RestartAsked, TookTooLong, KillAsked, Spawned, Executed, SpawnFailed, Ready, Died, Idle, Due,
+    Held,
 )  # fmt: skip
 
 
@@ -446,6 +455,17 @@ def _patience(settings: ProcessSettings) -> float:
     return max(settings.stopwaitsecs, PATIENCE)
 
 
+def end_in_time(slot: Slot, state: Running, event: TookTooLong, now: float) -> Outcome:
+    after: After = StartAgain() if event.again else Rest()
+    return Stopping(pid=state.pid, due=now + event.within, after=after), (_stop_signal(slot.settings),)
+
+
+def lose_patience(slot: Slot, state: Stopping, event: TookTooLong, now: float) -> Outcome:
+    if not state.patient:
+        return state, ()  # its end is known
+    return msgspec.structs.replace(state, due=now + event.within, patient=False), ()
+
+
 def stop_at_last(slot: Slot, state: Retiring, event: Idle | Due, now: float) -> Outcome:
     """The moment has come, or will not come in time."""
     return _end(slot, state, StopAsked(), state.after, now)
@@ -536,6 +556,7 @@ _DOWN: Final[dict[type, Decision]] = {
     StartAsked: spawn,
     StopAsked: rest,
     RestartAsked: spawn,
+    TookTooLong: impossible,
     KillAsked: rest,
     Spawned: impossible,
     Executed: impossible,
@@ -556,6 +577,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: rest,
         RestartAsked: stay,
+        TookTooLong: impossible,
         KillAsked: rest,
         Spawned: come_up,
         Executed: impossible,
@@ -570,6 +592,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        TookTooLong: impossible,
         KillAsked: kill,
         Spawned: impossible,
         Executed: go_on_starting,
@@ -584,6 +607,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        TookTooLong: end_in_time,
         KillAsked: kill,
         Spawned: impossible,
         Executed: stay,
@@ -599,6 +623,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: serve_on,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        TookTooLong: impossible,
         KillAsked: kill,
         Spawned: impossible,
         Executed: stay,
@@ -613,6 +638,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: start_after_stop,
         StopAsked: stay_down,
         RestartAsked: restart_after_stop,
+        TookTooLong: lose_patience,
         KillAsked: kill_now,
         Spawned: impossible,
         Executed: stay,

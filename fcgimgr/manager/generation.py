@@ -177,7 +177,7 @@ class Generation:
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
             name = process_plan(self.settings, self.config, index).name
-            if index == self.core.stand_in and any(slot.name == name for slot in self.slots):
+            if index in self.core.stand_ins and any(slot.name == name for slot in self.slots):
                 name = f"{name}-{index}"  # the stand-in for one whose name holds no number
             self.slots.append(Slot(name))
 

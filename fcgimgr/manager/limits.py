@@ -150,7 +150,14 @@ class Limits:
 
     def _end(self, generation: Generation, pid: int, index: int) -> None:
         del self._overdue[pid]
-        generation.feed(Overdue(index, pid))
+        settings = generation.settings
+        hopeless = False
+        if isinstance(settings, PoolSettings) and settings.request_timeout is not None:
+            now = self._daemon.loop.time()
+            reading = generation.slots[index].reading(now) if index < len(generation.slots) else None
+            in_hand = reading.in_hand if reading is not None else ()
+            hopeless = bool(in_hand) and all(one.since + settings.request_timeout <= now for one in in_hand)
+        generation.feed(Overdue(index, pid, hopeless))
 
 
 def has_limits(generation: Generation) -> bool:

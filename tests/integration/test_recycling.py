@@ -223,6 +223,7 @@ def test_a_stuck_request_is_logged_with_its_traceback_and_its_process_replaced(
         (pid,) = manager.pids("app")
         request = pool.ask(path, REQUEST_URI=f"{path}?the=culprit")
         eventually(lambda: manager.pids("app") not in ([], [pid]), within=30)
+        eventually(lambda: "killed by SIGKILL" in manager.output(), within=30)
         assert request.exception(timeout=10) is not None
         log = manager.output()
         assert f"GET {path}?the=culprit has taken " in log
@@ -249,6 +250,42 @@ def test_requests_beside_the_stuck_one_are_finished(tmp_path: Path) -> None:
         assert (stuck.result().status, fine.result().status) == (200, 200)
         eventually(manager.all_running)
         assert not fifo.exists()
+
+
+def test_a_process_with_nothing_else_in_hand_is_not_waited_for(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "threads = 4", "request_timeout = 0.5", "stopwaitsecs = 600")
+    with managing(pool.config) as manager:
+        (pid,) = manager.pids("app")
+        request = pool.hold("/stuck")
+        eventually(lambda: manager.pids("app") not in ([], [pid]) and not is_alive(pid), within=30)
+        assert request.exception(timeout=10) is not None
+        for fifo in pool.held():
+            fifo.unlink()
+
+
+def test_with_a_request_stuck_in_each_process_the_pool_has_all_its_processes(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "numprocs = 2", "threads = 2", "request_timeout = 2", "stopwaitsecs = 600")
+    with managing(pool.config) as manager:
+        for _ in range(3):  # in one process there is room for one more then
+            pool.hold("/stuck")
+        workers = manager.pids("app")
+        eventually(lambda: max(oldest(manager)) > 1)
+        fine = pool.hold("/fine")
+        eventually(lambda: sum(map(is_alive, workers)) == 1, within=30)  # the one in which both were stuck
+        eventually(lambda: (manager.pool("app").state, len(manager.pids("app"))) == ("RUNNING", 2), within=30)
+        assert set(manager.pids("app")).isdisjoint(workers)
+        assert pool.ask("/pid").result().status == 200
+        for fifo in pool.held():
+            if not is_alive(int(fifo.name.split("-")[1])):
+                fifo.unlink()
+        pool.release()
+        assert fine.result().status == 200
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"] * 2, within=30)
+
+
+def oldest(manager: RunningManager) -> list[float]:
+    """Seconds that the oldest request of each process has taken."""
+    return [p.current[0].seconds for p in manager.status(detail=True).pools[0].processes if p.current]
 
 
 def test_a_timeout_that_comes_by_an_update_or_over_an_upgrade_counts(tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ class History:
     def recycle(self, name: str, why: str = "it is old") -> History:
         return self.feed(core.Recycle(self.index(name), why))
 
-    def overdue(self, name: str) -> History:
+    def overdue(self, name: str, *, hopeless: bool = False) -> History:
         index = self.index(name)
-        return self.feed(core.Overdue(index, self.pids.get(index, 0)))
+        return self.feed(core.Overdue(index, self.pids.get(index, 0), hopeless))
 
     def leave(self) -> History:
         return self.feed(core.Leave())
