@@ -193,6 +193,20 @@ def test_a_stop_does_not_wait_for_what_recycling_waits_for(tmp_path: Path) -> No
             fifo.unlink()
 
 
+def test_a_pool_that_grows_while_one_is_recycled_has_as_many_as_are_asked_for(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "numprocs = 1", "max_requests = 1", "threads = 4")
+    with managing(pool.config) as manager:
+        with pool.holding("/long"):
+            assert pool.ask("/pid").result().status == 200
+            eventually(lambda: process(manager).state == "STOPPING")
+            answer = Manager(pool.config, manager.control)("scale", "app", "2").succeeds()
+            assert "app_01: started" in answer
+            grown = manager.pool("app")
+            assert [p.state for p in grown.processes] == ["STOPPING", "RUNNING", "RUNNING"]
+            assert grown.state == "RUNNING"
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"] * 2, within=30)
+
+
 def test_a_request_timeout_holds_for_what_a_recycled_process_has_in_hand(tmp_path: Path) -> None:
     keys = ("max_requests = 1", "threads = 4", "stopwaitsecs = 0.1", "request_timeout = 2")
     pool = Pool(tmp_path, *keys)
