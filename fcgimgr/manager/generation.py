@@ -6,7 +6,6 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
-import signal
 from asyncio import TimerHandle
 from collections import deque
 from functools import partial
@@ -146,8 +145,10 @@ class Generation:
                     self.daemon.state_file.process_changed(self, index)
                 case core.SpawnProcess(index):
                     self.daemon.spawn_soon(self, index)
-                case core.SignalProcess(_, pid, signal, group):
-                    self._signal(pid, signal, group)
+                case core.SignalProcess(index, pid, signal, group):
+                    in_hand = self.slots[index].in_hand(self.daemon.loop.time()) if signal == SIGKILL else ""
+                    if self._signal(pid, signal, group) and signal == SIGKILL:
+                        self._log_kill(index, pid, before.processes[index], in_hand)
                 case core.Open():
                     self._inbox.append(self._open())
                 case core.Refuse():
@@ -164,15 +165,17 @@ class Generation:
                         f"a new process is no good: {names} not recycled; to be tried again", name=self.name
                     )
 
-    def _signal(self, pid: int, signal: int, group: bool) -> None:
+    def _signal(self, pid: int, signal: int, group: bool) -> bool:
+        """Whether it was there to hear it."""
         if pid not in self.daemon.children:  # dead and reaped: its number may be another's by now
             if signal == SIGKILL:
                 self.daemon.leftovers.kill(pid)
-            return
+            return False
         try:
-            self.daemon.signal(pid, signal, group)
+            return self.daemon.signal(pid, signal, group)
         except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here
             self.daemon.journal.error(str(error), name=self.name)
+            return False
 
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
@@ -478,13 +481,27 @@ class Generation:
             self._log_death(index, pid, exit, in_hand)
         self.feed(core.Happened(index, Died(exit)))
 
+    def _log_kill(self, index: int, pid: int, before: State, in_hand: str) -> None:
+        """Say what is lost by it, and now: how a process ends that is not our child we may never hear."""
+        state = self.core.processes[index]
+        if not (isinstance(state, Stopping) and state.killed) or (isinstance(before, Stopping) and before.killed):
+            return  # its stopsignal, or that of one that has not come to its program; or it is only sent again
+        why = ", as it had not stopped" if isinstance(before, Stopping) else ""
+        self._log_end(index, pid, Exit(signal=SIGKILL), why + in_hand)
+
     def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
-        if self.core.processes[index].name == "STOPPING":
-            if exit.signal != signal.SIGKILL or self.settings.stopsignal == signal.SIGKILL:
-                return  # by the signal that it was sent: nothing that an operator need look at
-            in_hand = f", as it had not stopped{in_hand}"
+        state = self.core.processes[index]
+        if state.name == "STOPPING" and (
+            exit.signal != SIGKILL
+            or self.settings.stopsignal == SIGKILL
+            or (isinstance(state, Stopping) and state.killed)  # said when it was
+        ):
+            return  # by the signal that it was sent: nothing that an operator need look at
+        self._log_end(index, pid, exit, in_hand)
+
+    def _log_end(self, index: int, pid: int, exit: Exit, more: str) -> None:
         age = self.daemon.loop.time() - self.slots[index].started
-        self.daemon.journal.warning(f"{exit} after {age:.1f} s{in_hand}", name=self.process_name(index), pid=pid)
+        self.daemon.journal.warning(f"{exit} after {age:.1f} s{more}", name=self.process_name(index), pid=pid)
 
     # Telling others
 

@@ -266,6 +266,26 @@ def test_requests_beside_the_stuck_one_are_finished(tmp_path: Path) -> None:
         assert not fifo.exists()
 
 
+@pytest.mark.parametrize("whose", ["a child", "adopted"])
+def test_a_request_that_is_killed_is_logged_once(whose: str, tmp_path: Path) -> None:
+    """How an adopted process ends, its manager need not hear."""
+    pool = Pool(tmp_path, "request_timeout = 2", "stopwaitsecs = 0.5")
+    with killed(pool.config) as first:
+        (pid,) = first.pids("app")
+        request = pool.hold("/doomed")
+        if whose == "adopted":
+            first.kill()
+        with next_one(first) if whose == "adopted" else nullcontext(first) as manager:
+            eventually(lambda: manager.pids("app") not in ([], [pid]) and not is_alive(pid), within=30)
+            eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"], within=30)
+            lines = [line for line in manager.output().splitlines() if "killed by SIGKILL" in line]
+            assert len(lines) == 1
+            assert re.search(rf"after .* s, as it had not stopped, with GET /doomed in hand for .* pid={pid}", lines[0])
+            assert request.exception(timeout=10) is not None
+            for fifo in pool.held():
+                fifo.unlink()
+
+
 def test_a_process_with_nothing_else_in_hand_is_not_waited_for(tmp_path: Path) -> None:
     pool = Pool(tmp_path, "threads = 4", "request_timeout = 0.5", "stopwaitsecs = 600")
     with managing(pool.config) as manager:
