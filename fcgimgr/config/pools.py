@@ -301,7 +301,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Resident memory above which a process is replaced, as by `max_lifetime`; looked at every 5 seconds. "
-                'Without it, nobody looks. What its own children use is not counted. Example: `"512MB"`.'
+                "Without it, nobody looks. What its own children use is not counted, what it shares with others is. "
+                'Example: `"512MB"`.'
             )
         ),
     ] = None

@@ -26,6 +26,7 @@ from fcgimgr.core.process import (
     Fatal,
     ImpossibleEventError,
     Retiring,
+    Running,
     Spawned,
     SpawnFailed,
     Spawning,
@@ -36,6 +37,7 @@ from fcgimgr.core.process import (
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import Board
@@ -76,6 +78,7 @@ class Generation:
         self.listening: Listening | None = None
         self.recipes: Recipes | None = None
         self.incomplete = False  # taken over from another manager, but not all of it could be had
+        self.max_rss_in_vain: int | None = None  # the max_rss of which it was said that it is less than a new one uses
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
@@ -514,6 +517,8 @@ class Generation:
         if before == after:
             self.pool.process_changed(self, change)
             return
+        if isinstance(change.after, Running) and not isinstance(change.before, Retiring) and self.settings.max_rss:
+            self.slots[change.index].fresh_rss = rss(change.after.pid)
         name = self.process_name(change.index)
         detail = describe(change.after)
         if detail is None and after in ("STOPPED", "EXITED") and self.slots[change.index].exit is not None:

@@ -100,9 +100,24 @@ class Limits:
         assert most is not None
         for index, pid in running(generation):
             used = rss(pid)
-            if used is not None and used > most:
+            if used is None or used <= most:
+                continue
+            fresh = generation.slots[index].fresh_rss
+            if fresh is not None and fresh > most:
+                self._warn_of_max_rss(generation, most, fresh)
+            else:
                 why = f"it uses {used / 1024**2:.1f} MB, above max_rss ({most / 1024**2:g} MB)"
                 generation.feed(Recycle(index, why))
+
+    def _warn_of_max_rss(self, generation: Generation, most: int, fresh: int) -> None:
+        """The next process would be no smaller, so that they would be replaced for ever."""
+        if generation.max_rss_in_vain != most:
+            generation.max_rss_in_vain = most
+            self._daemon.journal.warning(
+                f"a new process already uses {fresh / 1024**2:.1f} MB: raise max_rss ({most / 1024**2:g} MB), for "
+                "which such a process is not recycled",
+                name=generation.name,
+            )
 
     def _look_at_requests(self, generation: Generation, now: float) -> float | None:
         """Tell of those that are overdue, and answer when to look again; None: there is nothing to look at."""

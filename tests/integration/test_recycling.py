@@ -105,7 +105,8 @@ def test_a_pool_of_one_goes_on_serving_and_its_name_stays(transport: str, tmp_pa
 
 
 def test_a_process_that_uses_too_much_memory_is_replaced(tmp_path: Path) -> None:
-    hungry = f"{sys.executable} -S -E -c 'x = bytes(1) * 80_000_000; import time; time.sleep(1000)'"
+    grow = "import time; time.sleep(0.5); x = bytes(1) * 80_000_000; time.sleep(1000)"
+    hungry = f"{sys.executable} -S -E -c '{grow}'"
     tables = f'[program.app]\ncommand = "{hungry}"\nstartsecs = 0.1\nmax_rss = "60MB"\n'
     tables += '[program.modest]\ncommand = "sleep 1000"\nstartsecs = 0.1\nmax_rss = "60MB"\n'
     with managing(scene(tmp_path, tables)) as manager:
@@ -115,6 +116,18 @@ def test_a_process_that_uses_too_much_memory_is_replaced(tmp_path: Path) -> None
         assert not is_alive(pid)
         assert manager.pids("modest") == [modest]
         assert re.search(r"app:app_00: recycling: it uses \d+\.\d MB, above max_rss \(60 MB\)", manager.output())
+
+
+@pytest.mark.parametrize("how", ["as it is", "after an upgrade"])
+def test_a_limit_below_what_a_new_process_uses_recycles_nobody(how: str, tmp_path: Path) -> None:
+    pool = Pool(tmp_path, 'max_rss = "5MB"')
+    with managing(pool.config) as manager:
+        before = manager.pids("app")
+        if how == "after an upgrade":
+            upgrade(manager).succeeds()
+        eventually(lambda: re.search(r"app: a new process already uses \d+\.\d MB: raise max_rss", manager.output()))
+        assert manager.pids("app") == before
+        assert "recycling" not in manager.output()
 
 
 def test_a_program_asks_for_its_replacement(tmp_path: Path) -> None:

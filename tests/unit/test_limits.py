@@ -71,6 +71,7 @@ class Place:
     def __init__(self) -> None:
         self.board: object | None = object()
         self.shown: Reading | None = Reading(0, None, ())
+        self.fresh_rss: int | None = None
 
     def reading(self, now: float) -> Reading | None:
         return self.shown if self.board is not None else None
@@ -84,6 +85,8 @@ class Generation:
         self.core: Any = SimpleNamespace(processes=list(new_generation(settings, 0.0).processes))
         self.slots = [Place() for _ in self.core.processes]
         self.fed: list[Event] = []
+        self.name = settings.name
+        self.max_rss_in_vain: int | None = None
 
     def process_name(self, index: int) -> str:
         return f"{self.settings.name}:{index}"
@@ -153,6 +156,28 @@ def test_memory_is_looked_at_beside_a_long_request_timeout():
     leaky.runs(pid=os.getpid())
     house.loop.run(101.0 + RSS_INTERVAL + 0.01)
     assert [type(event) for event in leaky.fed] == [Recycle]
+
+
+def test_a_limit_below_what_a_new_process_uses_is_warned_of_once_and_recycles_nobody():
+    house = House()
+    app = house.program("app", max_rss=1024 * 1024, numprocs=2)
+    for index in range(2):
+        app.slots[index].fresh_rss = 15 * 1024 * 1024
+        app.runs(index, pid=os.getpid())
+    house.loop.run(100.0 + 3 * RSS_INTERVAL)
+    assert app.fed == []
+    assert len(house.warnings) == 1
+    assert "a new process already uses 15.0 MB: raise max_rss (1 MB)" in house.warnings[0]
+
+
+def test_a_process_that_has_grown_above_the_limit_is_recycled_beside_one_that_was_born_above_it():
+    house = House()
+    app = house.program("app", max_rss=1024 * 1024, numprocs=2)
+    for index, fresh in enumerate((15 * 1024 * 1024, 1024)):
+        app.slots[index].fresh_rss = fresh
+        app.runs(index, pid=os.getpid())
+    house.loop.run(100.0 + RSS_INTERVAL)
+    assert [event.index for event in app.fed if isinstance(event, Recycle)] == [1]
 
 
 def test_a_timeout_that_an_update_has_shortened_holds_for_what_is_in_hand():
