@@ -77,13 +77,13 @@ def test_under_load_through_nginx_no_request_is_lost(
     backend: str, keys: tuple[str, ...], transport: str, tmp_path: Path
 ) -> None:
     with under_load(tmp_path, backend, transport, *keys) as (manager, load):
-        eventually(lambda: len(recycled(manager)) >= 7, within=60)
+        # On a busy machine the first are gone before there is any load.
+        eventually(lambda: len(recycled(manager)) >= 7 and len({answer.pid for answer in load.answers}) > 7, within=60)
         assert set(recycled(manager)) == {"app_00", "app_01", "app_02"}
         assert most_at_once(manager) == 1
         log = manager.output()
         assert "warning" not in log
         assert "EXITED" not in log
-        assert len({answer.pid for answer in load.answers}) > 7
 
 
 @transports
