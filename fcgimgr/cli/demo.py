@@ -23,7 +23,7 @@ from .failure import Failure
 from .options import Command
 
 if TYPE_CHECKING:
-    from http.server import HTTPServer
+    from fcgimgr.demo.front import Front
 
 _HOST = "127.0.0.1"
 _START_WITHIN = 20.0
@@ -75,15 +75,15 @@ def demo_(port: int) -> None:
         with front_before(f"unix:{directory}/demo.sock", port) as front, manager_on(config, control) as manager:
             pid = _wait_until_ready(manager, control)
             welcome = _WELCOME.format(host=_HOST, port=front.server_port, program=_program(), control=control, pid=pid)
-            _tell(welcome)
+            tell(welcome)
             front.serve_forever()
 
 
-def _tell(text: str) -> None:
-    """Print it. A reader that has seen enough (`| head`) is no reason to end: the demo is there for a browser."""
+def tell(text: str) -> None:
+    """Print it. A reader that has seen enough (`| head`) is no reason to end: what runs is there for a browser."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # what is still in the buffer is written at the end
         os.close(nowhere)
@@ -102,7 +102,7 @@ def _program() -> str:
     return shlex.quote(ours)
 
 
-def front_before(address: str, port: int, command: str = "demo") -> "HTTPServer":
+def front_before(address: str, port: int, command: str = "demo") -> "Front":
     """The HTTP server, bound before anything is started, so that a port in use costs nothing."""
     from fcgimgr.demo.front import serve
 
@@ -117,13 +117,20 @@ def front_before(address: str, port: int, command: str = "demo") -> "HTTPServer"
 
 @contextmanager
 def manager_on(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A manager of our own, stopped cleanly at the end.
+    """A manager of our own, stopped cleanly at the end; to be called in the main thread. Nothing of it stays, not even
+    when it was killed; and when we are killed, it stops by itself.
 
     It gets a process group of its own: Ctrl-C is to reach only this process, which then asks it to shut down.
     """
+    from fcgimgr.linux.processes import set_subreaper
+    from fcgimgr.linux.procfs import children
+
     from .running import manager_command
 
-    manager = subprocess.Popen(manager_command(config), stdin=subprocess.DEVNULL, process_group=0)
+    set_subreaper()  # what it leaves behind becomes ours
+    others = set(children(os.getpid()) or ())
+    words = [*manager_command(config), "--die-with", str(os.getpid())]
+    manager = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
     try:
         yield manager
     finally:
@@ -131,6 +138,18 @@ def manager_on(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _stop(manager, control)
+        _kill_children(others)
+        set_subreaper(on=False)
+
+
+def _kill_children(others: set[int]) -> None:
+    """All but these, and theirs, which become ours: of a manager that was killed."""
+    from fcgimgr.linux.procfs import children
+
+    while orphans := set(children(os.getpid()) or ()) - others:
+        for pid in orphans:
+            os.kill(pid, signal.SIGKILL)  # a child of ours, so it is there until it is reaped
+            os.waitpid(pid, 0)
 
 
 def _stop(manager: subprocess.Popen[bytes], control: str) -> None:

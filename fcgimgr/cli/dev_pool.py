@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 4
 
-_CONFIG: Final = """\
+VERSIONS: Final = 5
+"""How many versions of the code may run at the same time: one that serves, one that comes, old ones at a request."""
+
+_MANAGER: Final = """\
 # Made by `fcgimgr dev`, and gone when it ends.
 [manager]
 control = {control}
 loglevel = "error"
+shutdown_timeout = 3
+"""
 
+# An old version has an hour for what it has in hand: somebody may be looking at it in a debugger.
+_POOL: Final = """
 [pool.{name}]
 socket = {socket}
+process_name = {process_name}
 wsgi = {application}
 server = {server}
 python = {python}
@@ -37,13 +45,20 @@ clear_env = {clear_env}
 ready_timeout = {ready_timeout}
 autostart = false
 startretries = 0
-stopwaitsecs = 3
+stopwaitsecs = 3600
 """
+
+# That of a version whose source is another by now is not to be taken for its own (dev_bytecode.py).
+_PYTHON: Final = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": ""}
+
+
+_GIVE_PYTHON: Final = "name one that runs the application, as in --python .venv/bin/python"
 
 
 class DevPool(msgspec.Struct, frozen=True):
     """What is run. directory: absolute; threads: None for as many as `server` has without saying so;
-    more_sources: further directories with modules of the application.
+    more_sources: further directories with modules of the application; said: how whoever has written them named the
+    application, its Python and its directory, by the keys of a pool.
     """
 
     application: str
@@ -56,23 +71,52 @@ class DevPool(msgspec.Struct, frozen=True):
     clear_env: bool = False
     ready_timeout: float = 30.0
     more_sources: tuple[str, ...] = ()
+    said: Mapping[str, str] = {}
 
-    def toml(self, control: str, socket: str) -> str:
-        """A configuration of this pool alone. control, socket: absolute paths."""
-        environment = ", ".join(f"{_text(name, template=False)} = {_text(it)}" for name, it in self.environment.items())
-        config = _CONFIG.format(
-            control=_text(control),
-            socket=_text(socket),
-            name=self.name,
-            application=_text(self.application),
-            server=_text(self.server),
-            python=_text(self.python),
-            directory=_text(self.directory),
-            environment=f"{{ {environment} }}",
-            clear_env=json.dumps(self.clear_env),
-            ready_timeout=self.ready_timeout,
+    def names(self) -> tuple[str, ...]:
+        """Of the pools, one a version."""
+        return (self.name, *(f"{self.name}-{number}" for number in range(2, VERSIONS + 1)))
+
+    def toml(self, control: str, sockets: Mapping[str, str]) -> str:
+        """A configuration of these pools alone. control: an absolute path; sockets: the address of each by its name."""
+        variables = {**self.environment, **_PYTHON}
+        environment = ", ".join(f"{_text(name, template=False)} = {_text(it)}" for name, it in variables.items())
+        pools = (
+            _POOL.format(
+                name=name,
+                socket=_text(socket),
+                process_name=_text(f"{self.name}_00"),
+                application=_text(self.application),
+                server=_text(self.server),
+                python=_text(self.python),
+                directory=_text(self.directory),
+                environment=f"{{ {environment} }}",
+                clear_env=json.dumps(self.clear_env),
+                ready_timeout=self.ready_timeout,
+            )
+            + ("" if self.threads is None else f"threads = {self.threads}\n")
+            for name, socket in sockets.items()
         )
-        return config if self.threads is None else f"{config}threads = {self.threads}\n"
+        return _MANAGER.format(control=_text(control)) + "".join(pools)
+
+    def refuse_unless_fit(self, config: str) -> None:
+        """Failure, in the words of whoever has written it: it cannot run so. config: the path of a file with `toml`."""
+        from fcgimgr.config.problems import ConfigError
+        from fcgimgr.config.read import read
+
+        said = {"python": self.python, "directory": self.directory, **self.said}
+        try:
+            read(config, os.environ)
+        except ConfigError as error:
+            found = {(problem.key.rpartition(".")[2], problem.message) for problem in error.problems}
+            text = "\n".join(f"{said.get(key, key)}: {message}" for key, message in sorted(found))
+            raise Failure(text, code=USAGE) from error
+        if not os.path.isdir(self.directory):
+            raise Failure(f"{said['directory']}: there is no such directory; say where the app is", code=USAGE)
+        if not os.path.isfile(self.python):
+            raise Failure(f"{said['python']}: there is no such file; {_GIVE_PYTHON}", code=USAGE)
+        if not os.access(self.python, os.X_OK):
+            raise Failure(f"{said['python']}: it cannot be executed; {_GIVE_PYTHON}", code=USAGE)
 
 
 def of_application(application: str, directory: str | None, python: str | None, threads: int | None) -> DevPool:
@@ -82,6 +126,8 @@ def of_application(application: str, directory: str | None, python: str | None, 
         python=os.path.abspath(python) if python else _python(),
         directory=os.path.abspath(directory or "."),
         threads=threads or _THREADS,
+        said=_said(application, python, directory),
+        more_sources=_on_path(os.environ.get("PYTHONPATH"), os.path.abspath(directory or ".")),
     )
 
 
@@ -99,18 +145,43 @@ def of_configuration(
     assert settings.wsgi is not None  # it was chosen for it
     plan = process_plan(settings, config, 0)
     interpreter = python or settings.python
+    home = os.path.abspath(directory or plan.directory or config.manager.directory or ".")
+    inherited = None if settings.clear_env else os.environ.get("PYTHONPATH")
     return DevPool(
         application=settings.wsgi,
         python=os.path.abspath(interpreter) if interpreter else _python(),
-        directory=os.path.abspath(directory or plan.directory or config.manager.directory or "."),
+        directory=home,
         name=settings.name,
         server=settings.server,
         threads=threads or settings.threads,
         environment=plan.environment,
         clear_env=settings.clear_env,
         ready_timeout=settings.ready_timeout,
-        more_sources=tuple(filter(None, plan.environment.get("PYTHONPATH", "").split(os.pathsep))),
+        said={
+            "wsgi": f"{config.path}: pool.{settings.name}.wsgi",
+            "directory": f"{config.path}: pool.{settings.name}.directory: {home}",
+            "python": f"{config.path}: pool.{settings.name}.python: {settings.python}"
+            if settings.python
+            else _python(),
+        }
+        | _said(None, python, directory),
+        more_sources=_on_path(plan.environment.get("PYTHONPATH", inherited), home),
     )
+
+
+def _said(application: str | None, python: str | None, directory: str | None) -> dict[str, str]:
+    """What was given on the command line, as it was typed."""
+    given = {
+        "wsgi": application,
+        "python": f"--python {python}" if python else None,
+        "directory": f"--directory {directory}" if directory else None,
+    }
+    return {key: text for key, text in given.items() if text is not None}
+
+
+def _on_path(pythonpath: str | None, directory: str) -> tuple[str, ...]:
+    """The entries of a PYTHONPATH, from a process's directory."""
+    return tuple(os.path.join(directory, entry) for entry in (pythonpath or "").split(os.pathsep) if entry)
 
 
 def _chosen(config: "Config", name: str | None) -> "PoolSettings":

@@ -74,11 +74,12 @@ def events_(context: click.Context, follow: bool, count: int, as_json: bool) -> 
 
 
 def _shown(event: "Event", as_json: bool) -> str:
+    from .terminal import Paint, has_colour, safe, safe_json
+
     if as_json:
         import msgspec
 
-        return msgspec.json.encode(event).decode()
-    from .terminal import Paint, has_colour, safe
+        return safe_json(msgspec.json.encode(event).decode())
 
     paint = Paint(has_colour(sys.stdout))
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))

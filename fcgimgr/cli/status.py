@@ -29,7 +29,9 @@ def status_(context: click.Context, names: tuple[str, ...], as_json: bool, verbo
     answer = ask(context, "status", StatusParams(names=names or None), msgspec.Raw)
     status = msgspec.json.decode(answer, type=Status)
     if as_json:
-        print(bytes(answer).decode())
+        from .terminal import safe_json
+
+        print(safe_json(bytes(answer).decode()))
     else:
         from .status_table import render
         from .terminal import Paint, has_colour

@@ -17,6 +17,9 @@ SHOWN_OF_A_STATE: Final = 20
 _JUST_STARTED: Final = 60.0
 """Seconds: a process that was restarted within this time is worth showing."""
 
+_LONGEST: Final = 10_000 * 86400.0
+"""Seconds. A worker runs other people's code, which may have written anything where its times stand."""
+
 _HEADINGS: Final = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "BUSY", "REQUESTS", "RSS")
 _STATE_WIDTH: Final = len("STARTING")
 
@@ -188,7 +191,9 @@ def took(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Two figures at most: 12s, 3m20s, 5h12m, 3d4h."""
+    """Two figures at most: 12s, 3m20s, 5h12m, 3d4h; what no clock can have shown is ">9999d"."""
+    if not seconds < _LONGEST:
+        return ">9999d"
     whole = max(0, int(seconds))
     for unit, length, below, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         if whole >= length:

@@ -24,10 +24,17 @@ _STATE_COLOURS: Final = {
 # A log line or a reason comes from a program nobody vouches for: shown raw, it could retitle or repaint the terminal.
 _CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != ord("\t")}
 
+_CONTROL_OF_JSON: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+
 
 def safe(text: str) -> str:
     """`text` with control characters shown, not obeyed."""
     return text.translate(_CONTROL)
+
+
+def safe_json(text: str) -> str:
+    r"""`text`, which is JSON, with the controls that JSON lets stand written as \u00XX: the same to a parser."""
+    return text.translate(_CONTROL_OF_JSON)
 
 
 def has_colour(stream: TextIO) -> bool:

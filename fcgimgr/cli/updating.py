@@ -13,6 +13,8 @@ from .processes import verbose_option
 @click.pass_context
 def update_(context: click.Context, dry_run: bool, verbose: bool) -> None:
     """Read the configuration again and apply what has changed, by the least that it takes."""
+    import sys
+
     from fcgimgr.control.messages import Updated, UpdateParams, Verdict
 
     from .ask import ask_and_wait, show_verdict
@@ -20,6 +22,8 @@ def update_(context: click.Context, dry_run: bool, verbose: bool) -> None:
     updated = ask_and_wait(context, "update", UpdateParams(dry_run=dry_run), Updated)
     if updated.problems:
         raise Failure("\n".join((*updated.problems, "nothing was applied")), code=USAGE)
+    for warning in updated.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     for key in updated.restart:
         print(f"manager.{key}: changed; it takes a restart of the manager")
     if not updated.changes:

@@ -2,13 +2,13 @@
 
 import re
 import shlex
-from typing import Final
 
 from fcgimgr.config.address import Address, parse_address
 from fcgimgr.config.kinds import Kind, Schema
 from fcgimgr.config.place import Place
 from fcgimgr.config.scalars import Path
 from fcgimgr.config.values import refusal, show, text_of
+from fcgimgr.fastcgi import accessformat
 
 
 class Addresses(Kind, frozen=True):
@@ -179,7 +179,7 @@ class Wsgi(Kind, frozen=True):
 
 
 class AccessFormat(Kind, frozen=True):
-    """The form of an access log's lines: "json", or text with the characters that fcgimgr/worker/accesslog.py knows.
+    """The form of an access log's lines: "json", or text with the fields of PHP-FPM's access.format.
 
     No expansions: `%` is for these characters.
     """
@@ -189,31 +189,11 @@ class AccessFormat(Kind, frozen=True):
         text = text_of(value, wanted)
         if not text or not text.isprintable():
             raise refusal(wanted, text, "one line, without control characters")
-        for match in re.finditer(r"%(?:(.)(?:\{([^}]*)\})?)?", text):
-            _check_access_character(match[1], match[2])
+        accessformat.parse(text)
         return text
 
     def schema(self) -> Schema:
         return {"type": "string", "minLength": 1}
-
-
-ACCESS_CHARACTERS: Final = "%bdeflmnpPqQrRstTu"
-ACCESS_UNITS: Final = ("seconds", "milliseconds", "microseconds", "milli", "micro")
-
-
-def _check_access_character(character: str | None, argument: str | None) -> None:
-    if character is None:
-        raise ValueError("it ends in a %; write %% for the sign itself")
-    if character in "CMo":
-        raise ValueError(f"%{character} of PHP-FPM is not known here; leave it out")
-    if character not in ACCESS_CHARACTERS:
-        raise ValueError(f"%{character} is not known; there are %{', %'.join(ACCESS_CHARACTERS)}")
-    if character == "e" and not argument:
-        raise ValueError("%e needs the name of a parameter, as in %e{HTTP_USER_AGENT}")
-    if character == "d" and argument is not None and argument not in ACCESS_UNITS:
-        raise ValueError(f"%d{{{argument}}} is not known; there are {', '.join(ACCESS_UNITS)}")
-    if character not in "edtT" and argument is not None:
-        raise ValueError(f"%{character} takes nothing in braces")
 
 
 def _wsgi_meant(text: str) -> str:

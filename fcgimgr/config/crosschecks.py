@@ -22,6 +22,7 @@ def check_together(config: Config, tables: Tables, reads: Sequence[TableRead], f
     _dependencies(tables, reads, findings)
     _addresses(config, reads, findings)
     _control(config, tables, reads, findings, path)
+    _patience(config, reads, findings)
 
 
 def _names(tables: Tables, findings: Findings) -> None:
@@ -139,6 +140,19 @@ def _control(config: Config, tables: Tables, reads: Sequence[TableRead], finding
         settings = config.pools.get(read.table.name)
         if settings is not None and UnixAddress(manager.control) in settings.sockets:
             findings.problem(read, "socket", f"{manager.control} is the manager's control socket")
+
+
+def _patience(config: Config, reads: Sequence[TableRead], findings: Findings) -> None:
+    for read in reads:
+        settings, most = read.settings, config.manager.shutdown_timeout
+        # Who has not said stopwaitsecs counts on nothing.
+        if settings is not None and "stopwaitsecs" in read.given and settings.stopwaitsecs > most:
+            findings.warning(
+                read,
+                "stopwaitsecs",
+                f"a shutdown kills sooner, after shutdown_timeout ({most:g} s): "
+                f"set shutdown_timeout in [manager] to {settings.stopwaitsecs:g} or more, too",
+            )
 
 
 def _unknown(name: str, known: Mapping[str, object] | set[str]) -> str:

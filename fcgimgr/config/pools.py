@@ -301,7 +301,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Resident memory above which a process is replaced, as by `max_lifetime`; looked at every 5 seconds. "
-                'Without it, nobody looks. What its own children use is not counted. Example: `"512MB"`.'
+                "Without it, nobody looks. What its own children use is not counted, what it shares with others is. "
+                'Example: `"512MB"`.'
             )
         ),
     ] = None
@@ -528,8 +529,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Seconds that a request to a `wsgi` application may take. Then it is logged with its traceback, and "
-                "its process is replaced: `stopsignal`, and after `stopwaitsecs` SIGKILL. Without it, for ever. "
-                "Example: `60`."
+                "its process is replaced: `stopsignal`, and after `stopwaitsecs` SIGKILL, or after a second where it "
+                "has nothing else in hand. Without it, for ever. Example: `60`."
             )
         ),
     ] = None

@@ -76,7 +76,7 @@ def _worker(settings: PoolSettings, wsgi: str) -> tuple[str, ...]:
         options += ("--max-requests", f"{settings.max_requests}+{settings.max_requests_jitter}")
     # Their paths may differ from process to process, so they are in the environment: a zygote has one command line.
     if settings.access_log is not None:
-        options += ("--access-format", settings.access_format)
+        options.append(f"--access-format={settings.access_format}")  # one word, for it may begin with a "-"
     if settings.slow_after is not None:
         options += ("--slow-after", str(settings.slow_after))
     if settings.preload:

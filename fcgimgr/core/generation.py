@@ -10,11 +10,18 @@ anybody has asked for it; so nobody may notice. One at a time, and in a pool onl
 the stand-in, serves as well: it is started first, behind the last, and sent away when the last replacement is ready.
 A program has no stand-in: two of it at once may be one too many.
 
+And nothing is urgent: our own workers are waited for until they have done what they have in hand (`patient`), which is
+known from their scoreboard, and is bounded by request_timeout. Whoever stops or restarts them meanwhile waits for
+stopwaitsecs, as always. Of other programs nobody knows how long their work may take: they have stopwaitsecs.
+
+A process that a request takes too long (`late`) has a stand-in as well, while it finishes what else it has in hand and
+until the one after it is ready; each has one of its own, but where there are as many already as the pool has processes.
+
 Theory of operation. The manager feeds one event at a time. Commands (Start, Stop, Restart, Scale, Kill) name the
 processes by index; what happens to one process arrives as Happened(index, event). Each is turned into events for the
 processes, and their answers are collected. Then, whatever the event was, the same questions are asked: is the rolling
-restart to go on, or the recycling, are there processes too many, and is the listener still wanted. So no path through
-the code can forget them.
+restart to go on, or the recycling, are there stand-ins or other processes too few or too many, and is the listener
+still wanted. So no path through the code can forget them.
 """
 
 from __future__ import annotations
@@ -36,6 +43,7 @@ from fcgimgr.core.process import (
     Fatal,
     Held,
     KillAsked,
+    Rest,
     RestartAsked,
     Retiring,
     Running,
@@ -49,6 +57,7 @@ from fcgimgr.core.process import (
     StopAsked,
     Stopped,
     Stopping,
+    TookTooLong,
     died_early,
 )
 
@@ -80,7 +89,8 @@ class Generation(msgspec.Struct, frozen=True):
     hard: bool = False  # … without regard to what they have in hand
     recycling: tuple[Recycle, ...] = ()  # still to be recycled
     replacing: bool = False  # the first of them is under way
-    stand_in: int | None = None  # the process that serves meanwhile
+    late: tuple[int, ...] = ()  # those that a request took too long, until they are replaced
+    stand_ins: tuple[int, ...] = ()  # the processes, behind the others, that serve meanwhile
     recycle_from: float = 0.0  # no sooner: a replacement was no good
     left: bool = False  # another generation has taken its place
     draining: float | None = None  # it gets no new connection; when it has to end, whatever is still in the queue
@@ -143,10 +153,14 @@ class Recycle(msgspec.Struct, frozen=True):
 
 
 class Overdue(msgspec.Struct, frozen=True):
-    """A request takes this process too long: it is to end, and to be replaced."""
+    """A request takes this process too long: it is to end, and to be replaced.
+
+    hopeless: so do all that it has in hand, so that there is nothing to wait for.
+    """
 
     index: int
     pid: int
+    hopeless: bool = False
 
 
 class Adopted(msgspec.Struct, frozen=True):
@@ -269,6 +283,9 @@ _AT_REST: Final = (Stopped, Exited, Fatal)
 # Seconds without recycling after a new process was no good.
 RECYCLE_AGAIN: Final = 60.0
 
+# Seconds that a process has to end when there is nothing to wait for.
+HOPELESS: Final = 1.0
+
 
 def step(
     settings: ProcessSettings, generation: Generation, event: Event, now: float
@@ -281,6 +298,7 @@ def step(
     draft.take(event)
     draft.go_on_rolling()
     draft.go_on_recycling()
+    draft.go_on_standing_in()
     draft.drop_surplus()
     draft.close_unless_wanted()
     return draft.finish(), draft.actions
@@ -297,8 +315,7 @@ def pool_state(pool: Generation) -> PoolState:
     if not pool.up:
         return PoolState.STOPPED if at_rest == pool.wanted else PoolState.STOPPING
     running = counts["RUNNING"]
-    if pool.stand_in is not None and pool.stand_in < len(pool.processes):
-        running += isinstance(pool.processes[pool.stand_in], Running)
+    running += sum(isinstance(pool.processes[index], Running) for index in pool.stand_ins)
     if running >= pool.wanted:
         return PoolState.RUNNING
     if at_rest == pool.wanted:
@@ -326,6 +343,7 @@ class _Draft:
         "budget",
         "draining",
         "fields",
+        "late",
         "now",
         "open",
         "opening",
@@ -337,7 +355,7 @@ class _Draft:
         "replacing",
         "rolling",
         "settings",
-        "stand_in",
+        "stand_ins",
         "up",
         "wanted",
     )
@@ -357,7 +375,8 @@ class _Draft:
         self.rolling = pool.rolling
         self.recycling = pool.recycling
         self.replacing = pool.replacing
-        self.stand_in = pool.stand_in
+        self.late = pool.late
+        self.stand_ins = pool.stand_ins
         self.recycle_from = pool.recycle_from
         self.draining = pool.draining
         self.refusing = pool.refusing
@@ -394,10 +413,8 @@ class _Draft:
                 self._restart(indexes, hard)
             case Recycle():
                 self._recycle(event)
-            case Overdue(index, pid):
-                state = self.processes[index] if index < len(self.processes) else None
-                if isinstance(state, Running) and state.pid == pid:
-                    self._tell(index, RestartAsked())
+            case Overdue(index, pid, hopeless):
+                self._end_overdue(index, pid, hopeless)
             case Adopted():
                 self._age_anew()
             case Kill():
@@ -477,13 +494,19 @@ class _Draft:
     def _gentle_stop(self) -> StopAsked:
         return StopAsked(by=self.now + self.settings.stopwaitsecs if self._retires else None)
 
+    @property
+    def _has_patience(self) -> bool:
+        """Whether it is known how long its processes have work, so that they can be waited for."""
+        return isinstance(self.settings, PoolSettings) and self.settings.wsgi is not None
+
     def _go_down(self) -> None:
         self.up = False
         self.opening = ()
         self.rolling = ()
         self.recycling = ()
         self.replacing = False
-        self.stand_in = None  # it goes with the others
+        self.late = ()
+        self.stand_ins = ()  # they go with the others
         self.draining = None
         self.again = ()
         self.fields.update(waiting=(), fault=None)
@@ -522,6 +545,7 @@ class _Draft:
         if self.replacing and not self.rolling:
             self.rolling = (self.recycling[0].index,)
             self.recycling, self.replacing = self.recycling[1:], False
+            self._hurry(self.rolling[0])
         self.recycling = tuple(one for one in self.recycling if one.index not in indexes)
         under_way, queued = self.rolling[:1], self.rolling[1:]
         # One that is under way was told before this command came, so it has to go once more to run the newest code.
@@ -539,14 +563,34 @@ class _Draft:
         self.opening = tuple(index for index in self.opening if index < numprocs)
         self.again = tuple(index for index in self.again if index < numprocs)
         if numprocs != before:
-            self.stand_in = None  # one like all others now, or on its way out
+            # Those that stay are like all others now, and those that are to be replaced still need a stand-in.
+            self.stand_ins = tuple(index for index in self.stand_ins if before < numprocs <= index)
             self.replacing = self.replacing and self.recycling[0].index < numprocs
             self.recycling = tuple(one for one in self.recycling if one.index < numprocs)
         self.processes.extend(Stopped() for _ in range(numprocs - len(self.processes)))
         if numprocs < before:
             self._tell_each(range(numprocs, len(self.processes)), self._gentle_stop())
         elif self.up and self.open and not self.refusing:
-            self._tell_each(range(before, numprocs), StartAsked())
+            for index in range(before, numprocs):
+                self._hurry(index)  # a stand-in that is on its way out
+                self._tell(index, StartAsked())
+
+    def _end_overdue(self, index: int, pid: int, hopeless: bool) -> None:
+        state = self.processes[index] if index < len(self.processes) else None
+        if state is None or state.pid != pid or not isinstance(state, Running | Stopping):
+            return
+        within = min(HOPELESS, self.settings.stopwaitsecs) if hopeless else self.settings.stopwaitsecs
+        if isinstance(state, Running) and index < self.wanted:
+            self.late = (*(one for one in self.late if one != index), index)
+            self.recycling = tuple(one for one in self.recycling if one.index != index)  # the next one is new anyway
+        self.stand_ins = tuple(one for one in self.stand_ins if one != index)
+        self._tell(index, TookTooLong(within, again=index < self.wanted))
+
+    def _hurry(self, index: int) -> None:
+        """Somebody waits for the end of this process, so that it has no more than stopwaitsecs left for it."""
+        state = self.processes[index]
+        if isinstance(state, Stopping) and state.patient:
+            self._tell(index, StopAsked() if isinstance(state.after, Rest) else RestartAsked())
 
     def _recycle(self, event: Recycle) -> None:
         index = event.index
@@ -588,51 +632,87 @@ class _Draft:
                         break
                     self.actions.append(Recycling(index, why))
                     self.replacing = True
-                    self._tell(index, RestartAsked(by=self._gentle_stop().by))
+                    self._tell(index, RestartAsked(by=self._gentle_stop().by, patient=self._has_patience))
                 case Fatal() if self.replacing:
-                    self._recycle_no_more(self.recycling[1:])
-                case Backoff() if self.replacing:  # the new one is no good: the others stay as they are
-                    head = self.recycling[:1]
-                    self._recycle_no_more(self.recycling[1:])
-                    self.recycling, self.replacing = head, True  # and the stand-in stays with it
-                    return
+                    self._recycle_no_more()
+                    self.recycling, self.replacing = (), False
+                case Backoff() if self.replacing:
+                    self._recycle_no_more()
+                    return  # and the stand-in stays with it
                 case Spawning() | Starting() | Retiring() | Stopping() if self.replacing:
                     return
                 case _:  # replaced; or gone for another reason
                     self.recycling, self.replacing = self.recycling[1:], False
-        if not self.recycling:
-            self._dismiss_stand_in()
 
     def _is_covered(self) -> bool:
-        """Whether another process can be spared; if that takes one more, it is started."""
+        """Whether another process can be spared."""
         if not isinstance(self.settings, PoolSettings):
             return True
-        if self.stand_in is None:
-            if len(self.processes) == self.wanted:
-                self.processes.append(Stopped())
-            if isinstance(self.processes[self.wanted], _AT_REST):  # else one on its way out has to go first
-                self.stand_in = self.wanted
-                self._tell(self.stand_in, StartAsked())
-        else:
-            match self.processes[self.stand_in]:
-                case Running():
-                    return True
-                case Spawning() | Starting():
-                    pass
-                case _:
-                    self._recycle_no_more(self.recycling)
-        return False
+        ready = sum(isinstance(self.processes[index], Running) for index in self.stand_ins)
+        return ready > sum(map(self._is_missed, self.late))
 
-    def _recycle_no_more(self, waiting: tuple[Recycle, ...]) -> None:
+    def _recycle_no_more(self) -> None:
+        """A new process is no good: those that wait for their turn stay as they are."""
         self.recycle_from = self.now + RECYCLE_AGAIN
-        if waiting:
+        under_way = self.recycling[:1] if self.replacing else ()
+        if waiting := self.recycling[len(under_way) :]:
             self.actions.append(NotRecycled(tuple(one.index for one in waiting)))
-        self.recycling, self.replacing = (), False
+        self.recycling = under_way
 
-    def _dismiss_stand_in(self) -> None:
-        stand_in, self.stand_in = self.stand_in, None
-        if stand_in is not None and self.wanted <= stand_in < len(self.processes):
-            self._tell(stand_in, self._gentle_stop())
+    def _is_missed(self, index: int) -> bool:
+        """Whether this one, which a request took too long, is still to be replaced."""
+        if index >= self.wanted:
+            return False
+        match self.processes[index]:
+            case Stopping(after=Rest()):  # told by somebody to stay down
+                return False
+            case Stopping() | Retiring() | Spawning() | Starting() | Backoff():
+                return True
+            case _:
+                return False
+
+    def go_on_standing_in(self) -> None:
+        self.late = tuple(index for index in self.late if self._is_missed(index))
+        if not (self.up and self.open) or self.refusing:
+            return  # those there are serve what has come, like all others
+        good = tuple(i for i in self.stand_ins if isinstance(self.processes[i], Spawning | Starting | Running))
+        if good != self.stand_ins:
+            self.stand_ins = good
+            self._recycle_no_more()
+        needed = self._stand_ins_needed()
+        while len(self.stand_ins) > needed:
+            not_ready = [index for index in self.stand_ins if not isinstance(self.processes[index], Running)]
+            leaving = (not_ready or self.stand_ins)[-1]
+            self.stand_ins = tuple(index for index in self.stand_ins if index != leaving)
+        for index in range(self.wanted, len(self.processes)):
+            if index not in self.stand_ins and isinstance(
+                self.processes[index], Spawning | Starting | Running | Backoff
+            ):
+                self._tell(index, StopAsked(by=self._gentle_stop().by, patient=self._has_patience))
+        while len(self.stand_ins) < needed and self._there_is_room(needed):
+            self._start_stand_in()
+
+    def _stand_ins_needed(self) -> int:
+        if not isinstance(self.settings, PoolSettings):
+            return 0
+        return len(self.late) + bool(self.recycling and not self.rolling)
+
+    def _there_is_room(self, needed: int) -> bool:
+        """For one more stand-in. One that is on its way out has to go first; but where requests are stuck, only if
+        there are as many behind the others as the pool has processes."""
+        if self.now < self.recycle_from:
+            return False
+        behind = sum(not isinstance(state, _AT_REST) for state in self.processes[self.wanted :])
+        urgent = len(self.stand_ins) < len(self.late)
+        return behind < (max(needed, self.wanted) if urgent else needed)
+
+    def _start_stand_in(self) -> None:
+        at_rest = (i for i in range(self.wanted, len(self.processes)) if isinstance(self.processes[i], _AT_REST))
+        index = next(at_rest, len(self.processes))
+        if index == len(self.processes):
+            self.processes.append(Stopped())
+        self.stand_ins += (index,)
+        self._tell(index, StartAsked())
 
     def drop_surplus(self) -> None:
         while len(self.processes) > self.wanted and isinstance(self.processes[-1], _AT_REST):
@@ -669,7 +749,8 @@ class _Draft:
             rolling=self.rolling,
             recycling=self.recycling,
             replacing=self.replacing,
-            stand_in=self.stand_in,
+            late=self.late,
+            stand_ins=self.stand_ins,
             recycle_from=self.recycle_from,
             draining=self.draining,
             refusing=self.refusing,

@@ -39,6 +39,9 @@ ASK_AGAIN: Final = 60.0
 # A process that lived shorter than this many seconds, or than startsecs, died early: it may be in a crash loop.
 EARLY: Final = 1.0
 
+# One that is waited for patiently is looked at every stopwaitsecs, and at least at this distance, in seconds.
+PATIENCE: Final = 1.0
+
 
 class ImpossibleEventError(Exception):
     """An event that the present state cannot take: a fault of the program, never of a user."""
@@ -129,13 +132,17 @@ class Retiring(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stopping(msgspec.Struct, frozen=True, tag=True):
-    """Told to end. `due`: when SIGKILL is sent (again)."""
+    """Told to end. `due`: when SIGKILL is sent (again).
+
+    patient: nothing is urgent. What is known to have a request in hand then is not killed, but looked at again later.
+    """
 
     name: ClassVar[str] = "STOPPING"
     pid: int
     due: float
     after: After
     killed: bool = False
+    patient: bool = False
 
 
 class Exited(msgspec.Struct, frozen=True, tag=True):
@@ -186,15 +193,27 @@ class StartAsked(msgspec.Struct, frozen=True):
 
 
 class StopAsked(msgspec.Struct, frozen=True):
-    """Somebody wants it down: at once, or with `by` when it has nothing in hand, by then (monotonic) at the latest."""
+    """Somebody wants it down: at once, or with `by` when it has nothing in hand, by then (monotonic) at the latest.
+
+    patient: told at once, it may take as long as its requests need.
+    """
 
     by: float | None = None
+    patient: bool = False
 
 
 class RestartAsked(msgspec.Struct, frozen=True):
-    """Somebody wants it down and up again; `by` as for StopAsked."""
+    """Somebody wants it down and up again; `by` and `patient` as for StopAsked."""
 
     by: float | None = None
+    patient: bool = False
+
+
+class TookTooLong(msgspec.Struct, frozen=True):
+    """A request takes it too long: it is to end in so many seconds at most; `again`: and to be started anew."""
+
+    within: float
+    again: bool = True
 
 
 class KillAsked(msgspec.Struct, frozen=True):
@@ -234,7 +253,9 @@ class Idle(msgspec.Struct, frozen=True):
 
 
 class Due(msgspec.Struct, frozen=True):
-    """The moment that the state's `due` names has come."""
+    """The moment that the state's `due` names has come. `busy`: it has a request in hand, for all that is known."""
+
+    busy: bool = False
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -247,6 +268,7 @@ Event: TypeAlias = (
     StartAsked
     | StopAsked
     | RestartAsked
+    | TookTooLong
     | KillAsked
     | Spawned
     | Executed
@@ -258,7 +280,8 @@ Event: TypeAlias = (
     | Held
 )
 EVENTS: Final = (
-    StartAsked, StopAsked, RestartAsked, KillAsked, Spawned, Executed, SpawnFailed, Ready, Died, Idle, Due, Held,
+    StartAsked, StopAsked, RestartAsked, TookTooLong, KillAsked, Spawned, Executed, SpawnFailed, Ready, Died, Idle, Due,
+    Held,
 )  # fmt: skip
 
 
@@ -411,23 +434,41 @@ def back_off_or_give_up(slot: Slot, tries: int, why: str, now: float) -> Outcome
 
 
 def stop(slot: Slot, state: Starting | Running | Retiring, event: StopAsked, now: float) -> Outcome:
-    return _end(slot, state, event.by, Rest(), now)
+    return _end(slot, state, event, Rest(), now)
 
 
 def stop_to_restart(slot: Slot, state: Starting | Running | Retiring, event: RestartAsked, now: float) -> Outcome:
-    return _end(slot, state, event.by, StartAgain(), now)
+    return _end(slot, state, event, StartAgain(), now)
 
 
-def _end(slot: Slot, state: Starting | Running | Retiring, by: float | None, after: After, now: float) -> Outcome:
-    if by is not None:
-        return Retiring(pid=state.pid, since=state.since, due=by, after=after), ()
+def _end(
+    slot: Slot, state: Starting | Running | Retiring, event: StopAsked | RestartAsked, after: After, now: float
+) -> Outcome:
+    if event.by is not None:
+        return Retiring(pid=state.pid, since=state.since, due=event.by, after=after), ()
     settings = slot.settings
-    return Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=after), (_stop_signal(settings),)
+    due = now + (_patience(settings) if event.patient else settings.stopwaitsecs)
+    return Stopping(pid=state.pid, due=due, after=after, patient=event.patient), (_stop_signal(settings),)
+
+
+def _patience(settings: ProcessSettings) -> float:
+    return max(settings.stopwaitsecs, PATIENCE)
+
+
+def end_in_time(slot: Slot, state: Running, event: TookTooLong, now: float) -> Outcome:
+    after: After = StartAgain() if event.again else Rest()
+    return Stopping(pid=state.pid, due=now + event.within, after=after), (_stop_signal(slot.settings),)
+
+
+def lose_patience(slot: Slot, state: Stopping, event: TookTooLong, now: float) -> Outcome:
+    if not state.patient:
+        return state, ()  # its end is known
+    return msgspec.structs.replace(state, due=now + event.within, patient=False), ()
 
 
 def stop_at_last(slot: Slot, state: Retiring, event: Idle | Due, now: float) -> Outcome:
     """The moment has come, or will not come in time."""
-    return _end(slot, state, None, state.after, now)
+    return _end(slot, state, StopAsked(), state.after, now)
 
 
 def serve_on(slot: Slot, state: Retiring, event: StartAsked, now: float) -> Outcome:
@@ -440,21 +481,34 @@ def kill(slot: Slot, state: Starting | Running | Retiring, event: KillAsked, now
 
 
 def kill_now(slot: Slot, state: Stopping, event: KillAsked, now: float) -> Outcome:
-    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True, after=Rest())
+    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True, patient=False, after=Rest())
     return killed, (Signal(SIGKILL, slot.settings.killasgroup),)
 
 
-def take_no_excuses(slot: Slot, state: Stopping, event: Due, now: float) -> Outcome:
-    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True)
+def wait_or_take_no_excuses(slot: Slot, state: Stopping, event: Due, now: float) -> Outcome:
+    if state.patient and event.busy:
+        return msgspec.structs.replace(state, due=now + _patience(slot.settings)), ()
+    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True, patient=False)
     return killed, (Signal(SIGKILL, slot.settings.killasgroup),)
 
 
 def stay_down(slot: Slot, state: Stopping, event: StopAsked, now: float) -> Outcome:
-    return msgspec.structs.replace(state, after=Rest()), ()
+    return msgspec.structs.replace(_in_time(slot, state, event, now), after=Rest()), ()
 
 
-def start_after_stop(slot: Slot, state: Stopping, event: StartAsked | RestartAsked, now: float) -> Outcome:
+def start_after_stop(slot: Slot, state: Stopping, event: StartAsked, now: float) -> Outcome:
     return msgspec.structs.replace(state, after=StartAgain()), ()
+
+
+def restart_after_stop(slot: Slot, state: Stopping, event: RestartAsked, now: float) -> Outcome:
+    return msgspec.structs.replace(_in_time(slot, state, event, now), after=StartAgain()), ()
+
+
+def _in_time(slot: Slot, state: Stopping, event: StopAsked | RestartAsked, now: float) -> Stopping:
+    """It was waited for patiently, and now somebody waits."""
+    if event.patient or not state.patient:
+        return state
+    return msgspec.structs.replace(state, due=now + slot.settings.stopwaitsecs, patient=False)
 
 
 def end_stop(slot: Slot, state: Retiring | Stopping, event: Died, now: float) -> Outcome:
@@ -502,6 +556,7 @@ _DOWN: Final[dict[type, Decision]] = {
     StartAsked: spawn,
     StopAsked: rest,
     RestartAsked: spawn,
+    TookTooLong: impossible,
     KillAsked: rest,
     Spawned: impossible,
     Executed: impossible,
@@ -522,6 +577,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: rest,
         RestartAsked: stay,
+        TookTooLong: impossible,
         KillAsked: rest,
         Spawned: come_up,
         Executed: impossible,
@@ -536,6 +592,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        TookTooLong: impossible,
         KillAsked: kill,
         Spawned: impossible,
         Executed: go_on_starting,
@@ -550,6 +607,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        TookTooLong: end_in_time,
         KillAsked: kill,
         Spawned: impossible,
         Executed: stay,
@@ -565,6 +623,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: serve_on,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        TookTooLong: impossible,
         KillAsked: kill,
         Spawned: impossible,
         Executed: stay,
@@ -578,7 +637,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
     Stopping: {
         StartAsked: start_after_stop,
         StopAsked: stay_down,
-        RestartAsked: start_after_stop,
+        RestartAsked: restart_after_stop,
+        TookTooLong: lose_patience,
         KillAsked: kill_now,
         Spawned: impossible,
         Executed: stay,
@@ -586,7 +646,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         Ready: stay,
         Died: end_stop,
         Idle: stay,
-        Due: take_no_excuses,
+        Due: wait_or_take_no_excuses,
         Held: impossible,
     },
 }

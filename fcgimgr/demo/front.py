@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import html
 import http
 import http.server
 import ipaddress
@@ -20,13 +21,14 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from fcgimgr.fastcgi.records import FastCGIError, RecordType, begin_request, encode_pairs, encode_record, encode_stream
 from fcgimgr.fastcgi.response import Body, End, Event, Head, ResponseReader, Stderr
-from fcgimgr.fastcgi.transport import NoReplyError, connect, converse, parse_endpoint
+from fcgimgr.fastcgi.transport import NoReplyError, UnreachableError, connect, converse, parse_endpoint
 
 #: Seconds: to connect, then without any progress of the pool, and without any of the HTTP client.
 CONNECT_TIMEOUT: Final = 5.0
@@ -37,6 +39,14 @@ MAX_CLIENTS: Final = 200
 _CHUNK: Final = 32 * 1024
 #: The name in a Host field, without its port.
 _HOST: Final = re.compile(r"\[[0-9A-Fa-f:.]+\]|[^:]+")
+
+_PAGE: Final = """\
+<!DOCTYPE html>
+<meta charset="utf-8">
+<title>{title}</title>
+<h1>{title}</h1>
+<pre>{reason}</pre>
+"""
 
 #: Fields that are about one connection (RFC 9110 section 7.6.1), not about the message.
 HOP_BY_HOP: Final = frozenset(
@@ -54,7 +64,7 @@ HOP_BY_HOP: Final = frozenset(
 )
 
 
-def serve(address: str, host: str, port: int, *, document_root: str | None = None) -> http.server.ThreadingHTTPServer:
+def serve(address: str, host: str, port: int, *, document_root: str | None = None) -> Front:
     """An HTTP server on `host`:`port` (0: any free port) in front of the FastCGI server at `address`; the caller
     calls `serve_forever`.
 
@@ -66,6 +76,12 @@ def serve(address: str, host: str, port: int, *, document_root: str | None = Non
 
 
 class Front(http.server.ThreadingHTTPServer):
+    """`pool` may be led to another address at any time: each request goes to the one of its moment.
+
+    pool_timeout: seconds without any progress of the pool, None: without end. patience: seconds in which a pool that is
+    not there is tried again, unless there is `trouble`: why it does not come, in words, line by line.
+    """
+
     daemon_threads = True
     request_queue_size = 128
 
@@ -75,6 +91,9 @@ class Front(http.server.ThreadingHTTPServer):
             raise ValueError(f"{host}: this front is for development and listens on loopback only; use nginx")
         parse_endpoint(address)
         self.pool = address
+        self.pool_timeout: float | None = POOL_TIMEOUT
+        self.patience = 0.0
+        self.trouble: tuple[str, ...] = ()
         self.document_root = os.path.abspath(document_root) if document_root is not None else None
         self._clients = threading.BoundedSemaphore(MAX_CLIENTS)
         if loopback.version == 6:
@@ -131,19 +150,32 @@ class _Exchange(http.server.BaseHTTPRequestHandler):
             # What is left of the body when the answer is sent would be read as the next request.
             self._unread = length
             outgoing = self._records(_params(self, length))
-            with connect(self.server.pool, timeout=CONNECT_TIMEOUT) as pool:
-                self._answer(converse(pool, outgoing, ResponseReader(), timeout=POOL_TIMEOUT))
+            with self._connect() as pool:
+                self._answer(converse(pool, outgoing, ResponseReader(), timeout=self.server.pool_timeout))
             self.close_connection = self.close_connection or self._unread > 0
         except _RefusedError as refused:
             self._say(refused.status, str(refused))
         except NoReplyError as error:
             self._say(504, f"The FastCGI server {self.server.pool} is too slow: {error}")
+        except UnreachableError as error:
+            self._say(502, "\n".join(self.server.trouble) or f"No answer from the FastCGI server. {error}")
         except FastCGIError as error:
             text = str(error)
             place = "" if text.startswith(self.server.pool) else f"{self.server.pool}: "
             self._say(502, f"No answer from the FastCGI server. {place}{text}")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _pass_on  # noqa: N815  # the base class's names
+
+    def _connect(self) -> socket.socket:
+        until = time.monotonic() + self.server.patience
+        while True:
+            address = self.server.pool
+            try:
+                return connect(address, timeout=CONNECT_TIMEOUT)
+            except UnreachableError:
+                if address == self.server.pool and (self.server.trouble or time.monotonic() >= until):
+                    raise
+            time.sleep(0.02)
 
     def _records(self, params: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
         yield (
@@ -224,13 +256,17 @@ class _Exchange(http.server.BaseHTTPRequestHandler):
 
     def _say(self, status: int, reason: str) -> None:
         """An answer of our own, unless one has begun: then all that is left is to break it off."""
-        self.log_error("%s", reason)
+        self.log_error("%s", reason.partition("\n")[0])
         self.close_connection = True
         if self._answering:
             return
-        text = f"{status} {http.HTTPStatus(status).phrase}\n\n{reason}\n".encode("utf-8", "replace")
+        title = f"{status} {http.HTTPStatus(status).phrase}"
+        kind, page = "plain", f"{title}\n\n{reason}\n"
+        if "text/html" in self.headers.get("Accept", ""):
+            kind, page = "html", _PAGE.format(title=title, reason=html.escape(reason))
+        text = page.encode("utf-8", "replace")
         self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Type", f"text/{kind}; charset=utf-8")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Content-Length", str(len(text)))
         self.send_header("Connection", "close")

@@ -108,14 +108,15 @@ def converse(
     outgoing: Iterable[bytes],
     reader: ResponseReader,
     *,
-    timeout: float,
+    timeout: float | None,
     deadline: float | None = None,
 ) -> Iterator[Event]:
     """Send `outgoing`, chunk by chunk, while yielding the events of the answer; returns after End.
 
-    `connection` is non-blocking. `timeout`: seconds without any progress; `deadline`: time.monotonic() at which all
-    must be over. Raises NoReplyError, ProtocolError, and FastCGIError when the connection breaks. `outgoing` is asked
-    for its next chunk only when the last one is sent, so that a body is never held as a whole.
+    `connection` is non-blocking. `timeout`: seconds without any progress, None: as many as it takes; `deadline`:
+    time.monotonic() at which all must be over. Raises NoReplyError, ProtocolError, and FastCGIError when the connection
+    breaks. `outgoing` is asked for its next chunk only when the last one is sent, so that a body is never held as a
+    whole.
     """
     chunks = iter(outgoing)
     unsent = memoryview(b"")
@@ -128,9 +129,12 @@ def converse(
             except StopIteration:
                 sending = False
         poll.register(connection, select.POLLIN | (select.POLLOUT if sending else 0))
-        patience = timeout if deadline is None else min(timeout, deadline - time.monotonic())
-        if not (ready := poll.poll(max(0.0, patience) * 1000)):
-            raise NoReplyError(f"no answer within {timeout:g} s")
+        patience = timeout
+        if deadline is not None:
+            left = max(0.0, deadline - time.monotonic())
+            patience = left if timeout is None else min(timeout, left)
+        if not (ready := poll.poll(None if patience is None else patience * 1000)):
+            raise NoReplyError(f"no answer within {patience if timeout is None else timeout:g} s")
         ((_, flags),) = ready
         if flags & ~select.POLLOUT:  # readable, hung up or failed: recv tells which
             try:

@@ -8,6 +8,7 @@ import errno
 import os
 from typing import Final
 
+PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 PR_SET_NO_NEW_PRIVS: Final = 38
@@ -73,6 +74,11 @@ def inotify_init() -> int:
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """The number of the watch (inotify_add_watch(2)). OSError; ENOSPC: /proc/sys/fs/inotify/max_user_watches."""
     return _checked(libc.inotify_add_watch(ctypes.c_int(fd), os.fsencode(path), ctypes.c_uint32(mask)))
+
+
+def inotify_rm_watch(fd: int, number: int) -> None:
+    """Take a watch away (inotify_rm_watch(2)). OSError; EINVAL: it has gone already."""
+    _checked(libc.inotify_rm_watch(ctypes.c_int(fd), ctypes.c_int(number)))
 
 
 def _checked(answer: int) -> int:

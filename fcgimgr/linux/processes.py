@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterator
 from typing import Final, NamedTuple
 
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.libc import PR_SET_CHILD_SUBREAPER, prctl
+from fcgimgr.linux.libc import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 
 # CPython ignores these two in itself, and means it: a write to a dead client is to be an error and not a death.
 _IGNORED_ON_PURPOSE: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
@@ -88,9 +88,18 @@ def signal_group(pid: int, number: int) -> bool:
     return True
 
 
-def set_subreaper() -> None:
+def set_subreaper(*, on: bool = True) -> None:
     """Become the parent of descendants whose own parent dies, in the place of pid 1: none is out of our reach."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, on)
+
+
+def die_with_parent(parent: int, number: int) -> None:
+    """Have the kernel send us this signal as soon as the thread that started us has ended (PR_SET_PDEATHSIG, prctl(2));
+    at once, if the process `parent` is not our parent any more.
+    """
+    prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def set_name(name: str) -> None:

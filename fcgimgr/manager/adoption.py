@@ -415,6 +415,7 @@ class PoolAdoption:
     def _fill(self, generation: Generation, index: int, record: ProcessRecord) -> None:
         slot = generation.slots[index]
         slot.started, slot.spawned, slot.exit = record.started, record.spawned, record.exit
+        slot.fresh_rss = record.fresh_rss
         more = self._saved.slots.get((self._pool.name, generation.number, index))
         if more is None:
             return

@@ -6,7 +6,6 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
-import signal
 from asyncio import TimerHandle
 from collections import deque
 from functools import partial
@@ -27,15 +26,18 @@ from fcgimgr.core.process import (
     Fatal,
     ImpossibleEventError,
     Retiring,
+    Running,
     Spawned,
     SpawnFailed,
     Spawning,
     Starting,
     State,
+    Stopping,
 )
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import Board
@@ -76,6 +78,7 @@ class Generation:
         self.listening: Listening | None = None
         self.recipes: Recipes | None = None
         self.incomplete = False  # taken over from another manager, but not all of it could be had
+        self.max_rss_in_vain: int | None = None  # the max_rss of which it was said that it is less than a new one uses
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
@@ -145,8 +148,10 @@ class Generation:
                     self.daemon.state_file.process_changed(self, index)
                 case core.SpawnProcess(index):
                     self.daemon.spawn_soon(self, index)
-                case core.SignalProcess(_, pid, signal, group):
-                    self._signal(pid, signal, group)
+                case core.SignalProcess(index, pid, signal, group):
+                    in_hand = self.slots[index].in_hand(self.daemon.loop.time()) if signal == SIGKILL else ""
+                    if self._signal(pid, signal, group) and signal == SIGKILL:
+                        self._log_kill(index, pid, before.processes[index], in_hand)
                 case core.Open():
                     self._inbox.append(self._open())
                 case core.Refuse():
@@ -163,20 +168,22 @@ class Generation:
                         f"a new process is no good: {names} not recycled; to be tried again", name=self.name
                     )
 
-    def _signal(self, pid: int, signal: int, group: bool) -> None:
+    def _signal(self, pid: int, signal: int, group: bool) -> bool:
+        """Whether it was there to hear it."""
         if pid not in self.daemon.children:  # dead and reaped: its number may be another's by now
             if signal == SIGKILL:
                 self.daemon.leftovers.kill(pid)
-            return
+            return False
         try:
-            self.daemon.signal(pid, signal, group)
+            return self.daemon.signal(pid, signal, group)
         except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here
             self.daemon.journal.error(str(error), name=self.name)
+            return False
 
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
             name = process_plan(self.settings, self.config, index).name
-            if index == self.core.stand_in and any(slot.name == name for slot in self.slots):
+            if index in self.core.stand_ins and any(slot.name == name for slot in self.slots):
                 name = f"{name}-{index}"  # the stand-in for one whose name holds no number
             self.slots.append(Slot(name))
 
@@ -198,7 +205,9 @@ class Generation:
         if slot.armed != due:
             return
         slot.armed = None
-        self.feed(core.Happened(index, Due()))
+        state = self.core.processes[index]
+        busy = isinstance(state, Stopping) and state.patient and slot.may_be_busy(self.daemon.loop.time())
+        self.feed(core.Happened(index, Due(busy)))
 
     def _arm_drain_timer(self) -> None:
         due = self.core.draining
@@ -475,13 +484,27 @@ class Generation:
             self._log_death(index, pid, exit, in_hand)
         self.feed(core.Happened(index, Died(exit)))
 
+    def _log_kill(self, index: int, pid: int, before: State, in_hand: str) -> None:
+        """Say what is lost by it, and now: how a process ends that is not our child we may never hear."""
+        state = self.core.processes[index]
+        if not (isinstance(state, Stopping) and state.killed) or (isinstance(before, Stopping) and before.killed):
+            return  # its stopsignal, or that of one that has not come to its program; or it is only sent again
+        why = ", as it had not stopped" if isinstance(before, Stopping) else ""
+        self._log_end(index, pid, Exit(signal=SIGKILL), why + in_hand)
+
     def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
-        if self.core.processes[index].name == "STOPPING":
-            if exit.signal != signal.SIGKILL or self.settings.stopsignal == signal.SIGKILL:
-                return  # by the signal that it was sent: nothing that an operator need look at
-            in_hand = f", as it had not stopped{in_hand}"
+        state = self.core.processes[index]
+        if state.name == "STOPPING" and (
+            exit.signal != SIGKILL
+            or self.settings.stopsignal == SIGKILL
+            or (isinstance(state, Stopping) and state.killed)  # said when it was
+        ):
+            return  # by the signal that it was sent: nothing that an operator need look at
+        self._log_end(index, pid, exit, in_hand)
+
+    def _log_end(self, index: int, pid: int, exit: Exit, more: str) -> None:
         age = self.daemon.loop.time() - self.slots[index].started
-        self.daemon.journal.warning(f"{exit} after {age:.1f} s{in_hand}", name=self.process_name(index), pid=pid)
+        self.daemon.journal.warning(f"{exit} after {age:.1f} s{more}", name=self.process_name(index), pid=pid)
 
     # Telling others
 
@@ -494,6 +517,8 @@ class Generation:
         if before == after:
             self.pool.process_changed(self, change)
             return
+        if isinstance(change.after, Running) and not isinstance(change.before, Retiring) and self.settings.max_rss:
+            self.slots[change.index].fresh_rss = rss(change.after.pid)
         name = self.process_name(change.index)
         detail = describe(change.after)
         if detail is None and after in ("STOPPED", "EXITED") and self.slots[change.index].exit is not None:

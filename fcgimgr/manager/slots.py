@@ -26,8 +26,8 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "board", "born", "exit", "followers", "forked", "lingering", "name", "old_stderr", "old_stdout",
-        "pipes",
+        "armed", "board", "born", "exit", "followers", "forked", "fresh_rss", "lingering", "name", "old_stderr",
+        "old_stdout", "pipes",
         "requests", "spawned", "started", "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
@@ -37,6 +37,7 @@ class Slot:
         self.born: int | None = None  # when, in the kernel's ticks: with the pid, which process it is (procfs)
         self.pipes: tuple[int, ...] = ()  # inodes of the pipes it writes to
         self.board: Board | None = None  # what its process shows of its requests
+        self.fresh_rss: int | None = None  # bytes of memory when it was ready; None: not known
         self.spawned = 0
         self.exit: Exit | None = None
         self.forked: Forked | None = None  # while its process has not come to its program
@@ -55,7 +56,7 @@ class Slot:
         """A new process writes to these pipes, and to this board."""
         self.started = now
         self.spawned += 1
-        self.born = None
+        self.born = self.fresh_rss = None
         self.requests = self.status_text = None
         self.let_go_of_board()
         self.board = board
@@ -87,6 +88,11 @@ class Slot:
     def reading(self, now: float) -> Reading | None:
         """What its process shows of its requests, at `now` (monotonic); None: nothing is known."""
         return self.board.read(now) if self.board is not None else None
+
+    def may_be_busy(self, now: float) -> bool:
+        """Whether its process has a request in hand, or nothing can be read of it just now."""
+        reading = self.reading(now)
+        return bool(reading.in_hand) if reading is not None else self.board is not None
 
     def in_hand(self, now: float) -> str:
         """The requests that it has in hand, to be put behind what is said of it."""

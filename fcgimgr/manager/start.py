@@ -27,7 +27,14 @@ from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
 from fcgimgr.linux.memfd import read_memfd
-from fcgimgr.linux.processes import close_inherited, raise_nofile, reset_ignored_signals, set_name, set_subreaper
+from fcgimgr.linux.processes import (
+    close_inherited,
+    die_with_parent,
+    raise_nofile,
+    reset_ignored_signals,
+    set_name,
+    set_subreaper,
+)
 from fcgimgr.linux.returning import pick_out
 from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.linux.terminal import Terminal
@@ -56,9 +63,11 @@ BAD_CONFIG = 2
 
 def main(words: list[str]) -> int:
     """Run the manager that `words` (the arguments) ask for; the exit code."""
-    options = dict(getopt.getopt(words, "", ["config=", "daemon", "state=", "check-state="])[0])
+    options = dict(getopt.getopt(words, "", ["config=", "daemon", "die-with=", "state=", "check-state="])[0])
     if "--state" in options:
         return go_on(int(options["--state"]))
+    if "--die-with" in options:
+        die_with_parent(int(options["--die-with"]), signal.SIGTERM)
     try:
         config = read(options["--config"], os.environ)
         if "--check-state" in options:

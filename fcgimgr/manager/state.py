@@ -98,7 +98,7 @@ class PipeRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes.
 
-    `board`: the inode of its scoreboard; 0: it has none.
+    `board`: the inode of its scoreboard; 0: it has none. `fresh_rss`: bytes of memory that it had when it was ready.
     """
 
     pool: str
@@ -111,6 +111,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     exit: Exit | None = None
     pipes: tuple[int, ...] = ()
     board: int = 0
+    fresh_rss: int | None = None
 
 
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):

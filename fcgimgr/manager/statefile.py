@@ -237,4 +237,5 @@ def process_record(generation: Generation, index: int) -> ProcessRecord:
         exit=slot.exit,
         pipes=slot.pipes if current.pid is not None else (),
         board=slot.board.inode if slot.board is not None else 0,
+        fresh_rss=slot.fresh_rss if current.pid is not None else None,
     )

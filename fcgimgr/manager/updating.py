@@ -41,10 +41,14 @@ async def update(
         return Updated(ok=False, problems=tuple(map(str, error.problems)))
     found = difference(daemon.config, config)
     if dry_run or not found:
-        return Updated(ok=True, changes=tuple(map(str, found.changes)), restart=found.restart)
+        changes = tuple(map(str, found.changes))
+        return Updated(ok=True, changes=changes, restart=found.restart, warnings=config.warnings)
     if daemon.updating:
         raise ControlError("another update is under way; wait for its end", code=REFUSED)
     daemon.updating = True
+    for warning in config.warnings:
+        if warning not in daemon.config.warnings:
+            daemon.journal.warning(warning)
     try:
         verdicts = await _apply(daemon, config, found, progress)
     finally:
@@ -53,6 +57,7 @@ async def update(
         ok=all(verdict.ok for verdict in verdicts),
         changes=tuple(map(str, found.changes)),
         restart=found.restart,
+        warnings=config.warnings,
         processes=tuple(verdicts),
     )
 

@@ -96,11 +96,15 @@ def targets(chosen: Chosen, judge: Callable[[Generation, int], Judge]) -> list[t
 def scale(daemon: Daemon, pool: Pool, numprocs: int) -> list[tuple[Generation, int, Judge]]:
     """Let the pool have so many processes; the targets are those that come and those that go."""
     serving = pool.serving
-    before = serving.core.wanted
-    found = targets({serving: tuple(range(numprocs, len(serving.core.processes)))}, stopped)
+    before, stand_ins = serving.core.wanted, serving.core.stand_ins
+    found = []
+    if numprocs < before:  # else those behind the others are stand-ins, and no matter of this command's
+        found = targets({serving: tuple(range(numprocs, len(serving.core.processes)))}, stopped)
     pool.scale(numprocs)
     if serving.core.up:
-        found += targets({serving: tuple(range(before, numprocs))}, started(daemon))
+        coming = tuple(range(before, numprocs))
+        found += targets({serving: tuple(i for i in coming if i not in stand_ins)}, started(daemon))
+        found += targets({serving: tuple(i for i in coming if i in stand_ins)}, joined(daemon))
     return found
 
 
@@ -126,6 +130,25 @@ def started(daemon: Daemon) -> Callable[[Generation, int], Judge]:
                 case Stopped():
                     return _not_started(daemon, generation)
             return None
+
+        return judge
+
+    return make
+
+
+def joined(daemon: Daemon) -> Callable[[Generation, int], Judge]:
+    """Judges a scale-up that makes a stand-in one of the wanted: it is one more when another stands in instead."""
+
+    def make(generation: Generation, index: int) -> Judge:
+        judge_start = started(daemon)(generation, index)
+
+        def judge(generation: Generation, index: int) -> ProcessVerdict | None:
+            found = judge_start(generation, index)
+            if found is None or not found.ok:
+                return found
+            stand_ins = [generation.core.processes[index] for index in generation.core.stand_ins]
+            coming = any(not isinstance(state, Running) for state in stand_ins)
+            return None if coming else verdict(True, "started")
 
         return judge
 

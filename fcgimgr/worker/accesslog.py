@@ -2,9 +2,10 @@ r"""The access log: a line a request, in the characters of PHP-FPM's access.form
 
     %R client's address   %u user     %t start of the request, %T of its line   %m method   %r path   %q query, %Q "?"
     before it             %s status   %l length of the request, %b of the answer, in bytes  %d time taken, in seconds
-    %f script's file      %e{NAME} a FastCGI parameter    %p pid, %P parent's   %n pool     %% a percent sign
+    %f script's file      %{NAME}e a FastCGI parameter    %p pid, %P parent's   %n pool     %% a percent sign
 
-%t{FORMAT} and %T{FORMAT} take strftime(3), %d{milliseconds} and %d{microseconds} other units. What is not there is "-".
+%{FORMAT}t and %{FORMAT}T take strftime(3), %{milliseconds}d and %{microseconds}d are other units: what may stand there
+is said in fcgimgr/fastcgi/accessformat.py. What is not there is "-".
 
 No client can forge a line, or a field in quotes: of all that it may have chosen, whatever is not printable ASCII, and
 `"` and `\`, are written as \xHH.
@@ -17,17 +18,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final, NamedTuple
 
+from fcgimgr.fastcgi.accessformat import UNITS, Field, parse
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.saying import fault, say
 
-DEFAULT_TIME: Final = "%d/%b/%Y:%H:%M:%S %z"
-_UNITS: Final = {
-    "seconds": (1, 3), "milliseconds": (1000, 0), "milli": (1000, 0), "microseconds": (10**6, 0), "micro": (10**6, 0),
-}  # fmt: skip
-
-_PLAIN: Final = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII but " and \
-_UNSAFE: Final = re.compile(r"[^ !#-\[\]-~]")
+_UNSAFE: Final = re.compile(r"[^ !#-\[\]-~]")  # all but printable ASCII, and of that " and \
 
 
 class Served(NamedTuple):
@@ -42,7 +40,7 @@ class Served(NamedTuple):
     took: float
 
 
-Field = Callable[[Served], str]
+Line = Callable[[Served], str]
 
 
 class AccessLog:
@@ -51,17 +49,26 @@ class AccessLog:
     def __init__(self, form: str, file: AppendedFile) -> None:
         self._line = json_line() if form == "json" else text_line(form)
         self._file = file
+        self._failed = False
 
     def write(self, served: Served) -> None:
         """Raises nothing."""
-        self._file.write(f"{self._line(served)}\n".encode("utf-8", "backslashreplace"))
+        try:
+            line = f"{self._line(served)}\n".encode("utf-8", "backslashreplace")
+        except BaseException as error:  # noqa: BLE001  # the application may have left anything in its environ
+            if not self._failed:
+                self._failed = True
+                asked = f"{escaped(served.method)} {escaped(served.uri)}"
+                say(f"{asked} has no line in the access log, nor has any other like it: {escaped(fault(error))}")
+            return
+        self._file.write(line)
 
 
 def escaped(text: str) -> str:
     r"""`text` as one word of a line: "-" for none, and \xHH for what could be taken for an end of it."""
-    if not text:
-        return "-"
-    return text if _PLAIN(text) else _UNSAFE.sub(_as_bytes, text)
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text or "-"
+    return _UNSAFE.sub(_as_bytes, text)
 
 
 def _as_bytes(match: re.Match[str]) -> str:
@@ -71,39 +78,43 @@ def _as_bytes(match: re.Match[str]) -> str:
     return "".join(f"\\x{byte:02x}" for byte in encoded)
 
 
-def text_line(form: str) -> Field:
-    """What makes a line, without its end, of a request."""
-    fields: list[Field] = []
-    at = 0
-    for match in re.finditer(r"%(.)(?:\{([^}]*)\})?", form):
-        fields += [_constant(form[at : match.start()]), _field(match[1], match[2])]
-        at = match.end()
-    fields.append(_constant(form[at:]))
-    return lambda served: "".join([field(served) for field in fields])
+def text_line(form: str) -> Line:
+    """What makes a line, without its end, of a request; for this process alone. ValueError: `form` is none."""
+    parts = parse(form)
+    for at in range(len(parts)):
+        if parts[at : at + 3] == _TARGET:
+            parts[at : at + 3] = [Field("rQq")]
+    template = "".join(part.replace("%", "%%") if isinstance(part, str) else "%s" for part in parts)
+    pieces = [_piece(part) for part in parts if isinstance(part, Field)]
+    return lambda served: template % tuple([piece(served) for piece in pieces])
 
 
-def _constant(text: str) -> Field:
-    return lambda served: text
+def _param(name: str) -> Line:
+    return lambda served: escaped(_said(served, name))
 
 
-def _param(name: str) -> Field:
-    return lambda served: escaped(str(served.environ.get(name) or ""))
+def _said(served: Served, name: str) -> str:
+    """Of the environ: the web server puts text there, and the application what it likes."""
+    return str(served.environ.get(name) or "")
 
 
-def _field(character: str, argument: str | None) -> Field:
-    if character == "e" and argument:
+def _piece(field: Field) -> Line:
+    letter, argument = field
+    if letter == "e":
         return _param(argument)
-    if character in "tT":
-        return _time(argument or DEFAULT_TIME, begun=character == "t")
-    if character == "d" and (argument or "seconds") in _UNITS:
-        factor, digits = _UNITS[argument or "seconds"]
+    if letter in "tT":
+        return _time(argument, time.localtime, begun=letter == "t")
+    if letter == "d":
+        factor = UNITS[argument]
+        digits = 0 if factor == 10**6 else 3
         return lambda served: f"{served.took * factor:.{digits}f}"
-    if argument is None and character in FIELDS:
-        return FIELDS[character]
-    raise ValueError(f"%{character}" + (f"{{{argument}}}" if argument is not None else "") + " is not known")
+    if letter in "np":
+        text = os.environ.get("FCGIMGR_POOL", "-") if letter == "n" else str(os.getpid())
+        return lambda served: text
+    return _PIECES[letter]
 
 
-def _time(form: str, *, begun: bool) -> Field:
+def _time(form: str, calendar: Callable[[float], time.struct_time], *, begun: bool) -> Line:
     known = -1, ""
 
     def shown(served: Served) -> str:
@@ -111,20 +122,27 @@ def _time(form: str, *, begun: bool) -> Field:
         now = int(served.ended - served.took if begun else served.ended)
         second, text = known  # at one go: another thread may replace it
         if now != second:
-            text = time.strftime(form, time.localtime(now))
+            text = time.strftime(form, calendar(now))
             known = now, text
         return text
 
     return shown
 
 
+def _target(served: Served) -> str:
+    path, _, query = served.uri.partition("?")
+    return f"{escaped(path)}?{escaped(query)}" if query else escaped(path)
+
+
 def _query(served: Served) -> str:
-    _, mark, query = served.uri.partition("?")
-    return escaped(query) if mark and query else ""
+    query = served.uri.partition("?")[2]
+    return escaped(query) if query else ""
 
 
-FIELDS: Final[dict[str, Field]] = {
-    "%": lambda served: "%",
+#: What nearly every form has, as in "%m %r%Q%q": made at once.
+_TARGET: Final = [Field("r"), Field("Q"), Field("q")]
+
+_PIECES: Final[dict[str, Line]] = {
     "R": _param("REMOTE_ADDR"),
     "u": _param("REMOTE_USER"),
     "f": _param("SCRIPT_FILENAME"),
@@ -132,38 +150,31 @@ FIELDS: Final[dict[str, Field]] = {
     "r": lambda served: escaped(served.uri.partition("?")[0]),
     "q": _query,
     "Q": lambda served: "?" if _query(served) else "",
+    "rQq": _target,
     "s": lambda served: f"{served.status:03d}",
-    "l": lambda served: escaped(str(served.environ.get("CONTENT_LENGTH") or "0")),
+    "l": lambda served: escaped(_said(served, "CONTENT_LENGTH") or "0"),
     "b": lambda served: str(served.sent),
-    "p": lambda served: str(os.getpid()),
     "P": lambda served: str(os.getppid()),
-    "n": lambda served: os.environ.get("FCGIMGR_POOL", "-"),
 }
 
 
-def json_line() -> Field:
-    """What makes a JSON object, one line of ASCII, of a request."""
-    encode = json.JSONEncoder(separators=(",", ":")).encode
-    about = {"pool": os.environ.get("FCGIMGR_POOL"), "process": os.environ.get("FCGIMGR_PROCESS")}
+def json_line() -> Line:
+    """What makes a JSON object, one line of ASCII, of a request; for this process alone."""
+    known = {"pool": os.environ.get("FCGIMGR_POOL"), "process": os.environ.get("FCGIMGR_PROCESS"), "pid": os.getpid()}
+    about = json.dumps(known, separators=(",", ":"))[1:-1]
+    second = _time("%Y-%m-%dT%H:%M:%S", time.gmtime, begun=True)
 
     def line(served: Served) -> str:
-        begun = served.ended - served.took
-        environ = served.environ
-        length = str(environ.get("CONTENT_LENGTH") or "0")
-        return encode(
-            {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(begun)) + f".{int(begun % 1 * 1000):03d}Z",
-                **about,
-                "pid": os.getpid(),
-                "remote": environ.get("REMOTE_ADDR") or None,
-                "user": environ.get("REMOTE_USER") or None,
-                "method": served.method,
-                "uri": served.uri,
-                "status": served.status or None,
-                "received": int(length) if length.isdecimal() and len(length) < 19 else None,
-                "sent": served.sent,
-                "seconds": round(served.took, 6),
-            }
+        millisecond = int((served.ended - served.took) % 1 * 1000)
+        remote, user = _said(served, "REMOTE_ADDR"), _said(served, "REMOTE_USER")
+        length = _said(served, "CONTENT_LENGTH") or "0"
+        received = int(length) if length.isdecimal() and len(length) < 19 else "null"
+        # Not by way of a dict: that takes twice as long.
+        return (
+            f'{{"time":"{second(served)}.{millisecond:03d}Z",{about}'
+            f',"remote":{quoted(remote) if remote else "null"},"user":{quoted(user) if user else "null"}'
+            f',"method":{quoted(served.method)},"uri":{quoted(served.uri)},"status":{served.status or "null"}'
+            f',"received":{received},"sent":{served.sent},"seconds":{served.took:.6f}}}'
         )
 
     return line

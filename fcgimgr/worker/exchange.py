@@ -24,6 +24,7 @@ from fcgimgr.worker.asking import asked
 
 #: RFC 9110 section 5.6.2: what a field name may hold.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BREAK: Final = re.compile(r"[\r\n\0]")
 #: One of 1xx is no answer: the client would go on waiting for that (RFC 9110 section 15.2).
 _STATUS: Final = re.compile(r"[2-9][0-9][0-9] [^\x00-\x1f\x7f]*")
 #: Bytes of a regular file that are read at once, a whole number of records.
@@ -105,22 +106,22 @@ class Exchange:
     def run(self, application: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
         """Raises what the application raises, and OSError from the wire."""
         result = application(environ, self.start_response)
-        try:
-            kind = type(result)
-            if (kind is list or kind is tuple) and self._head and not self.head_sent:
-                longer = self._answer(result[0] if len(result) == 1 else _joined(result))  # type: ignore[index,arg-type]
-            else:
+        kind = type(result)
+        if (kind is list or kind is tuple) and self._head and not self.head_sent:  # these have no close()
+            longer = self._answer(result[0] if len(result) == 1 else _joined(result))  # type: ignore[index,arg-type]
+        else:
+            try:
                 longer = self._send_all(result)
-            if longer:
-                sys.stderr.write(
-                    "fcgimgr worker: a body was longer than its Content-Length, and was cut"
-                    f" after {self.sent} bytes, at {asked(environ)}\n"
-                )
-                sys.stderr.flush()
-        finally:
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
+            finally:
+                close = getattr(result, "close", None)
+                if close is not None:
+                    close()
+        if longer:
+            sys.stderr.write(
+                "fcgimgr worker: a body was longer than its Content-Length, and was cut"
+                f" after {self.sent} bytes, at {asked(environ)}\n"
+            )
+            sys.stderr.flush()
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -134,25 +135,27 @@ class Exchange:
                 exc_info = None  # its traceback holds this frame
         elif self._head:
             raise ValueError("start_response was called twice without exc_info")
+        number = _known_statuses.get(status) or _check_status(status)
+        head = f"Status: {status}\r\n"
+        left = -1
         try:
-            head = f"Status: {status}\r\n" + "".join([": ".join(field) + "\r\n" for field in headers])
-        except TypeError:
+            for field in headers:
+                name, value = field
+                head += ": ".join(field)
+                head += "\r\n"
+                if name not in _known_names:
+                    _check_name(name)
+                if "\n" in value or "\r" in value or "\0" in value:
+                    raise _broken(f"{name}: {value}")
+                if len(name) == 14 and name.lower() == "content-length":
+                    if not (value.isascii() and value.isdigit()):
+                        raise ValueError(f"the Content-Length {value!r} is not a number")
+                    if left >= 0:
+                        raise ValueError(f"two headers say the Content-Length: {left} and {value}")
+                    left = int(value)
+        except (TypeError, ValueError):
             _check_fields(headers)
             raise
-        lines = len(headers) + 1
-        if head.count("\n") != lines or head.count("\r") != lines or "\0" in head:
-            raise ValueError(f"a line break or NUL in the response's header: {status!r} {headers!r}")
-        number = _known_statuses.get(status) or _check_status(status)
-        left = -1
-        for name, value in headers:
-            if name not in _known_names:
-                _check_name(name)
-            if len(name) == 14 and name.lower() == "content-length":
-                if not (value.isascii() and value.isdigit()):
-                    raise ValueError(f"the Content-Length {value!r} is not a number")
-                if left >= 0:
-                    raise ValueError(f"two headers say the Content-Length: {left} and {value}")
-                left = int(value)
         self.status = number
         if number == 204 or number == 304:
             self.bodiless = True
@@ -301,6 +304,7 @@ def _no_block(block: object) -> TypeError:
 
 
 def _check_fields(headers: Iterable[object]) -> None:
+    """TypeError for the first that is no pair of texts."""
     for field in headers:
         if not isinstance(field, (tuple, list)) or len(field) != 2:
             raise TypeError(f"a response header is a pair of name and value, not {field!r}")
@@ -311,7 +315,13 @@ def _check_fields(headers: Iterable[object]) -> None:
             raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
 
 
+def _broken(field: str) -> ValueError:
+    return ValueError(f"a line break or NUL in the response's header: {field!r}")
+
+
 def _check_name(name: str) -> None:
+    if _BREAK.search(name):
+        raise _broken(name)
     if not _FIELD_NAME.fullmatch(name) or name.lower() == "status":
         raise ValueError(f"{name!r} is not the name of a response header")
     if len(_known_names) < _MOST_KNOWN:
@@ -319,6 +329,8 @@ def _check_name(name: str) -> None:
 
 
 def _check_status(status: str) -> int:
+    if isinstance(status, str) and _BREAK.search(status):
+        raise _broken(status)
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ValueError(
             f"{status!r} is not a status: write three digits from 200 on, a space and a reason, such as '200 OK'"

@@ -31,7 +31,10 @@ def load_application(target: str) -> Callable[..., Any]:
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise LoadError(f"cannot load {target!r}: {where} has no {name!r} in {path}") from None
+            mend = _mend_of_name(module_name) if path == module_name else ""
+            raise LoadError(f"cannot load {target!r}: {where} has no {name!r} in {path}{mend}") from None
+        except BaseException as error:  # of a module's own __getattr__, say
+            raise _failed(target, error) from error
         path += f".{name}"
     if not callable(found):
         raise LoadError(f"cannot load {target!r}: it is not callable but of type {type(found).__name__}")
@@ -79,24 +82,80 @@ def _import(target: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+        if not isinstance(error.name, str) or not (name == error.name or name.startswith(error.name + ".")):
             raise _failed(target, error) from error
-        places = "\n  ".join(place or os.curdir for place in sys.path)
-        raise LoadError(
-            f"cannot load {target!r}: there is no module {error.name!r}; set directory or pythonpath to where it is. "
-            f"Looked in:\n  {places}"
-        ) from error
+        raise LoadError(f"cannot load {target!r}: {_no_module(error.name)}") from error
     except SystemExit as error:
-        raise LoadError(
-            f"cannot load {target!r}: the module called sys.exit({error.code!r}) while it was imported"
-        ) from error
+        # Python prints what is neither a number nor None, and exits with 1.
+        with_number = error.code is None or isinstance(error.code, int)
+        called = f"sys.exit({'' if error.code is None else error.code})" if with_number else "sys.exit"
+        message = "" if with_number else f": {_text(error.code)}"
+        what = f"the module called {called} while it was imported{message}"
+        raise LoadError(f"cannot load {target!r}: {what}\n{_traceback(error)}") from error
     except BaseException as error:  # whatever the application raises, its author must see where
         raise _failed(target, error) from error
 
 
+def _no_module(name: str) -> str:
+    """Why there is no module of this name, and what to do."""
+    parent = name.rpartition(".")[0]
+    known = sys.modules.get(parent)
+    mend = _mend_of_name(parent)
+    if known is not None and (mend or not hasattr(known, "__path__")):
+        what = "" if hasattr(known, "__path__") else ", which is no package"
+        return f"there is no module {name!r}: {parent!r} is {_file(known) or 'built into Python'}{what}{mend}"
+    places = "\n  ".join(place or os.curdir for place in sys.path)
+    return f"there is no module {name!r}; set directory or pythonpath to where it is. Looked in:\n  {places}"
+
+
+def _mend_of_name(name: str) -> str:
+    """To be added where a module was found and is not what was meant: if it is Python's own. Those that are imported
+    before anything of the application (site, say) hide one of the same name, wherever that stands on sys.path."""
+    known = sys.modules.get(name)
+    if known is None or not _is_pythons_own(_file(known)):
+        return ""
+    for place in sys.path:
+        for found in (os.path.join(place or os.getcwd(), name), os.path.join(place or os.getcwd(), f"{name}.py")):
+            there = os.path.isdir(found) if not found.endswith(".py") else os.path.isfile(found)
+            if there and not _is_pythons_own(found):
+                return f"; it is Python's own and hides {found}: give that another name"
+    return "; it is Python's own: a module of yours must have another name"
+
+
+def _is_pythons_own(file: str | None) -> bool:
+    """Whether it is of the standard library. None: it is in no file."""
+    if file is None:
+        return True
+    library = os.path.realpath(os.path.dirname(os.__file__)) + os.sep
+    real = os.path.realpath(file)
+    return real.startswith(library) and not real.startswith((f"{library}site-packages", f"{library}dist-packages"))
+
+
+def _file(module: object) -> str | None:
+    file = getattr(module, "__file__", None)
+    places = list(getattr(module, "__path__", ()))  # a directory without __init__.py has no file
+    return file if isinstance(file, str) else str(places[0]) if places else None
+
+
 def _failed(target: str, error: BaseException) -> LoadError:
-    shown = traceback.format_exception(type(error), error, _below_the_import(error.__traceback__))
-    return LoadError(f"cannot load {target!r}: {type(error).__name__}: {error}\n{''.join(shown).rstrip()}")
+    return LoadError(f"cannot load {target!r}: {type(error).__name__}: {_text(error)}\n{_traceback(error)}")
+
+
+def _traceback(error: BaseException) -> str:
+    below = _below_the_import(error.__traceback__)
+    try:
+        shown = traceback.format_exception(type(error), error, below)
+    except Exception:  # noqa: BLE001  # the exception is of the application's making, and so are its attributes
+        shown = [*traceback.format_tb(below), f"{type(error).__name__}: {_text(error)}"]
+    return "".join(shown).rstrip()
+
+
+def _text(told: object) -> str:
+    """As str, also of what cannot be told."""
+    try:
+        return str(told)
+    except BaseException:  # noqa: BLE001  # whatever its __str__ raises, this is about something else
+        return f"<str() of this {type(told).__name__} failed>"
 
 
 def _below_the_import(trace: TracebackType | None) -> TracebackType | None:

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str], first: str | None) -> int:
 
         zygote = Zygote(options.zygote)
         rehearse = native_engine.rehearse if options.server == "native" else nothing
+    # A crash in C, of an extension that is being imported above all, shows where; in C as well, and for good.
+    faulthandler.enable(file=2)
     # From here on everything that is imported may be the application's own.
     if first is not None:
         sys.path.insert(0, first)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-import sys
 from typing import Final
 
 from fcgimgr.worker.notify import send
+from fcgimgr.worker.saying import say
 
 #: Seconds after which it asks again: the answer may have been that a new worker would not start.
 ASK_AGAIN: Final = 30.0
@@ -40,13 +40,10 @@ class Retirement:
         self._ask_at = now + ASK_AGAIN
         try:
             send(self._address, f"X_RECYCLE={served} requests served (max_requests)", socket.MSG_DONTWAIT)
+        except BlockingIOError:  # its queue is full (unix(7); net.unix.max_dgram_qlen): so it is there
+            self._ask_at = now
         except OSError as error:
             if not self._unheard:
                 self._unheard = True
-                print(
-                    f"fcgimgr worker: {served} requests served (max_requests), and nobody to replace it, so it serves "
-                    f"on: {error}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say(f"{served} requests served (max_requests), and nobody to replace it, so it serves on: {error}")
         return True

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from fcgimgr.worker.accesslog import escaped
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.saying import fault, say
 
 #: Frames that are written, the innermost ones.
 DEEPEST: Final = 64
@@ -48,6 +49,7 @@ class SlowLog:
         self._file = file
         self._in_hand = in_hand
         self._asleep = True
+        self._failed = False
         self._begun = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -71,26 +73,36 @@ class SlowLog:
                 try:
                     self._thread.start()
                 except RuntimeError as error:  # a limit of the system: RLIMIT_NPROC, pids.max, memory
-                    print(f"fcgimgr worker: no slow log: {error}", file=sys.stderr, flush=True)
+                    say(f"no slow log: {error}")
                     self._asleep = False
 
     def _run(self) -> None:
         while True:
+            try:
+                self._watch()
+            except Exception as error:  # noqa: BLE001  # a fault in one entry must not be the end of all others
+                if not self._failed:
+                    self._failed = True
+                    say(f"an entry of the slow log cannot be made, nor any other like it: {escaped(fault(error))}")
+                time.sleep(min(self._after, 1.0))  # whatever it is, it is not tried without a pause
+
+    def _watch(self) -> None:
+        """Until the next look is due."""
+        due = self.look()
+        if due is None:
+            # Nothing in hand now. Look once more in a while before going to sleep for good: a worker that has a
+            # short request now and then need not wake this thread for each of them.
+            time.sleep(self._after)
+            due = self.look()
+        if due is None:
+            self._begun.clear()
+            self._asleep = True
             due = self.look()
             if due is None:
-                # Nothing in hand now. Look once more in a while before going to sleep for good: a worker that has a
-                # short request now and then need not wake this thread for each of them.
-                time.sleep(self._after)
-                due = self.look()
-            if due is None:
-                self._begun.clear()
-                self._asleep = True
-                due = self.look()
-                if due is None:
-                    self._begun.wait()
-                self._asleep = False
-            if due is not None:
-                time.sleep(max(0.0, due - monotonic()))
+                self._begun.wait()
+            self._asleep = False
+        if due is not None:
+            time.sleep(max(0.0, due - monotonic()))
 
     def look(self) -> float | None:
         """Write down what is due; when to look again (monotonic), None: nothing else is in hand."""
@@ -101,8 +113,8 @@ class SlowLog:
             if not hand.busy or hand.told == number:
                 continue
             if since + self._after <= now:
+                hand.told = number  # first: one that cannot be written must not keep back the others for ever
                 self._write(hand, number, now - since)
-                hand.told = number
             elif due is None or since + self._after < due:
                 due = since + self._after
         return due

@@ -77,11 +77,12 @@ class Watch:
         hand.last = took = now - hand.since
         if hand.lane is not None:
             hand.lane.rest(hand.number, now, took)
+        goes_on = self._retirement is None or self._retirement.one_more(now)
         if self._access_log is not None:
             served = Served(hand.environ, hand.method, hand.uri, status, sent, time.time(), took)
             self._access_log.write(served)
         hand.environ = {}
-        return self._retirement is None or self._retirement.one_more(now)
+        return goes_on
 
     def _new_hand(self) -> Hand:
         hand = Hand(self._board.lane() if self._board is not None else None)

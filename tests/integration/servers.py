@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -143,11 +143,13 @@ class Nginx:
             self._process.wait()
 
 
-def request(port: int, path: str, body: str | None = None, timeout: float = 30.0) -> Answer:
+def request(
+    port: int, path: str, body: str | None = None, timeout: float = 30.0, headers: Mapping[str, str] | None = None
+) -> Answer:
     """GET a path from 127.0.0.1:`port`, or POST a body to it."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     with contextlib.closing(connection):
-        connection.request("GET" if body is None else "POST", path, body)
+        connection.request("GET" if body is None else "POST", path, body, headers or {})
         response = connection.getresponse()
         return Answer(response.status, dict(response.getheaders()), response.read().decode())
 

@@ -4,6 +4,8 @@ import ast
 import contextlib
 import os
 import shutil
+import signal
+import sys
 import venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from fcgimgr.control.messages import ReloadParams, Status
 from fcgimgr.fastcgi.client import fetch
 from fcgimgr.worker import MAIN
 from tests.integration.benches import Bench, parameters, unix_bench
-from tests.integration.pythons import old_pythons
+from tests.integration.pythons import old_pythons, other_pythons
 from tests.integration.scenes import managing, scene
 from tests.waiting import eventually
 
@@ -158,6 +160,98 @@ def test_the_answer_of_start_and_the_log_say_why(tmp_path: Path, table: str, sai
         expected = said.replace("{here}", str(tmp_path))
         assert any(expected in line for line in texts(msgspec.to_builtins(verdict)))
         eventually(lambda: expected in manager.output())
+
+
+in_every_python = pytest.mark.parametrize("python", [sys.executable, *other_pythons()])
+
+
+def refused(bench: Bench, python: str, target: str = "app:application") -> str:
+    """What a worker says that cannot load its application; nothing of it may be about files of our own."""
+    assert bench.start(target, python=python, ready=False).wait(20) == 1
+    assert "/fcgimgr/worker/" not in bench.stderr()
+    return bench.stderr()
+
+
+@in_every_python
+@pytest.mark.parametrize("own", ["site/wsgi.py", "site.py"])
+def test_a_module_that_pythons_own_hides_is_named_with_what_hides_it(bench: Bench, python: str, own: str) -> None:
+    """`site` is imported before anything of the application's."""
+    (bench.directory / own).parent.mkdir(exist_ok=True)
+    (bench.directory / own).write_text("def answer(): return 'served'\n" + APP)
+    said = refused(bench, python, "site.wsgi:application" if "/" in own else "site:application")
+    assert "/site.py" in said
+    assert ("'site' is /" in said and "which is no package" in said) is ("/" in own)
+    hidden = bench.directory / own.removesuffix("/wsgi.py")
+    assert said.endswith(f"it is Python's own and hides {hidden}: give that another name\n")
+
+
+def test_a_module_below_one_that_is_no_package_is_not_looked_for_in_vain(bench: Bench) -> None:
+    (bench.directory / "app.py").write_text("def answer(): return 'served'\n" + APP)
+    said = refused(bench, sys.executable, "app.wsgi:application")
+    assert said.endswith(f"no module 'app.wsgi': 'app' is {bench.directory}/app.py, which is no package\n")
+    said = refused(bench, sys.executable, "json.wsgi:application")
+    assert said.endswith("it is Python's own: a module of yours must have another name\n")
+
+
+@in_every_python
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("'please set SECRET_KEY'", "called sys.exit while it was imported: please set SECRET_KEY\n"),
+        ("3", "called sys.exit(3) while it was imported\n"),
+        ("", "called sys.exit() while it was imported\n"),
+    ],
+    ids=["message", "number", "nothing"],
+)
+def test_an_exit_deep_in_an_import_is_shown_with_its_message_and_its_place(
+    bench: Bench, python: str, given: str, said: str
+) -> None:
+    (bench.directory / "settings.py").write_text(f"import sys\nsys.exit({given})\n")
+    (bench.directory / "app.py").write_text("import settings\n")
+    shown = refused(bench, python)
+    assert said in shown
+    assert f'  File "{bench.directory}/app.py", line 1, in <module>\n    import settings\n' in shown
+    assert f'  File "{bench.directory}/settings.py", line 2, in <module>\n' in shown
+
+
+@in_every_python
+def test_a_crash_in_an_import_shows_where(bench: Bench, python: str) -> None:
+    (bench.directory / "extension.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    (bench.directory / "app.py").write_text("import extension\n")
+    assert bench.start("app:application", python=python, ready=False).wait(20) == -signal.SIGSEGV
+    shown = bench.stderr()
+    assert "Fatal Python error: Segmentation fault" in shown
+    assert f'File "{bench.directory}/extension.py", line 2 in <module>' in shown
+    assert f'File "{bench.directory}/app.py", line 1 in <module>' in shown
+
+
+BAD_TEXT = """\
+class Bad({base}):
+    def __str__(self):
+        raise RuntimeError("no text")
+"""
+
+
+@in_every_python
+@pytest.mark.parametrize(
+    "code",
+    [
+        BAD_TEXT.format(base="Exception") + "raise Bad\n",
+        BAD_TEXT.format(base="SyntaxError") + "raise Bad('x', ('file', 'line', 1, None))\n",
+        BAD_TEXT.format(base="Exception") + "raise SystemExit(Bad())\n",
+        BAD_TEXT.format(base="Exception") + "def __getattr__(name): raise Bad\n",
+        "class Bad: pass\nraise ModuleNotFoundError(name=Bad())\n",
+    ],
+    ids=["exception", "syntax-error", "exit", "attribute", "name"],
+)
+def test_an_exception_that_cannot_be_told_is_the_applications_all_the_same(
+    bench: Bench, python: str, code: str
+) -> None:
+    (bench.directory / "app.py").write_text(code)
+    shown = refused(bench, python)
+    assert shown.startswith("fcgimgr worker: cannot load 'app:application': ")
+    assert f'  File "{bench.directory}/app.py", line ' in shown
+    assert "During handling" not in shown
 
 
 @pytest.mark.parametrize("preload", ["false", "true"])

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from fcgimgr.demo.front import MAX_REQUEST_BODY, serve
 from fcgimgr.fastcgi.records import FastCGIError, RecordReader, RecordType, encode_record, encode_stream, end_request
 from fcgimgr.worker import MAIN
 from tests.integration.ports import free_port
+from tests.integration.running import MARK, end_strays, strays
 from tests.waiting import eventually
 
 
@@ -271,6 +274,32 @@ def test_nobody_behind_it_is_a_502_that_says_so(tmp_path: Path) -> None:
         assert ask(port, method="HEAD").body == b""
 
 
+def test_a_browser_gets_the_reason_as_a_page_and_all_that_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    with front(f"{tmp_path}/<i>") as port:
+        answer = ask(port, Accept="text/html,*/*;q=0.8")
+    assert (answer.status, answer.headers["Content-Type"]) == (502, "text/html; charset=utf-8")
+    assert "/&lt;i&gt;: no such socket" in answer.text
+    assert "<i>" not in answer.text
+
+
+def test_a_pool_that_is_about_to_come_is_waited_for_and_one_in_trouble_is_not(tmp_path: Path) -> None:
+    server = serve(f"{tmp_path}/p", "127.0.0.1", 0)
+    server.patience = 20.0
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    with server, ThreadPoolExecutor(1) as browser:
+        try:
+            answer = browser.submit(ask, server.server_port)
+            with pool_that(tmp_path / "p", lambda: stdout(b"A: b\n\nok") + end_request(1)):
+                assert answer.result(20).body == b"ok"
+            (tmp_path / "p").unlink()
+            server.trouble = ("It does not come up.", "", "SyntaxError")
+            assert ask(server.server_port).text == "502 Bad Gateway\n\nIt does not come up.\n\nSyntaxError\n"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_a_pool_that_is_too_slow_is_a_504(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcgimgr.demo.front.POOL_TIMEOUT", 0.1)
     release = threading.Event()
@@ -369,6 +398,24 @@ def test_the_demo_ends_with_its_terminal_and_leaves_nothing_behind(number: signa
         running.send_signal(number)
         assert running.wait(30) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    with subprocess.Popen(
+        [sys.executable, "-m", "fcgimgr", "demo", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path), MARK: mark},
+    ) as running:
+        assert running.stdout is not None
+        assert "".join(iter(running.stdout.readline, "Ctrl-C ends it.\n"))
+        running.kill()
+    try:
+        eventually(lambda: strays(mark) == [])
+    finally:
+        end_strays(mark)
 
 
 def test_the_demo_answers_also_when_nobody_reads_on_what_it_prints() -> None:

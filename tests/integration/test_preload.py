@@ -644,3 +644,66 @@ def test_status_shows_the_zygote_to_those_who_ask_and_counts_it_nowhere(tmp_path
         assert [found["pid"] for found in shown["zygotes"]] == [pid]
         assert len(shown["processes"]) == shown["numprocs"] == 2
         assert states(manager, "app:zygote") == ["STARTING", "RUNNING"]
+
+
+# -- chance -----------------------------------------------------------------------------------------------------------
+
+GENERATORS = """\
+import json, os, random
+
+plain, seeded = random.Random(), random.Random()
+os.register_at_fork(after_in_child=seeded.seed)
+drawn = None
+
+def app(environ, start_response):
+    global drawn
+    drawn = drawn or [plain.random(), seeded.random()]
+    start_response("200 OK", [])
+    return [json.dumps({"drawn": drawn, "environ": dict(os.environ)}).encode()]
+"""
+
+
+def test_a_generator_that_the_import_has_made_goes_on_alike_in_all_workers_unless_a_hook_seeds_it(
+    tmp_path: Path,
+) -> None:
+    """As docs/preload.md says."""
+    address = free_address("unix", tmp_path)
+    with managing(pool(tmp_path, address, app=GENERATORS)):
+        one, other = (answer["drawn"] for answer in both(address).values())
+        assert one[0] == other[0]
+        assert one[1] != other[1]
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+LARGE = """\
+import gc
+
+made = [[number] for number in range(350_000)]  # about 30 MB of objects that the collector looks at
+
+def app(environ, start_response):
+    gc.collect()  # in place of the one that comes by itself when enough was allocated
+    start_response("200 OK", [])
+    return [environ["PATH_INFO"].encode()]
+"""
+
+
+def test_what_the_import_has_made_is_shared_also_when_the_collector_has_run(tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    with managing(pool(tmp_path, address, 'server = "native"', app=LARGE)) as manager:
+
+        def both_have_served() -> bool:
+            fetch(address, PARAMETERS, b"", timeout=20)
+            return all(process.requests for process in manager.status(detail=True).pools[0].processes)
+
+        eventually(both_have_served)
+        for pid in manager.pids("app"):
+            rss, pss = (kilobytes(pid, what) for what in ("Rss", "Pss"))
+            assert rss > 30_000
+            assert pss < 0.4 * rss, f"of {rss} KB only {rss - pss} KB are another's as well"
+
+
+def kilobytes(pid: int, what: str) -> int:
+    """Of the memory of a process: a line of /proc/PID/smaps_rollup."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))

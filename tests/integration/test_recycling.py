@@ -105,7 +105,8 @@ def test_a_pool_of_one_goes_on_serving_and_its_name_stays(transport: str, tmp_pa
 
 
 def test_a_process_that_uses_too_much_memory_is_replaced(tmp_path: Path) -> None:
-    hungry = f"{sys.executable} -S -E -c 'x = bytes(1) * 80_000_000; import time; time.sleep(1000)'"
+    grow = "import time; time.sleep(0.5); x = bytes(1) * 80_000_000; time.sleep(1000)"
+    hungry = f"{sys.executable} -S -E -c '{grow}'"
     tables = f'[program.app]\ncommand = "{hungry}"\nstartsecs = 0.1\nmax_rss = "60MB"\n'
     tables += '[program.modest]\ncommand = "sleep 1000"\nstartsecs = 0.1\nmax_rss = "60MB"\n'
     with managing(scene(tmp_path, tables)) as manager:
@@ -115,6 +116,18 @@ def test_a_process_that_uses_too_much_memory_is_replaced(tmp_path: Path) -> None
         assert not is_alive(pid)
         assert manager.pids("modest") == [modest]
         assert re.search(r"app:app_00: recycling: it uses \d+\.\d MB, above max_rss \(60 MB\)", manager.output())
+
+
+@pytest.mark.parametrize("how", ["as it is", "after an upgrade"])
+def test_a_limit_below_what_a_new_process_uses_recycles_nobody(how: str, tmp_path: Path) -> None:
+    pool = Pool(tmp_path, 'max_rss = "5MB"')
+    with managing(pool.config) as manager:
+        before = manager.pids("app")
+        if how == "after an upgrade":
+            upgrade(manager).succeeds()
+        eventually(lambda: re.search(r"app: a new process already uses \d+\.\d MB: raise max_rss", manager.output()))
+        assert manager.pids("app") == before
+        assert "recycling" not in manager.output()
 
 
 def test_a_program_asks_for_its_replacement(tmp_path: Path) -> None:
@@ -165,6 +178,65 @@ def test_what_one_manager_has_begun_the_next_one_ends(how: str, tmp_path: Path) 
                 assert second.pids("app") != [pid]
 
 
+@servers
+def test_a_request_that_takes_longer_than_stopwaitsecs_is_not_lost(server: str, tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "max_requests = 1", "threads = 4", "stopwaitsecs = 0.1", f'server = "{server}"')
+    with managing(pool.config) as manager:
+        (pid,) = manager.pids("app")
+        with pool.holding("/long"):
+            assert pool.ask("/pid").result().status == 200
+            eventually(lambda: process(manager).state == "STOPPING")
+            eventually(lambda: process(manager).current[0].seconds > 2.5, within=30)
+            assert process(manager).pid == pid
+            assert pool.ask("/pid").result().status == 200  # by the stand-in
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"], within=30)
+        assert manager.pids("app") != [pid]
+        assert "SIGKILL" not in manager.output()
+
+
+def test_a_stop_does_not_wait_for_what_recycling_waits_for(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "max_requests = 1", "threads = 4", "stopwaitsecs = 0.1")
+    with managing(pool.config) as manager:
+        request = pool.hold("/long")
+        assert pool.ask("/pid").result().status == 200
+        eventually(lambda: process(manager).state == "STOPPING")
+        Manager(pool.config, manager.control)("stop", "app").succeeds()
+        assert request.exception(timeout=10) is not None
+        for fifo in pool.held():
+            fifo.unlink()
+
+
+def test_a_pool_that_grows_while_one_is_recycled_has_as_many_as_are_asked_for(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "numprocs = 1", "max_requests = 1", "threads = 4")
+    with managing(pool.config) as manager:
+        with pool.holding("/long"):
+            assert pool.ask("/pid").result().status == 200
+            eventually(lambda: process(manager).state == "STOPPING")
+            answer = Manager(pool.config, manager.control)("scale", "app", "2").succeeds()
+            assert "app_01: started" in answer
+            grown = manager.pool("app")
+            assert [p.state for p in grown.processes] == ["STOPPING", "RUNNING", "RUNNING"]
+            assert grown.state == "RUNNING"
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"] * 2, within=30)
+
+
+def test_a_request_timeout_holds_for_what_a_recycled_process_has_in_hand(tmp_path: Path) -> None:
+    keys = ("max_requests = 1", "threads = 4", "stopwaitsecs = 0.1", "request_timeout = 2")
+    pool = Pool(tmp_path, *keys)
+    with managing(pool.config) as manager:
+        (pid,) = manager.pids("app")
+        request = pool.hold("/long")
+        assert pool.ask("/pid").result().status == 200
+        eventually(lambda: process(manager).state == "STOPPING")
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"], within=30)
+        assert request.exception(timeout=10) is not None
+        log = manager.output()
+        assert re.search(r"GET /long has taken 2\.\d s .*pid=" + str(pid), log)
+        assert "in answer_hold" in log
+        for fifo in pool.held():
+            fifo.unlink()
+
+
 # -- requests that take too long --------------------------------------------------------------------------------------
 
 
@@ -178,6 +250,7 @@ def test_a_stuck_request_is_logged_with_its_traceback_and_its_process_replaced(
         (pid,) = manager.pids("app")
         request = pool.ask(path, REQUEST_URI=f"{path}?the=culprit")
         eventually(lambda: manager.pids("app") not in ([], [pid]), within=30)
+        eventually(lambda: "killed by SIGKILL" in manager.output(), within=30)
         assert request.exception(timeout=10) is not None
         log = manager.output()
         assert f"GET {path}?the=culprit has taken " in log
@@ -204,6 +277,62 @@ def test_requests_beside_the_stuck_one_are_finished(tmp_path: Path) -> None:
         assert (stuck.result().status, fine.result().status) == (200, 200)
         eventually(manager.all_running)
         assert not fifo.exists()
+
+
+@pytest.mark.parametrize("whose", ["a child", "adopted"])
+def test_a_request_that_is_killed_is_logged_once(whose: str, tmp_path: Path) -> None:
+    """How an adopted process ends, its manager need not hear."""
+    pool = Pool(tmp_path, "request_timeout = 2", "stopwaitsecs = 0.5")
+    with killed(pool.config) as first:
+        (pid,) = first.pids("app")
+        request = pool.hold("/doomed")
+        if whose == "adopted":
+            first.kill()
+        with next_one(first) if whose == "adopted" else nullcontext(first) as manager:
+            eventually(lambda: manager.pids("app") not in ([], [pid]) and not is_alive(pid), within=30)
+            eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"], within=30)
+            lines = [line for line in manager.output().splitlines() if "killed by SIGKILL" in line]
+            assert len(lines) == 1
+            assert re.search(rf"after .* s, as it had not stopped, with GET /doomed in hand for .* pid={pid}", lines[0])
+            assert request.exception(timeout=10) is not None
+            for fifo in pool.held():
+                fifo.unlink()
+
+
+def test_a_process_with_nothing_else_in_hand_is_not_waited_for(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "threads = 4", "request_timeout = 0.5", "stopwaitsecs = 600")
+    with managing(pool.config) as manager:
+        (pid,) = manager.pids("app")
+        request = pool.hold("/stuck")
+        eventually(lambda: manager.pids("app") not in ([], [pid]) and not is_alive(pid), within=30)
+        assert request.exception(timeout=10) is not None
+        for fifo in pool.held():
+            fifo.unlink()
+
+
+def test_with_a_request_stuck_in_each_process_the_pool_has_all_its_processes(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "numprocs = 2", "threads = 2", "request_timeout = 2", "stopwaitsecs = 600")
+    with managing(pool.config) as manager:
+        for _ in range(3):  # in one process there is room for one more then
+            pool.hold("/stuck")
+        workers = manager.pids("app")
+        eventually(lambda: max(oldest(manager)) > 1)
+        fine = pool.hold("/fine")
+        eventually(lambda: sum(map(is_alive, workers)) == 1, within=30)  # the one in which both were stuck
+        eventually(lambda: (manager.pool("app").state, len(manager.pids("app"))) == ("RUNNING", 2), within=30)
+        assert set(manager.pids("app")).isdisjoint(workers)
+        assert pool.ask("/pid").result().status == 200
+        for fifo in pool.held():
+            if not is_alive(int(fifo.name.split("-")[1])):
+                fifo.unlink()
+        pool.release()
+        assert fine.result().status == 200
+        eventually(lambda: [p.state for p in manager.pool("app").processes] == ["RUNNING"] * 2, within=30)
+
+
+def oldest(manager: RunningManager) -> list[float]:
+    """Seconds that the oldest request of each process has taken."""
+    return [p.current[0].seconds for p in manager.status(detail=True).pools[0].processes if p.current]
 
 
 def test_a_timeout_that_comes_by_an_update_or_over_an_upgrade_counts(tmp_path: Path) -> None:

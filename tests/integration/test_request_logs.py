@@ -72,7 +72,7 @@ def test_after_reopen_the_next_line_is_in_the_new_file_and_none_is_lost(tmp_path
 @servers
 def test_no_client_can_forge_a_line_through_nginx(server: str, tmp_path: Path) -> None:
     address = free_address("unix", tmp_path)
-    keys = 'access_log = "%(here)s/access.log"\naccess_format = \'%m "%r%Q%q" "%e{HTTP_USER_AGENT}" %s\''
+    keys = 'access_log = "%(here)s/access.log"\naccess_format = \'%m "%r%Q%q" "%{HTTP_USER_AGENT}e" %s\''
     table = pool(tmp_path, "wsgi", address, keys, f'server = "{server}"')
     with running(tmp_path, table), front(tmp_path, "wsgi", address) as nginx:
         with connect(f"127.0.0.1:{nginx.port}") as client:

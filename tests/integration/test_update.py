@@ -242,6 +242,21 @@ def test_settings_of_the_manager_that_need_a_restart_are_named(tmp_path: Path) -
         assert manager("update", "--dry-run").succeeds().splitlines()[0].startswith("manager.minfds: ")
 
 
+def test_what_is_strange_in_the_new_configuration_is_said_and_logged_once(tmp_path: Path) -> None:
+    with answering(tmp_path) as (app, manager):
+        for number in ("3", "4"):
+            app.write(stopwaitsecs="60", numprocs=number)
+            for words in (("update", "--dry-run"), ("update",)):
+                done = manager(*words)
+                assert done.succeeds()
+                assert "warning: " in done.err
+                assert "set shutdown_timeout in [manager] to 60 or more, too" in done.err
+        assert manager.output().count("pool.app.stopwaitsecs: ") == 1
+        app.write(stopwaitsecs="60", numprocs="4", manager="shutdown_timeout = 60")
+        done = manager("update")
+        assert (done.succeeds(), done.err) == ("no pool or program has changed\n", "")
+
+
 # -- under load -------------------------------------------------------------------------------------------------------
 
 

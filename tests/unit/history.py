@@ -39,7 +39,8 @@ from fcgimgr.core.process import Died, Due, Executed, Exit, Idle, Ready, Retirin
 
 
 def settings(**keys: Any) -> ProcessSettings:
-    return PoolSettings(name="app", command=("app",), sockets=(TcpAddress("127.0.0.1", 9001),), **keys)
+    what = {} if "wsgi" in keys else {"command": ("app",)}
+    return PoolSettings(name="app", sockets=(TcpAddress("127.0.0.1", 9001),), **what, **keys)
 
 
 class History:
@@ -66,7 +67,7 @@ class History:
         """Go on to `now`, with every timer that is due until then firing at its time."""
         while (due := self.next_due()) is not None and due[0] <= now:
             self.now = due[0]
-            self.feed(DrainDue() if due[1] is None else Happened(due[1], Due()))
+            self.feed(DrainDue() if due[1] is None else Happened(due[1], Due(f"app_{due[1]:02}" in self.busy)))
         self.now = now
         return self
 
@@ -82,9 +83,9 @@ class History:
     def recycle(self, name: str, why: str = "it is old") -> History:
         return self.feed(core.Recycle(self.index(name), why))
 
-    def overdue(self, name: str) -> History:
+    def overdue(self, name: str, *, hopeless: bool = False) -> History:
         index = self.index(name)
-        return self.feed(core.Overdue(index, self.pids.get(index, 0)))
+        return self.feed(core.Overdue(index, self.pids.get(index, 0), hopeless))
 
     def leave(self) -> History:
         return self.feed(core.Leave())

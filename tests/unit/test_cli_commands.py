@@ -199,6 +199,17 @@ def test_status_json_is_the_managers_answer_word_for_word(run: Run, manager: Scr
     assert manager.asked == [("status", StatusParams(names=("app",), detail=True))]
 
 
+@pytest.mark.parametrize("command", ["status", "events"])
+def test_json_cannot_repaint_the_terminal_and_says_the_same(run: Run, manager: ScriptedManager, command: str):
+    hostile = "\x1b[2J \x7f \x80 \x9b2J \x9f é"
+    manager.answers["status"] = STATUS | {"pools": [STATUS["pools"][0] | {"reason": hostile}]}
+    manager.answers["events"] = Events(events=(Event(time=0.0, kind="log", name="app", detail=hostile),))
+    _, out, _ = run("-s", "m.sock", command, "--json")
+    said = json.loads(out)
+    assert (said["pools"][0]["reason"] if command == "status" else said["detail"]) == hostile
+    assert out[:-1].isprintable()
+
+
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
 def test_status_ends_with_3_when_something_is_not_running(run: Run, manager: ScriptedManager, json_too: list[str]):
     manager.answers["status"] = STATUS | {"pools": [STATUS["pools"][0] | {"state": "DEGRADED"}]}

@@ -4,7 +4,7 @@ import pytest
 
 from fcgimgr.cli.status_table import all_running, duration, render, size
 from fcgimgr.cli.terminal import Paint
-from fcgimgr.control.messages import Exit, ManagerStatus, PoolStatus, ProcessStatus, SocketStatus, Status
+from fcgimgr.control.messages import Exit, ManagerStatus, PoolStatus, ProcessStatus, RequestStatus, SocketStatus, Status
 
 MANAGER = ManagerStatus(pid=4711, version="0.1.0", uptime=754, config="/etc/fcgimgr/pool.toml", state="RUNNING")
 
@@ -107,6 +107,14 @@ def test_a_program_cannot_repaint_the_terminal():
 )
 def test_what_counts_as_running(shown: PoolStatus, expected: bool):
     assert all_running(shown) is expected
+
+
+@pytest.mark.parametrize("seconds", [1e300, float("inf"), float("nan"), 10_000 * 86400.0])
+def test_a_time_that_cannot_be_is_no_longer_than_any_other(seconds: float):
+    current = (RequestStatus(method="GET", uri="/", seconds=seconds),)
+    *_, process, request = table(pool(running(0, last_duration=seconds, current=current)), verbose=True)
+    assert process.endswith("last request took >9999d")
+    assert request == "      GET /  for >9999d"
 
 
 def test_durations_and_sizes_have_two_figures_at_most():

@@ -7,6 +7,7 @@ from pathlib import Path
 from fcgimgr.config.processes import WORKER_MAIN, ProcessPlan, process_plan
 from fcgimgr.config.read import read
 from fcgimgr.config.settings import Config, ManagerSettings, ProgramSettings
+from fcgimgr.worker.main import _parse
 
 #: What is said to a worker that is waited for.
 READY = ("--ready-timeout", "30")
@@ -80,6 +81,22 @@ def test_a_worker_that_is_not_waited_for_is_told_no_time(tmp_path: Path):
 def test_with_preload_the_command_line_is_the_zygotes(tmp_path: Path):
     (plan,) = plans(tmp_path, '[pool.web]\nsocket = "*:1"\nwsgi = "shop:app"\npreload = true\n', 0)
     assert plan.argv == (sys.executable, WORKER_MAIN, "--server", "flup", "--zygote", "3", *READY, "shop:app")
+
+
+def test_every_word_of_the_worker_is_taken_for_what_it_is(tmp_path: Path):
+    """Also an access_format that looks like an option."""
+    form = "--zygote=7%s"
+    (plan,) = plans(
+        tmp_path,
+        f'[pool.web]\nsocket = "*:1"\nwsgi = "shop:app"\naccess_log = "-"\naccess_format = "{form}"\nthreads = 2\n'
+        "max_requests = 10\nmax_requests_jitter = 5\nslow_after = 1e-5\nserver = 'native'\npreload = true\n",
+        0,
+    )
+    options = _parse(plan.argv[2:])
+    assert vars(options) == {
+        "server": "native", "threads": 2, "max_requests": (10, 5), "access_format": form, "slow_after": 1e-5,
+        "ready_timeout": 30.0, "zygote": 3, "application": "shop:app",
+    }  # fmt: skip
 
 
 def test_settings_made_by_hand_have_plans_too():

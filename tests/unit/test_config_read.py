@@ -209,6 +209,8 @@ def test_equal_files_give_equal_settings(tmp_path: Path):
             'depends_on = "job"\n[program.job]\nautostart = false\ncommand = "x"',
             'pool.app.depends_on: "job" has autostart = false',
         ),
+        ("stopwaitsecs = 60", "pool.app.stopwaitsecs: a shutdown kills sooner, after shutdown_timeout (30 s): set"),
+        ("[defaults]\nstopwaitsecs = 30.5", "defaults.stopwaitsecs: a shutdown kills sooner"),
         ('[program.job]\ncommand = "a && b"', 'program.job.command: there is no shell, "&&"'),
         ('[program.job]\ncommand = "a $HOME/x"', "write %(ENV_HOME)s"),
         ('[program.job]\ncommand = "~/bin/a"', "write %(ENV_HOME)s/bin/a"),
@@ -217,6 +219,18 @@ def test_equal_files_give_equal_settings(tmp_path: Path):
 def test_what_is_strange_but_possible_is_a_warning(tmp_path: Path, keys: str, warning: str):
     (found,) = configured(tmp_path, POOL + keys).warnings
     assert warning in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[manager]\nshutdown_timeout = 60\n{POOL}stopwaitsecs = 60\n",
+        f"{POOL}stopwaitsecs = 30\n",
+        f"[manager]\nshutdown_timeout = 5\n{POOL}",  # which did not ask for more
+    ],
+)
+def test_a_shutdown_that_waits_as_long_as_its_processes_may_take_is_no_warning(tmp_path: Path, text: str):
+    assert configured(tmp_path, text).warnings == ()
 
 
 def test_an_include_that_matches_nothing_is_a_warning(tmp_path: Path):
@@ -247,3 +261,9 @@ def test_a_broken_file_is_an_error_with_its_problems(tmp_path: Path):
     (problem,) = caught.value.problems
     assert (problem.file, problem.key) == (str(tmp_path / "pool.toml"), "pool.app.numproc")
     assert str(caught.value) == f"{tmp_path}/pool.toml: pool.app.numproc: unknown key; did you mean numprocs?"
+
+
+def test_a_number_may_come_from_the_environment(tmp_path: Path):
+    """As docs/from-uwsgi-and-gunicorn.md does with that of gunicorn."""
+    config = configured(tmp_path, f'{POOL}numprocs = "%(ENV_WEB_CONCURRENCY)s"\n', {"WEB_CONCURRENCY": "3"})
+    assert config.pools["app"].numprocs == 3

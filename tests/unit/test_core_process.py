@@ -35,6 +35,7 @@ from fcgimgr.core.process import (
     StopAsked,
     Stopped,
     Stopping,
+    TookTooLong,
     impossible,
     step,
 )
@@ -56,6 +57,7 @@ EXAMPLES = {
     StartAsked: StartAsked(),
     StopAsked: StopAsked(),
     RestartAsked: RestartAsked(),
+    TookTooLong: TookTooLong(within=1.0),
     KillAsked: KillAsked(),
     Spawned: Spawned(pid=7),
     Executed: Executed(),

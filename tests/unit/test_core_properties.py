@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, Stopped
+from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, State, Stopped, Stopping
 
 from .history import History
 
@@ -23,9 +23,10 @@ class PoolMachine(RuleBasedStateMachine):
         ready=st.sampled_from(["startsecs", "notify"]),
         on_fatal=st.sampled_from(["close", "keep"]),
         max_lifetime=st.sampled_from([None, None, 0.5, 7.0]),
+        ours=st.booleans(),
     )
-    def begin(self, **keys):
-        self.history = History(stopwaitsecs=3, ready_timeout=5, **keys)
+    def begin(self, ours, **keys):
+        self.history = History(stopwaitsecs=3, ready_timeout=5, **({"wsgi": "m:app"} if ours else {}), **keys)
 
     @rule()
     def start(self):
@@ -70,9 +71,9 @@ class PoolMachine(RuleBasedStateMachine):
     def recycle(self, index):
         self.history.recycle(f"app_{index:02}")
 
-    @rule(index=INDEXES)
-    def take_too_long(self, index):
-        self.history.overdue(f"app_{index:02}")
+    @rule(index=INDEXES, hopeless=st.booleans())
+    def take_too_long(self, index, hopeless):
+        self.history.overdue(f"app_{index:02}", hopeless=hopeless)
 
     @rule()
     def leave(self):
@@ -120,19 +121,28 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(isinstance(self.history.pool.processes[index], ALIVE) for index in pids)
 
     @invariant()
-    def there_are_never_more_processes_than_wanted_but_those_on_their_way_out_and_one_stand_in(self):
+    def there_are_never_more_processes_than_wanted_but_those_on_their_way_out_and_stand_ins(self):
         pool = self.history.pool
         if pool.draining is not None:
             return  # a stand-in serves the queue like all others, and goes with them
         for index, state in enumerate(pool.processes[pool.wanted :], pool.wanted):
-            assert state.name in ("STOPPING", "STOPPED", "EXITED", "FATAL") or index == pool.stand_in
+            assert state.name in ("STOPPING", "STOPPED", "EXITED", "FATAL") or index in pool.stand_ins
 
     @invariant()
-    def a_stand_in_is_there_only_while_somebody_is_to_be_recycled(self):
+    def each_stand_in_has_somebody_to_stand_in_for(self):
         pool = self.history.pool
-        assert pool.stand_in is None or pool.recycling
+        assert len(pool.stand_ins) <= bool(pool.recycling) + len(pool.late)
+        assert len(pool.stand_ins) <= pool.wanted + 1
+        assert all(pool.wanted <= index < len(pool.processes) for index in pool.stand_ins)
         assert not pool.replacing or pool.recycling
         assert not (pool.recycling and pool.left)
+
+    @invariant()
+    def who_took_too_long_has_a_stand_in_unless_new_ones_are_no_good_or_there_are_enough(self):
+        pool, history = self.history.pool, self.history
+        if pool.up and pool.open and len(pool.stand_ins) < len(pool.late) and history.now >= pool.recycle_from:
+            behind = [state for state in pool.processes[pool.wanted :] if state.pid is not None]
+            assert len(behind) >= pool.wanted
 
     @invariant()
     def nothing_lives_without_its_listener(self):
@@ -154,12 +164,21 @@ class PoolMachine(RuleBasedStateMachine):
                 assert state.due is not None
 
     @invariant()
+    def only_what_is_recycled_or_a_stand_in_is_waited_for_patiently(self):
+        pool = self.history.pool
+        patient = [i for i, state in enumerate(pool.processes) if state.name == "STOPPING" and is_patient(state)]
+        if pool.up and pool.draining is None:
+            being_recycled = pool.recycling[0].index if pool.replacing else None
+            assert all(index == being_recycled or index >= pool.wanted for index in patient)
+        assert not patient or self.history.settings.wsgi is not None
+
+    @invariant()
     def a_running_pool_has_all_it_wants(self):
         history = self.history
         if history.state is PoolState.RUNNING:
             assert history.states.count("RUNNING") >= history.pool.wanted
             missing = [state for state in history.states[: history.pool.wanted] if state != "RUNNING"]
-            assert not missing or (len(missing) == 1 and history.pool.stand_in is not None)
+            assert len(missing) <= len(history.pool.stand_ins)
 
     def teardown(self):
         if not hasattr(self, "history"):
@@ -175,6 +194,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert history.state is PoolState.STOPPED
         assert not history.listening
         assert history.timers == []
+
+
+def is_patient(state: State) -> bool:
+    return isinstance(state, Stopping) and state.patient
 
 
 TestPool = PoolMachine.TestCase

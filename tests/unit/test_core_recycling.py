@@ -1,9 +1,12 @@
 """Recycling: a process is replaced for what it has become, and nobody notices: one at a time, behind a stand-in."""
 
+from collections.abc import Callable
+
 import pytest
 
 from fcgimgr.config.settings import ProgramSettings
 from fcgimgr.core.generation import (
+    HOPELESS,
     RECYCLE_AGAIN,
     Adopted,
     Forget,
@@ -194,9 +197,16 @@ def test_a_stop_stops_the_stand_in_too():
     assert history.state is PoolState.STOPPED
 
 
-def test_scaling_makes_the_stand_in_one_of_them():
-    history = up().recycle("app_00").at(2.0).scale(3)
-    history.exits("app_00", code=0).at(3.0)
+def test_scaling_makes_the_stand_in_one_of_them_and_has_another_one_stand_in():
+    history = up().recycle("app_00").at(2.0)
+    assert history.actions
+    history.scale(3)
+    assert history.actions == [SpawnProcess(3)]
+    assert history.at(3.0).states == [STOPPING, RUNNING, RUNNING, RUNNING]
+    assert history.state is PoolState.RUNNING
+    history.exits("app_00", code=0).at(4.0)
+    assert history.states == [RUNNING, RUNNING, RUNNING, STOPPING]
+    history.exits("app_03", code=0)
     assert history.states == [RUNNING] * 3
 
 
@@ -225,15 +235,162 @@ def test_a_generation_that_has_left_recycles_nobody():
     assert history.pool.recycling == ()
 
 
+def ours(**keys: object) -> History:
+    """A pool of workers that finish what they have in hand, one of which is being recycled with a request in hand."""
+    history = up(wsgi="m:app", stopwaitsecs=3, **keys)
+    history.busy.add("app_00")
+    history.recycle("app_00").at(2.0)
+    assert history.states == [STOPPING, RUNNING, RUNNING]
+    assert history.actions[-1] == SignalProcess(0, 100, SIGTERM, False)
+    return history
+
+
+def test_a_recycled_worker_has_as_long_as_its_request_takes_and_the_next_one_waits_for_it():
+    history = ours().recycle("app_01").at(3600.0)
+    assert history.states == [STOPPING, RUNNING, RUNNING]
+    assert history.actions == []
+    history.busy.clear()
+    history.exits("app_00", code=0).at(3601.0)
+    assert history.states == [RUNNING, STOPPING, RUNNING]
+
+
+def test_a_recycled_worker_that_does_not_end_with_nothing_in_hand_is_killed():
+    history = ours().at(10.0)
+    assert history.actions == []
+    history.busy.clear()
+    history.at(13.0)
+    assert history.actions == [SignalProcess(0, 100, SIGKILL, True)]
+
+
+def test_a_stand_in_has_as_long_as_its_request_takes():
+    history = ours()
+    history.busy.add("app_02")
+    history.exits("app_00", code=0).at(3.0)
+    assert history.states == [RUNNING, RUNNING, STOPPING]
+    assert history.actions[-1] == SignalProcess(2, 102, SIGTERM, False)
+    history.at(3600.0)
+    assert history.actions == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda history: history.stop(),
+        lambda history: history.stop("app_00"),
+        lambda history: history.restart(),
+        lambda history: history.restart("app_01"),
+        lambda history: history.restart(hard=True),
+        lambda history: history.leave(),
+    ],
+    ids=["stop", "stop of it", "restart", "restart of another", "hard restart", "reload"],
+)
+def test_whoever_waits_for_a_recycled_worker_waits_for_stopwaitsecs(command: Callable[[History], object]):
+    history = ours().at(100.0)
+    command(history)
+    assert SignalProcess(0, 100, SIGKILL, True) not in history.actions
+    history.at(102.9)
+    assert SignalProcess(0, 100, SIGKILL, True) not in history.actions
+    history.at(103.0)
+    assert SignalProcess(0, 100, SIGKILL, True) in history.actions
+
+
+def test_a_recycled_worker_that_was_stopped_stays_down_when_another_is_restarted():
+    history = ours().stop("app_00").restart("app_01")
+    history.exits("app_00", code=0)
+    assert history.states[0] == "STOPPED"
+
+
+def test_a_request_of_a_recycled_worker_that_takes_too_long_ends_it_after_stopwaitsecs():
+    history = ours().at(100.0).overdue("app_00").at(103.0)
+    assert history.actions == [SignalProcess(0, 100, SIGKILL, True)]
+    history.exits("app_00", signal=SIGKILL)
+    assert history.actions == [SpawnProcess(0)]
+
+
+def test_scaling_up_does_not_wait_for_long_for_the_stand_in_that_is_on_its_way_out():
+    history = ours()
+    history.busy.add("app_02")
+    history.exits("app_00", code=0).at(50.0).scale(3).at(53.0)
+    assert history.actions[-1] == SignalProcess(2, 102, SIGKILL, True)
+    history.exits("app_02", signal=SIGKILL).at(54.0)
+    assert history.states == [RUNNING] * 3
+
+
 def test_a_process_that_takes_too_long_is_told_to_end_at_once_then_killed():
     history = up(stopwaitsecs=3)
     history.busy.add("app_00")
     history.overdue("app_00")
-    assert history.actions == [SignalProcess(0, 100, SIGTERM, False)]
+    assert history.actions == [SignalProcess(0, 100, SIGTERM, False), SpawnProcess(2)]
     history.at(4.0)
     assert history.actions == [SignalProcess(0, 100, SIGKILL, True)]
     history.exits("app_00", signal=SIGKILL)
     assert history.actions == [SpawnProcess(0)]
+
+
+def test_where_a_request_is_stuck_in_each_process_each_has_a_stand_in():
+    history = up(stopwaitsecs=10).overdue("app_00").overdue("app_01")
+    assert history.states == [STOPPING, STOPPING, STARTING, STARTING]
+    history.at(2.0)
+    assert history.states == [STOPPING, STOPPING, RUNNING, RUNNING]
+    assert history.state is PoolState.RUNNING
+    history.at(11.0).exits("app_00", signal=SIGKILL).at(12.0)
+    assert history.states == [RUNNING, STOPPING, RUNNING, STOPPING]
+    history.exits("app_03", code=0).exits("app_01", signal=SIGKILL).at(13.0).exits("app_02", code=0)
+    assert history.states == [RUNNING, RUNNING]
+    assert history.timers == []
+
+
+def test_where_nothing_is_left_to_wait_for_it_is_killed_soon():
+    history = up(stopwaitsecs=10).overdue("app_00", hopeless=True)
+    assert history.actions == [SignalProcess(0, 100, SIGTERM, False), SpawnProcess(2)]
+    history.at(1.0 + HOPELESS)
+    assert history.actions == [SignalProcess(0, 100, SIGKILL, True)]
+    assert history.states == [STOPPING, RUNNING, RUNNING]
+
+
+def test_a_stand_in_that_takes_too_long_makes_room_for_another_and_does_not_come_back():
+    history = up(stopwaitsecs=10).overdue("app_00").at(2.0).overdue("app_02")
+    assert history.states == [STOPPING, RUNNING, STOPPING, STARTING]
+    history.at(3.0).exits("app_02", code=0)
+    assert history.states == [STOPPING, RUNNING, "STOPPED", RUNNING]
+    history.exits("app_00", code=0).at(4.0).exits("app_03", code=0)
+    assert history.states == [RUNNING, RUNNING]
+
+
+def test_stand_ins_are_never_more_than_the_pool_has_processes():
+    history = up(stopwaitsecs=100)
+    for name in ("app_00", "app_01", "app_02", "app_03", "app_04", "app_05"):
+        history.at(history.now + 2).overdue(name)
+    assert len(history.pids) == 4
+    assert history.states == [STOPPING] * 4
+
+
+def test_where_new_processes_are_no_good_nobody_stands_in():
+    history = up()
+    history.cannot_spawn = "no such file"
+    history.overdue("app_00")
+    assert history.states == [STOPPING, RUNNING]
+    history.overdue("app_01")
+    assert history.actions.count(SpawnProcess(2)) == 1
+
+
+def test_a_program_that_takes_too_long_has_no_stand_in():
+    history = History(numprocs=2)
+    history.settings = ProgramSettings(name="app", command=("app",), numprocs=2)
+    history.pool = new_generation(history.settings, 0.0)
+    history.start().at(1.0).overdue("app_00")
+    assert history.states == [STOPPING, RUNNING]
+
+
+def test_one_that_waits_to_be_recycled_and_takes_too_long_is_replaced_once():
+    history = up(stopwaitsecs=3, numprocs=3).recycle("app_00").recycle("app_01").at(2.0).overdue("app_01")
+    assert history.states == [STOPPING, STOPPING, RUNNING, RUNNING, STARTING]
+    history.at(3.0)
+    assert history.state is PoolState.RUNNING
+    history.exits("app_01", code=0).exits("app_00", code=0).at(4.0)
+    history.exits("app_04", code=0).exits("app_03", code=0)
+    assert history.states == [RUNNING] * 3
+    assert not any(action == Recycling(1, "it is old") for action in history.actions)
 
 
 def test_too_late_news_of_one_that_takes_too_long_hits_nobody_else():

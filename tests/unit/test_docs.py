@@ -71,6 +71,9 @@ def test_links_into_the_repository_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("text", configurations().values(), ids=configurations().keys())
 def test_configurations_in_the_documents_are_accepted(text: str, tmp_path: Path) -> None:
     config = tmp_path / "pool.toml"
+    # A file of variables is read with the configuration.
+    (tmp_path / "file.env").write_text("NAME='value'\n", encoding="utf-8")
+    text = re.sub(r'^(environment_file *= *)".*"', rf'\1"{tmp_path}/file.env"', text, flags=re.MULTILINE)
     config.write_text(text, encoding="utf-8")
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "more.toml").write_text('[program.more]\ncommand = "true"\n', encoding="utf-8")

@@ -24,7 +24,7 @@ PACKAGE = Path(fcgimgr.__file__).parent
 BELOW = {
     "linux": set(),
     "fastcgi": {"linux"},
-    "config": {"linux"},
+    "config": {"fastcgi", "linux"},
     "core": {"config"},
     "control": {"config", "fastcgi", "linux"},
     "worker": {"fastcgi"},

@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcgimgr.config.compounds import ACCESS_CHARACTERS, ACCESS_UNITS
 from fcgimgr.config.pools import PoolSettings
+from fcgimgr.fastcgi.accessformat import LETTERS, UNITS
 from fcgimgr.worker.accesslog import AccessLog, Served, escaped, json_line, text_line
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.retiring import Retirement
+from fcgimgr.worker.watching import Watch
 
 ENDED = 1_800_000_000.25
 
 
-def served(uri: str = "/a/b?x=1&y=2", **environ: str) -> Served:
+def served(uri: str = "/a/b?x=1&y=2", **environ: object) -> Served:
     known = {"REMOTE_ADDR": "192.0.2.7", "CONTENT_LENGTH": "", "SCRIPT_FILENAME": "/srv/app.py"} | environ
     return Served(known, "GET", uri, 200, 512, ENDED, 1.5)
 
@@ -34,10 +36,12 @@ def in_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("%R %u %m %r%Q%q %s", "192.0.2.7 - GET /a/b?x=1&y=2 200"),
         ("%l %b %d", "0 512 1.500"),
-        ("%d{milliseconds} %d{milli} %d{microseconds} %d{micro} %d{seconds}", "1500 1500 1500000 1500000 1.500"),
+        ("%{milliseconds}d %{milli}d %{mili}d %{MILLI}d", "1500.000 1500.000 1500.000 1500.000"),
+        ("%{microseconds}d %{micro}d %{seconds}d %{}d", "1500000 1500000 1.500 1.500"),
         ("%n %f 100%%", "shop /srv/app.py 100%"),
-        ("%e{REMOTE_ADDR} %e{NOTHING}", "192.0.2.7 -"),
-        ("%t{%s} %T{%s}", f"{int(ENDED - 1.5)} {int(ENDED)}"),
+        ("%{REMOTE_ADDR}e %{NOTHING}e", "192.0.2.7 -"),
+        ("%{%s}t %{%s}T", f"{int(ENDED - 1.5)} {int(ENDED)}"),
+        ("%R{x} %{seconds}d{x} {%s}", "192.0.2.7{x} 1.500{x} {200}"),
         ("plain", "plain"),
     ],
 )
@@ -57,7 +61,7 @@ def test_the_default_form():
 
 
 def test_the_time_of_day_goes_on():
-    line = text_line("%T{%s}")
+    line = text_line("%{%s}T")
     assert [line(served()._replace(ended=ENDED + step)) for step in (0, 0.5, 1, 0)] == [
         str(int(ENDED + step)) for step in (0, 0.5, 1, 0)
     ]
@@ -68,19 +72,29 @@ def test_without_a_query_there_is_no_question_mark():
     assert text_line("%r%Q%q|")(served("/x?")) == "/x|"
 
 
-@pytest.mark.parametrize("character", ACCESS_CHARACTERS)
-def test_what_the_configuration_takes_the_worker_knows(character: str):
-    assert text_line("%e{NAME}" if character == "e" else f"%{character}")(served())
+@given(st.text(st.sampled_from('/?a" é')))
+def test_path_and_query_are_the_same_together_and_apart(uri: str):
+    assert text_line("%r%Q%q")(served(uri)) == text_line("%r|%Q|%q")(served(uri)).replace("|", "")
 
 
-@pytest.mark.parametrize("unit", ACCESS_UNITS)
+def test_the_time_of_php_fpms_own_example():
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(int(ENDED - 1.5)))
+    assert text_line("%{%Y-%m-%dT%H:%M:%S%z}t")(served()) == stamp
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_what_the_configuration_takes_the_worker_knows(letter: str):
+    assert text_line("%{NAME}e" if letter == "e" else f"%{letter}")(served())
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_and_so_with_the_units(unit: str):
-    assert text_line(f"%d{{{unit}}}")(served())
+    assert text_line(f"%{{{unit}}}d")(served())
 
 
-@pytest.mark.parametrize("form", ["%z", "%d{weeks}", "%R{x}", "%e"])
-def test_what_it_does_not_know_it_refuses(form: str):
-    with pytest.raises(ValueError, match="not known"):
+@pytest.mark.parametrize("form", ["%z", "%{weeks}d", "%{x}R", "%e", "%d{milli}"])
+def test_what_the_configuration_refuses_the_worker_refuses(form: str):
+    with pytest.raises(ValueError, match="at character 1: "):
         text_line(form)
 
 
@@ -127,3 +141,60 @@ def test_a_line_goes_into_the_file(tmp_path: Path):
     log.write(served("/x"))
     log.write(served("/y" * 100_000))
     assert (tmp_path / "log").read_text() == "GET /x\nGET " + "/y" * 100_000 + "\n"
+
+
+class Lazy:
+    """What some applications put into their environ: an object that becomes its text when it is asked for it."""
+
+    def __init__(self, text: str | BaseException) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        if isinstance(self._text, BaseException):
+            raise self._text
+        return self._text
+
+
+@pytest.mark.parametrize(("user", "shown"), [(b"ann", "b'ann'"), (Lazy("ann"), "ann"), (17, "17"), (Lazy(""), "")])
+def test_whatever_the_application_says_of_the_user_is_written_as_text(user: object, shown: str):
+    about = served(REMOTE_USER=user, REMOTE_ADDR=user, CONTENT_LENGTH=user)
+    assert json.loads(json_line()(about))["user"] == (shown or None)
+    assert json.loads(json_line()(about))["remote"] == (shown or None)
+    assert text_line("%u %R %l")(about) == f"{shown or '-'} {shown or '-'} {shown or '0'}"
+
+
+@pytest.mark.parametrize("form", ["json", "%u"])
+@pytest.mark.parametrize("error", [ValueError("a\nb\x1b[2J"), SystemExit(1)])
+def test_what_has_no_text_costs_its_own_line_alone_and_is_said_once(
+    form: str, error: BaseException, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    log = AccessLog(form, AppendedFile(str(tmp_path / "log"), standard=1))
+    for user in ("ann", Lazy(error), Lazy(error), "bob"):
+        log.write(served(REMOTE_USER=user))
+    assert [name for name in ("ann", "bob") if name in (tmp_path / "log").read_text()] == ["ann", "bob"]
+    assert (tmp_path / "log").read_text().count("\n") == 2
+    said = capfd.readouterr().err
+    assert said.startswith(
+        "fcgimgr worker: GET /a/b?x=1&y=2 has no line in the access log, nor has any other like it: "
+    )
+    assert said.count("\n") == 1
+    assert type(error).__name__ in said
+    assert "\x1b" not in said
+
+
+def test_a_worker_asks_to_be_replaced_before_it_writes_its_line():
+    acts = []
+
+    class Noting(Retirement):
+        def one_more(self, now: float) -> bool:
+            acts.append("asks")
+            return super().one_more(now)
+
+    class Log(AccessLog):
+        def write(self, served: Served) -> None:
+            acts.append("writes")
+
+    watch = Watch(retirement=Noting(1, 0, None), access_log=Log("json", AppendedFile("-", standard=1)))
+    watch.begin({})
+    assert not watch.end(200, 0)
+    assert acts == ["asks", "writes"]

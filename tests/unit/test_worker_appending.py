@@ -1,4 +1,4 @@
-"""The files that workers write to themselves: whole lines, opened anew when asked, and never waited for."""
+"""The files that workers write to themselves: whole lines, opened anew when asked, and no reason to fail."""
 
 import os
 import subprocess
@@ -89,7 +89,68 @@ def test_a_trouble_is_told_once_and_once_more_when_it_is_over(tmp_path: Path, ca
     number.value += 1
     file.write(b"there\n")
     assert (tmp_path / "missing" / "log").read_text() == "there\n"
-    assert "is written again; 5 lines were lost" in capfd.readouterr().err
+    assert "is opened again; 5 lines were lost\n" in capfd.readouterr().err
+
+
+def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.partition("/log: ")[2] for line in capfd.readouterr().err.splitlines()]
+
+
+@pytest.fixture
+def looks_at_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appending, "LOOK_AGAIN", 0.0)
+
+
+@pytest.mark.usefixtures("looks_at_each_line")
+def test_a_file_that_was_replaced_by_a_link_is_told_once_however_often_it_is_looked_at(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    log = tmp_path / "log"
+    file = AppendedFile(str(log), standard=1)
+    file.write(b"one\n")
+    log.rename(tmp_path / "log.1")
+    log.symlink_to(tmp_path / "other")
+    for _ in range(5):
+        file.write(b"more\n")
+    assert said(capfd) == [
+        "cannot be opened: Too many levels of symbolic links; the lines go on into the file before until this is mended"
+    ]
+    log.unlink()
+    for _ in range(2):
+        file.write(b"new\n")
+    assert said(capfd) == ["is opened again"]
+    assert (tmp_path / "log.1").read_text() == "one\n" + "more\n" * 5
+    assert log.read_text() == "new\nnew\n"
+
+
+@pytest.mark.usefixtures("looks_at_each_line")
+@pytest.mark.parametrize("looks", [1, 2])
+def test_what_is_gone_for_one_look_alone_is_not_told(looks: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    file = AppendedFile(str(directory / "log"), standard=1)
+    for _ in range(2):
+        file.write(b"before\n")
+        directory.rename(tmp_path / "away")
+        for _ in range(looks):
+            file.write(b"meanwhile\n")
+        (tmp_path / "away").rename(directory)
+    file.write(b"after\n")
+    gone = "cannot be opened: No such file or directory; the lines go on into the file before until this is mended"
+    assert said(capfd) == [gone, "is opened again"] * 2 * (looks - 1)
+    assert (directory / "log").read_text().count("\n") == 3 + 2 * looks
+
+
+def test_what_is_gone_when_it_is_to_be_reopened_is_told_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    number = Number()
+    file = AppendedFile(str(directory / "log"), standard=1, reopen=number)
+    file.write(b"before\n")
+    directory.rename(tmp_path / "away")
+    number.value += 1
+    file.write(b"after\n")
+    assert len(said(capfd)) == 1
 
 
 def test_a_full_disk_is_no_reason_to_fail(capfd: pytest.CaptureFixture[str]):
@@ -98,6 +159,32 @@ def test_a_full_disk_is_no_reason_to_fail(capfd: pytest.CaptureFixture[str]):
         file.write(b"lost\n")
     trouble = "/dev/full: cannot be written: No space left on device; its lines are lost until this is mended"
     assert capfd.readouterr().err == f"fcgimgr worker: {trouble}\n"
+
+
+def test_after_a_line_that_the_disk_has_cut_the_next_one_stands_on_its_own(tmp_path: Path):
+    """A limit to the size of files takes a part of a write, as a disk does that becomes full."""
+    script = (
+        "import resource, sys\nfrom fcgimgr.worker.appending import AppendedFile\n"
+        "file = AppendedFile(sys.argv[1], standard=1)\n"
+        "none = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "def limited(limit, *lines):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, none[1]))\n"
+        "    for line in lines:\n        file.write(line + b'\\n')\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, none)\n"
+        "limited(10, b'first', b'second', b'third')\n"  # cut after seco
+        "limited(13, b'fourth')\n"  # cut once more
+        "limited(14, b'fifth')\n"  # not a letter of it, but its newline in front
+        "file.write(b'sixth\\n')\nfile.write(b'seventh\\n')\n"
+    )
+    log = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(log)], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    assert log.read_text() == "first\nseco\nfo\nsixth\nseventh\n"
+    assert [line.partition("/log: ")[2] for line in done.stderr.splitlines()] == [
+        "cannot be written: File too large; its lines are lost until this is mended",
+        "is written again; 4 lines were lost",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])

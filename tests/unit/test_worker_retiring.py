@@ -56,6 +56,22 @@ def test_a_manager_that_does_not_read_is_not_waited_for(manager: socket.socket):
     assert 0 < len(heard(manager)) < 2000
 
 
+def test_a_manager_that_is_behind_is_asked_again_after_the_next_request(
+    manager: socket.socket, capfd: pytest.CaptureFixture[str]
+):
+    crowd = Retirement(1, 0, manager.getsockname())
+    for number in range(1, 2000):  # its queue is full
+        crowd.one_more(1000.0 * number)
+    retirement = Retirement(1, 0, manager.getsockname())
+    assert all(retirement.one_more(100.0) for _ in range(3))
+    heard(manager)
+    assert retirement.one_more(100.0)
+    assert heard(manager) == [b"X_RECYCLE=4 requests served (max_requests)"]
+    assert retirement.one_more(100.0)
+    assert heard(manager) == []
+    assert capfd.readouterr().err == ""
+
+
 def test_jitter_lets_workers_differ_and_never_comes_early():
     limits = {Retirement(100, 20, None).after for _ in range(500)}
     assert limits == set(range(100, 121))

@@ -121,3 +121,38 @@ def test_a_request_that_ends_while_it_is_looked_at_is_left_out(tmp_path: Path):
     hand = Ends(thread=threading.get_ident(), number=1, told=0, since=0.0, method="GET", uri="/")
     SlowLog(0.1, AppendedFile(str(log), standard=2), lambda: [hand]).look()
     assert not log.exists()
+
+
+def test_what_cannot_be_written_down_is_said_once_and_the_others_are(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    class Source:
+        """A loader, as of an importer of the application's own."""
+
+        def get_source(self, name: str) -> str:
+            raise RuntimeError("no source\x1b[2J")
+
+    code = compile("def elsewhere(until):\n    until.wait(20)\n", "made_by_the_application.py", "exec")
+    made: dict[str, object] = {"__name__": "made", "__loader__": Source()}
+    exec(code, made)
+    until = threading.Event()
+
+    def fails(uri: str) -> None:
+        scene.watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": uri})
+        made["elsewhere"](until)
+        scene.watch.end(200, 0)
+
+    threads = [threading.Thread(target=fails, args=(f"/fails/{number}",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: all(hand.told == hand.number for hand in scene.watch.hands) and len(scene.watch.hands) == 3)
+    threads.append(threading.Thread(target=serve, args=(scene, "/shown", until)))
+    threads[-1].start()
+    eventually(lambda: scene.count() == 1)
+    assert "GET /shown has taken" in scene.text()
+    until.set()
+    for thread in threads:
+        thread.join()
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "RuntimeError: no source\\x1b[2J" in said

@@ -13,13 +13,15 @@ ROOT_URLCONF = "shop.urls"
 INSTALLED_APPS = ["django.contrib.staticfiles", "shop"]
 MIDDLEWARE = ["django.middleware.security.SecurityMiddleware", "django.middleware.common.CommonMiddleware"]
 
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": HERE / "shop.sqlite"}}
+DATABASES = {
+    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ.get("DATABASE") or HERE / "shop.sqlite"}
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 
 # `manage.py collectstatic` copies all static files there, and nginx serves them.
 STATIC_URL = "/static/"
-STATIC_ROOT = HERE / "static-root"
+STATIC_ROOT = os.environ.get("STATIC_ROOT") or HERE / "static-root"
 
 # To standard error, from where fcgimgr takes it: no file, no rotation, no handler that two processes write to.
 LOGGING = {

@@ -1,0 +1,117 @@
+"""The script and the files that docs/deploying.md gives put a release into service, and leave a bad one out of it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcgimgr.fastcgi.client import fetch
+from tests.integration.benches import parameters
+from tests.integration.running import RunningManager, copy_example
+from tests.integration.servers import CHECKOUT
+from tests.waiting import eventually
+
+GUIDE = (CHECKOUT / "docs" / "deploying.md").read_text()
+
+
+class Server:
+    """A machine as the guide has it, below a directory: what only root could do is left out, the rest is as it stands.
+
+    A virtualenv is one link to the Python of the tests, for nothing is to be downloaded.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.shop = root / "srv" / "shop"
+        self.etc = root / "etc" / "fcgimgr"
+        self.socket = root / "run" / "fcgimgr" / "shop.sock"
+        for directory in (self.etc, self.socket.parent, root / "bin", self.shop / "releases", self.shop / "data"):
+            directory.mkdir(parents=True)
+        variables, script = (self.here(text) for text in re.findall(r"^```sh\n(.*?)^```$", GUIDE, re.M | re.S))
+        (self.etc / "shop.env").write_text(variables)
+        pool = self.here(re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.M | re.S)[0])
+        self.config = self.etc / "pool.toml"
+        self.config.write_text(re.sub(r"^(user|socket_owner) .*\n", "", pool, flags=re.M))
+        self.tool("runuser", '[ "$1 $2 $3" = "-u shop --" ]; shift 3; exec "$@"')
+        self.tool("fcgimgr", f'exec {sys.executable} -m fcgimgr "$@"')
+        self.tool("python3", '[ "$*" = "-m venv venv" ]; mkdir -p venv/bin; cp "$(dirname "$0")"/tools/* venv/bin')
+        self.tool("tools/python", f'exec {sys.executable} "$@"')
+        self.tool("tools/pip", '[ "$*" = "install --quiet -r requirements.txt" ]; [ -s requirements.txt ]')
+        self.script = self.tool("deploy-shop", script.replace("/usr/bin/python3", "python3"))
+
+    def here(self, text: str) -> str:
+        return re.sub(r"(?<![\w.])/(srv|etc|run)/(?=shop|fcgimgr)", rf"{self.root}/\1/", text)
+
+    def tool(self, name: str, text: str) -> Path:
+        path = self.root / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text if text.startswith("#!") else f"#!/bin/sh -e\n{text}\n")
+        path.chmod(0o755)
+        return path
+
+    def release(self, number: str, more: str = "") -> None:
+        """The example as a release, `more` at the end of its wsgi.py."""
+        directory = self.shop / "releases" / number
+        copy_example("django", self.root / f"copy-{number}").parent.rename(directory)
+        with (directory / "shop" / "wsgi.py").open("a") as module:
+            module.write(more)
+
+    def deploy(self, *arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [self.script, *arguments],
+            env={"PATH": f"{self.root}/bin:/usr/bin:/bin"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
+        )
+        return done.returncode, done.stdout.decode()
+
+    def serving(self) -> str:
+        """Which release `current` is, when the pool answers."""
+        answer = fetch(f"unix:{self.socket}", parameters("/", HTTP_HOST="shop.example"), timeout=20)
+        assert answer.body.startswith(b"Hello from Django"), answer
+        return (self.shop / "current").readlink().name
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    pytest.importorskip("django")
+    return Server(tmp_path)
+
+
+def test_a_release_is_put_into_service_and_a_bad_one_is_not(server: Server) -> None:
+    server.release("42")
+    code, said = server.deploy("42")
+    assert code == 0, said
+    assert "Applying shop.0001_initial... OK" in said
+    assert (server.shop / "static" / "shop" / "style.css").exists()
+    with RunningManager(server.config, server.root / "run" / "fcgimgr" / "pool.sock") as manager:
+        assert server.serving() == "42"
+        server.release("43")
+        code, said = server.deploy("43")
+        assert code == 0, said
+        assert "shop: reloaded: generation 2 serves" in said
+        assert server.serving() == "43"
+
+        server.release("44", "import absent_library\n")
+        code, said = server.deploy("44")
+        assert code == 1
+        assert "No module named 'absent_library'" in said
+        assert said.endswith("deploy-shop: 44 does not come up; releases/43 serves on\n")
+        assert server.serving() == "43"
+        eventually(lambda: manager.pool("shop").state == "RUNNING")
+
+
+def test_what_fails_before_the_switch_changes_nothing(server: Server) -> None:
+    server.release("42")
+    assert server.deploy("42")[0] == 0
+    assert server.deploy()[0] != 0
+    assert server.deploy("45")[0] != 0
+    assert not (server.shop / "releases" / "45").exists()
+    server.release("43")
+    (server.shop / "releases" / "43" / "shop" / "models.py").write_text("import absent_library\n")
+    assert server.deploy("43")[0] != 0
+    assert (server.shop / "current").readlink().name == "42"
