@@ -160,9 +160,13 @@ def test_the_application_is_imported_once_and_each_worker_is_a_child_of_the_mana
             assert child.fds[answer["opened"]] == "/dev/null"  # What the application has opened stays where it was.
             assert "FCGI_LISTEN_FD" not in answer["environ"]
         assert {answer["environ"]["WHO"] for answer in answers.values()} == {"number 0", "number 1"}
-        held = {socket for socket in Child(itself).fds.values() if socket.startswith("socket:")}
-        assert len(held) == 2  # To the manager and to the spare: a zygote has no listener, nor anything of a worker's.
-        assert held.isdisjoint(fd for pid in workers for fd in Child(pid).fds.values())
+
+        def held() -> set[str]:
+            return {fd for fd in Child(itself).fds.values() if fd.startswith("socket:")}
+
+        # To the manager and to the spare: a zygote has no listener, nor anything of a worker's.
+        eventually(lambda: len(held()) == 2)
+        assert held().isdisjoint(fd for pid in workers for fd in Child(pid).fds.values())
 
 
 # A library's thread, and one that the application starts in each worker, as the log advises.
