@@ -2,13 +2,17 @@
 
 Each in the nginx configuration that suits it best: connections to it are kept where it can do that. All are started
 once and then asked in turn, for a few seconds each, again and again, so that what else goes on in the machine hits all
-alike; the ratios are between neighbours of one round. The app answers six bytes, or 100 kB, or reads 1 MB.
+alike; the ratios are between neighbours of one round. Whoever is not asked is stopped (SIGSTOP): gunicorn's gthread
+has been seen to keep the processors busy for minutes after its turn was over. The app answers six bytes, or 100 kB, or
+reads 1 MB.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -161,6 +165,8 @@ class Running:
             nginx = front(place.directory / "nginx", server.protocol, place.address("unix:"), keep=server.keep)
             self._front: Front = stack.enter_context(nginx)
             self._front.wait_for_answer(30)
+            self._signal(signal.SIGSTOP)
+            stack.callback(self._signal, signal.SIGCONT)
             self._stack = stack.pop_all()
         return self
 
@@ -169,15 +175,26 @@ class Running:
 
     def ask(self, task: Task, quick: bool) -> Counted:
         seconds = QUICK_SECONDS if quick else SECONDS
+        self._signal(signal.SIGCONT)
         load = Load(self._front.url + task.path, task.connections, self._place.directory, seconds, task.request)
         try:
             return load.result(seconds)
         finally:
             load.kill()
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: int) -> None:
+        """To all of its processes, its manager first."""
+        for pid in _family(self._process.pid):
+            os.kill(pid, number)
 
     def memory(self) -> float:
         """Of a worker, in the mean, in bytes."""
         return mean(memory(pid).pss for pid in children(self._process.pid))
+
+
+def _family(pid: int) -> list[int]:
+    return [pid, *(descendant for child in sorted(children(pid)) for descendant in _family(child))]
 
 
 # -- how each is configured --------------------------------------------------------------------------------------------
@@ -240,6 +257,7 @@ def _uwsgi(program: str) -> Callable[[Place], list[str]]:
 def _gunicorn(program: Path, *more: str) -> Callable[[Place], list[str]]:
     def configure(place: Place) -> list[str]:
         log = ["--log-level", "warning", "--error-logfile", str(place.directory / "manager.log")]
+        log += ["--timeout", "0"]  # else it kills those who were stopped
         return [str(program), "--workers", str(WORKERS), "--bind", place.address("unix:"), *log, *more, "app:app"]
 
     return configure
