@@ -19,11 +19,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from time import sleep
 from typing import Final, Literal
 
 from bench.figure import OURS, Figure, Setting, say
 from bench.front import Counted, Front, Load, free_port, front
-from bench.peers import Process, start
+from bench.peers import SETTLED, Process, start
 from bench.proc import children, memory
 from bench.servers import TRANSPORTS, WORKERS, Place, Transport
 
@@ -165,6 +166,7 @@ class Running:
             nginx = front(place.directory / "nginx", server.protocol, place.address("unix:"), keep=server.keep)
             self._front: Front = stack.enter_context(nginx)
             self._front.wait_for_answer(30)
+            sleep(SETTLED)  # until all of its workers are ready
             self._signal(signal.SIGSTOP)
             stack.callback(self._signal, signal.SIGCONT)
             self._stack = stack.pop_all()
