@@ -1,6 +1,7 @@
 """Processes are replaced for their age, their memory, the requests they have served, or one that takes too long: one
 at a time, behind a stand-in, and no client notices."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -105,13 +106,17 @@ def test_a_pool_of_one_goes_on_serving_and_its_name_stays(transport: str, tmp_pa
 
 
 def test_a_process_that_uses_too_much_memory_is_replaced(tmp_path: Path) -> None:
-    grow = "import time; time.sleep(0.5); x = bytes(1) * 80_000_000; time.sleep(1000)"
-    hungry = f"{sys.executable} -S -E -c '{grow}'"
-    tables = f'[program.app]\ncommand = "{hungry}"\nstartsecs = 0.1\nmax_rss = "60MB"\n'
+    os.mkfifo(tmp_path / "grow")
+    # As large as that from the start, it would not be recycled for it: it grows when it is told to.
+    grow = 'import time; open("grow").read(); x = bytes(1) * 80_000_000; time.sleep(1000)'
+    (tmp_path / "hungry.py").write_text(grow)
+    hungry = f"{sys.executable} -S -E {tmp_path}/hungry.py"
+    tables = f'[program.app]\ncommand = "{hungry}"\ndirectory = "{tmp_path}"\nstartsecs = 0.1\nmax_rss = "60MB"\n'
     tables += '[program.modest]\ncommand = "sleep 1000"\nstartsecs = 0.1\nmax_rss = "60MB"\n'
     with managing(scene(tmp_path, tables)) as manager:
         (pid,) = manager.pids("app")
         (modest,) = manager.pids("modest")
+        (tmp_path / "grow").write_text("now")
         eventually(lambda: manager.pids("app") not in ([], [pid]), within=30)
         assert not is_alive(pid)
         assert manager.pids("modest") == [modest]
