@@ -21,9 +21,10 @@ from tests.waiting import eventually
 def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
     """With one worker of one thread, which is impatient."""
     with contextlib.closing(request.param(tmp_path)) as made:
-        shutil.copy(Path(__file__).with_name("impatient_flup.py"), tmp_path)
+        shutil.copy(Path(__file__).with_name("impatient_worker.py"), tmp_path)
         made.launch(
-            [sys.executable, "impatient_flup.py", "1"], env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])}
+            [sys.executable, "impatient_worker.py", "flup", "1", "worker_app"],
+            env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])},
         )
         made.wait_until_ready()
         yield made

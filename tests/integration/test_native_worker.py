@@ -431,7 +431,7 @@ def test_a_forked_child_that_lives_on_holds_nothing_of_its_parents(bench: Bench)
 def impatient(bench: Bench, *settings: str) -> subprocess.Popen[bytes]:
     threads = "1" if bench.engine == ENGINES["solo"] else "4"
     worker = bench.launch(
-        [sys.executable, "impatient_worker.py", threads, *settings],
+        [sys.executable, "impatient_worker.py", "native", threads, "native_app", *settings],
         env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])},
     )
     bench.wait_until_ready()
