@@ -1,29 +1,33 @@
 """From a request's FastCGI parameters to the environ that PEP 3333 promises; the same for every engine.
 
-environ = template(threads=16).copy()
+environ = DEFAULTS.copy()
 environ.update(parameters)
-finish(environ)
+finish(environ, promises(threads=16))
 environ["wsgi.input"] = ...
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fcgimgr.worker.exchange import FileWrapper
 
+#: PEP 3333 wants these to be there, whatever the web server says.
+DEFAULTS: Final[dict[str, Any]] = {
+    "REQUEST_METHOD": "GET",
+    "SCRIPT_NAME": "",
+    "QUERY_STRING": "",
+    "SERVER_NAME": "localhost",
+    "SERVER_PORT": "80",
+    "SERVER_PROTOCOL": "HTTP/1.0",
+}
 
-def template(threads: int) -> dict[str, Any]:
-    """What is in the environ of every request to a process that serves `threads` at once."""
+
+def promises(threads: int) -> dict[str, Any]:
+    """What the server says of itself, in every request to a process that serves `threads` at once."""
     return {
-        # PEP 3333 wants these to be there, whatever the web server says.
-        "REQUEST_METHOD": "GET",
-        "SCRIPT_NAME": "",
-        "QUERY_STRING": "",
-        "SERVER_NAME": "localhost",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.0",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
         "wsgi.errors": sys.stderr,
@@ -36,8 +40,9 @@ def template(threads: int) -> dict[str, Any]:
     }
 
 
-def finish(environ: dict[str, Any]) -> None:
+def finish(environ: dict[str, Any], promised: Mapping[str, Any]) -> None:
     """What is left to do before these parameters are a WSGI environ."""
+    environ.update(promised)  # last: what the server says of itself is not the web server's to say
     if environ.get("HTTPS") in ("on", "1"):
         environ["wsgi.url_scheme"] = "https"
     # A web server repeats these two as headers of the client's; PEP 3333 has them without HTTP_ alone.

@@ -36,7 +36,7 @@ from fcgimgr.fastcgi.records import (
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.environ import finish, template
+from fcgimgr.worker.environ import DEFAULTS, finish, promises
 from fcgimgr.worker.exchange import Exchange
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
@@ -152,7 +152,7 @@ class _Engine:
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
-        self.environ = template(threads)
+        self.environ = promises(threads)
 
 
 class _Connection:
@@ -205,7 +205,7 @@ class _Connection:
             if self._lingering:
                 return True
             if self._arrival is None:
-                environ = self._engine.environ.copy()
+                environ = DEFAULTS.copy()
                 flags = read_whole(incoming, environ)
                 if flags is not None:
                     self._keep = bool(flags & KEEP_CONNECTION)
@@ -269,7 +269,7 @@ class _Connection:
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
-        arrival.feed(incoming, self._engine.environ.copy())
+        arrival.feed(incoming, DEFAULTS.copy())
         while True:
             if arrival.aborted:
                 arrival.replies.append(end_request(arrival.request_id))
@@ -289,7 +289,7 @@ class _Connection:
                     self._arrival = None
                     self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
-            arrival.feed(b"", self._engine.environ.copy())
+            arrival.feed(b"", DEFAULTS.copy())
 
     def _serve_gathered(self, arrival: Arrival, environ: dict[str, Any]) -> bool:
         """Whether the connection goes on, or lingers."""
@@ -382,7 +382,7 @@ class _Connection:
             return False
         self.gone = False  # of an upload that was aborted before
         self._stalled = 0.0
-        finish(environ)
+        finish(environ, engine.environ)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
         begun = monotonic()
