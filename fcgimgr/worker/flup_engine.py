@@ -97,6 +97,11 @@ def serve(
     loop.run()
 
 
+def knows_its_flup() -> bool:
+    """Whether this is flup 1.0.3, or a copy of it. (flup6 has the same name, and connections without a timeout.)"""
+    return "timeout" in fcgi_base.Connection.__init__.__code__.co_varnames
+
+
 class _Input:
     """A request's STDIN, as far as it has come and was not read. `length`: bytes that have come so far."""
 
