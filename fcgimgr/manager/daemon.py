@@ -324,7 +324,9 @@ class Daemon:
         self.shutdown(why)
         self.journal.warning(f"killing what is left: {why}")
         self._waves.clear()
-        for pool in self.pools.values():
+        owners = [generation.pool for generation, _ in self.children.values()]
+        owners += [zygote.generation.pool for zygote in self.zygotes.values()]
+        for pool in dict.fromkeys([*self.pools.values(), *owners]):  # whoever runs ends, be its pool known or not
             pool.kill()
         self.leftovers.kill_all()
         self.go_on_stopping()

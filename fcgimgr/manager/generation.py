@@ -445,6 +445,7 @@ class Generation:
     def could_not_spawn(self, index: int, why: str, words: list[bytes] | None = None) -> None:
         """The zygote could not fork the process that is Spawning; `words`: its own last, if that explains it."""
         slot = self.slots[index]
+        slot.spawned += 1
         slot.set_pumps_aside()
         if words is not None:
             slot.old_stdout = slot.old_stderr = words
