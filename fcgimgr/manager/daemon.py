@@ -192,11 +192,12 @@ class Daemon:
         return all(other.state is PoolState.RUNNING or self._is_on_its_way(other, known) for other in waited_for)
 
     def _is_hopeless(self, pool: Pool, known: dict[str, bool]) -> bool:
-        """Whether the pool has failed to start, or waits for one that has. `known`: as before."""
+        """Whether the pool has failed to start for good, or waits for one that has. `known`: as before."""
         if pool.name not in known:
             waits = pool.serving.core.waiting if pool.state is PoolState.STARTING else ()
             hopeless = any(self._is_hopeless(self.pools[name], known) for name in waits)
-            known[pool.name] = hopeless or pool.state is PoolState.FATAL
+            fatal = pool.state is PoolState.FATAL and pool.settings.on_fatal != "retry"
+            known[pool.name] = hopeless or fatal
         return known[pool.name]
 
     def manager_changed(self) -> None:

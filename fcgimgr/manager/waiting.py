@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from fcgimgr.control.messages import ProcessVerdict, Progress, Verdict
 from fcgimgr.core.generation import PoolState
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 Judge = Callable[["Generation", int], ProcessVerdict | None]
 
 
-class Target(NamedTuple):
+class Target(msgspec.Struct, frozen=True):
     """A process that a command is about. Its slot may go before anybody asks (scale), so its name is kept here."""
 
     generation: Generation
