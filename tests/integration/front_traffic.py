@@ -27,6 +27,7 @@ from fcgimgr.control.messages import NamesParams
 from tests.integration.fronts import FRONTS, Front, open_directory, pool_of
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
+from tests.waiting import eventually
 
 CLIENTS: Final = 8
 PROCESSES: Final = 4
@@ -93,6 +94,10 @@ class Traffic:
         self.asked = next(self._numbers)
         return self.asked
 
+    def reaches(self, number: int) -> None:
+        """Wait until so many have been asked in all."""
+        eventually(lambda: self.asked >= number, within=60 + number / 50, every=0.002)
+
 
 class Client:
     """One that asks one request after another on a connection that it keeps as long as the front lets it."""
@@ -129,72 +134,60 @@ class Client:
 
 
 def storm(front: Front, manager: RunningManager, counted: Path, plan: Plan) -> Outcome:
-    """All of `plan` on a pool "app": a client alone, a crowd that goes on through reloads, bursts with some between."""
+    """All of `plan` on a pool "app" that recycles its processes.
+
+    One client alone; a crowd until enough processes were recycled; a crowd that goes on through reloads; and bursts,
+    with reloads while nobody asks.
+    """
     begun = time.monotonic()
     traffic = Traffic(front.port)
     at_rest = -(-plan.reloads // 3)
+
+    def recyclings() -> int:
+        return manager.output().count(": recycling: ")
+
     with contextlib.ExitStack() as open_, ThreadPoolExecutor(CLIENTS) as threads:
         clients = [open_.enter_context(traffic.client()) for _ in range(CLIENTS)]
         for _ in range(plan.requests // 10):
             clients[0].ask()
-        _crowd(traffic, clients, threads, manager, until=plan.requests * 7 // 10, reloads=plan.reloads - at_rest)
-        _bursts(traffic, clients, threads, manager, until=plan.requests, reloads=at_rest)
+        with _crowd(clients, threads):
+            traffic.reaches(plan.requests // 2)
+            eventually(lambda: recyclings() >= plan.recyclings, within=60 + plan.recyclings, every=0.05)
+        with _crowd(clients, threads):
+            for _ in range(plan.reloads - at_rest):
+                traffic.reaches(traffic.asked + plan.requests // 4 // plan.reloads)
+                _reload(manager)
+        for number in itertools.count(1):
+            list(threads.map(_asks_five, clients))
+            if number <= at_rest:
+                _reload(manager)
+            elif traffic.asked >= plan.requests:
+                break
     executed = Counter(counted.read_text().split())
-    recyclings = manager.output().count(": recycling: ")
-    return Outcome(traffic.asked, traffic.failures, executed, recyclings, plan.reloads, time.monotonic() - begun)
+    return Outcome(traffic.asked, traffic.failures, executed, recyclings(), plan.reloads, time.monotonic() - begun)
 
 
-def _crowd(
-    traffic: Traffic,
-    clients: list[Client],
-    threads: ThreadPoolExecutor,
-    manager: RunningManager,
-    *,
-    until: int,
-    reloads: int,
-) -> None:
-    """All ask on at the same time until there were so many requests, and the reloads, evenly between, are over."""
-    reloading = threading.Event()
-    reloading.set()
-    begun = traffic.asked
+@contextlib.contextmanager
+def _crowd(clients: list[Client], threads: ThreadPoolExecutor) -> Iterator[None]:
+    """All of them ask, one request after another, while this lasts."""
+    over = threading.Event()
 
     def asks_on(client: Client) -> None:
-        while traffic.asked < until or reloading.is_set():
+        while not over.is_set():
             client.ask()
 
-    with contextlib.ExitStack() as over:
-        over.callback(reloading.clear)
-        asking = [threads.submit(asks_on, client) for client in clients]
-        for number in range(reloads):
-            while traffic.asked < begun + (until - begun) * number // reloads:
-                time.sleep(0.002)  # As often as it is looked whether that many have been asked.
-            _reload(manager)
-        reloading.clear()
-        for each in asking:
-            each.result()
+    asking = [threads.submit(asks_on, client) for client in clients]
+    try:
+        yield
+    finally:
+        over.set()
+    for each in asking:
+        each.result()
 
 
-def _bursts(
-    traffic: Traffic,
-    clients: list[Client],
-    threads: ThreadPoolExecutor,
-    manager: RunningManager,
-    *,
-    until: int,
-    reloads: int,
-) -> None:
-    """All at once, five times each, and then nobody until the last has his answer; the reloads between two bursts."""
-    begun, done = traffic.asked, 0
-
-    def asks(client: Client) -> None:
-        for _ in range(5):
-            client.ask()
-
-    while traffic.asked < until or done < reloads:
-        list(threads.map(asks, clients))
-        if done < reloads and traffic.asked >= begun + (until - begun) * (done + 1) // (reloads + 1):
-            _reload(manager)
-            done += 1
+def _asks_five(client: Client) -> None:
+    for _ in range(5):
+        client.ask()
 
 
 def _reload(manager: RunningManager) -> None:
@@ -207,8 +200,7 @@ def run(name: str, transport: str, server: str, plan: Plan) -> Outcome:
     with open_directory() as directory:
         address = free_address(transport, directory)
         shutil.copy(Path(__file__).with_name("counting_app.py"), directory)
-        # Reloads throw away what their processes have counted, half of it on the average.
-        each = max(1, plan.requests // (plan.recyclings + PROCESSES * plan.reloads // 2))
+        each = max(1, plan.requests // (2 * plan.recyclings))
         manager = pool_of(
             directory,
             address,

@@ -20,8 +20,8 @@ KEEPS_THE_PROMISE = [
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 @pytest.mark.parametrize(("front", "server"), KEEPS_THE_PROMISE)
 def test_no_request_is_lost_or_doubled_behind(front: str, server: str, transport: str) -> None:
-    outcome = run(front, transport, server, Plan(requests=400, recyclings=8, reloads=3))
+    outcome = run(front, transport, server, Plan(requests=400, recyclings=3, reloads=2))
     assert outcome.failures == {}, outcome
     assert outcome.doubled == [], outcome
     assert sum(outcome.executed.values()) == outcome.requests >= 400
-    assert outcome.recyclings > 0
+    assert outcome.recyclings >= 3
