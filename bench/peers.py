@@ -173,7 +173,7 @@ def versions() -> str:
     python = own_program("python")
     if not python.exists():
         return ""
-    words = [python, "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"]
+    words = [str(python), "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"]
     found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     named = (f"{each['name']} {each['version']}" for each in json.loads(found))
     return ", ".join(name for name in named if name.split()[0] not in ("pip", "setuptools", "click", "packaging"))
