@@ -25,7 +25,6 @@ import socket
 import struct
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -44,8 +43,8 @@ from fcgimgr.fastcgi.records import (
     encode_record,
 )
 from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
-from fcgimgr.worker.asking import asked
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.saying import error_stream, say, say_failed
 
 #: Seconds that a request may take to be announced, from its BEGIN_REQUEST to the last of its parameters. Its body may
 #: take as long as it takes: how fast a body must come is for the web server to say, which as a rule has it whole.
@@ -98,7 +97,7 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]
     def __init__(self, connection: _Connection, input_stream: type, timeout: None) -> None:
         super().__init__(connection, input_stream, timeout)
         self.stdout = _Output(connection, self, fcgi_base.FCGI_STDOUT)
-        self.stderr = sys.stderr
+        self.stderr = connection.server.errors
         self.parameters = PairStream()
         self.started = False
 
@@ -123,9 +122,7 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]
                 raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
             raised = error.__cause__ if isinstance(error, _WrappedError) else error
             assert raised is not None
-            told = "".join(traceback.format_exception(type(raised), raised, raised.__traceback__))
-            sys.stderr.write(f"fcgimgr worker: the application failed at {asked(self.params)}\n{told}")
-            sys.stderr.flush()
+            say_failed(self.params, raised)
             if self.stdout.dataWritten:
                 raise EOFError from None
             self.server.error(self)
@@ -183,6 +180,7 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
         super().__init__(_wrapped(application), multithreaded=threads > 1, multiprocess=True)
         self.observer = observer
+        self.errors = error_stream(sys.stderr)
         self.values = {
             b"FCGI_MAX_CONNS": str(threads).encode(),
             b"FCGI_MAX_REQS": str(threads).encode(),
@@ -229,7 +227,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         except EOFError:
             return False
         except ProtocolError as error:
-            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            say(f"connection closed: {error}")
             return False
         except OSError:
             if not self.gone:
@@ -366,7 +364,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         except BlockingIOError:
             self.gone = True
             why = f"nothing of an answer was taken for {SEND_PATIENCE:g} s"
-            print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+            say(f"connection closed: {why}")
             raise TimeoutError(why) from None
         except OSError:
             self.gone = True

@@ -12,6 +12,7 @@ stderr; 2 for a wrong command line. Importing this module does nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib.machinery
 import os
@@ -136,8 +137,11 @@ def _count_and_jitter(text: str) -> tuple[int, int]:
 
 def _give_up(reason: str) -> NoReturn:
     """Exit 1 with `reason`, at once: a thread that the application left running must not keep a failed worker alive."""
-    print(f"fcgimgr worker: {reason}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    from fcgimgr.worker.saying import say
+
+    say(reason)
+    with contextlib.suppress(Exception):  # None, closed, or whatever the application has made of it
+        sys.stdout.flush()
     os._exit(1)
 
 
