@@ -36,6 +36,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
 
     # Now, with all that it needs of the standard library (start.py).
     from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
+    from fcgimgr.worker.leaving import name_what_stays
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application, told_when_late
     from fcgimgr.worker.notify import notify
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         if zygote is not None:
             zygote.wait_for_go()
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
+        name_what_stays()
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
