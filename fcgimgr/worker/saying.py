@@ -57,12 +57,12 @@ def say_failed(environ: Mapping[str, Any], error: BaseException) -> None:
 
 
 def told(error: BaseException) -> str:
-    """With its traceback, as Python prints it."""
+    """With its traceback, as Python prints it, but for the last line's end."""
     try:
-        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip("\n")
     except BaseException:  # noqa: BLE001  # the exception is of the application's making, and so are its attributes
         stack = "".join(traceback.format_tb(error.__traceback__))
-        return f"{stack}{type(error).__name__}: {text_of(error)}\n"
+        return f"{stack}{type(error).__name__}: {text_of(error)}"
 
 
 def text_of(thing: object) -> str:
