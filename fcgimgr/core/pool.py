@@ -12,8 +12,9 @@ in which the new generation gets a share of the traffic.
 
 Code that is ready may still be no good: it dies of the first requests, say. So what has been switched to is watched for
 a while. If more than half of its processes are lost in that time, and the old generation is still there, the traffic
-goes back to that one. To be sure that it is, it is held for a moment before it leaves: idle, but whole. After that it
-is there as long as it finishes what it has accepted.
+goes back to that one. To be sure that it is, it is held for a moment before it leaves, idle, but whole; and for longer
+while what serves leaves connections waiting, or is not whole. After that it is there as long as it finishes what it has
+accepted.
 
 One at a time: a reload that is asked for while a generation is still leaving waits until that has gone; one that is
 asked for while another is arriving is refused, because nobody can say what its author expects of it.
@@ -47,12 +48,13 @@ class Canary(msgspec.Struct, frozen=True):
 class Watch(msgspec.Struct, frozen=True):
     """What serves since a moment ago is not trusted yet, and `old` could serve again.
 
-    `until`: when it is trusted; `held_until`: how long `old` stays whole, None: it is leaving; `lost`: the indexes of
-    the processes that have died since the switch.
+    `until`: when it is trusted; `held_until`: how long `old` stays whole, None: it is leaving; `hold`: by how much that
+    is put off while there are signs of trouble; `lost`: the indexes of the processes that have died since the switch.
     """
 
     old: int
     until: float
+    hold: float
     held_until: float | None = None
     lost: frozenset[int] = frozenset()
 
@@ -102,7 +104,12 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Due(msgspec.Struct, frozen=True):
-    """The moment that the pool's `due` names has come."""
+    """The moment that the pool's `due` names has come.
+
+    `unproven`: what serves has connections that wait to be accepted, or is not whole.
+    """
+
+    unproven: bool = False
 
 
 class Promote(msgspec.Struct, frozen=True):
@@ -226,8 +233,8 @@ def step(pool: Pool, event: Event, now: float) -> tuple[Pool, list[Action]]:
             return _discard(pool, number, why)
         case Due() if isinstance(coming, Arriving):
             return _discard(pool, coming.number, NOT_READY)
-        case Due() if pool.watch is not None:
-            return _watch_on(pool, pool.watch, now)
+        case Due(unproven) if pool.watch is not None:
+            return _watch_on(pool, pool.watch, unproven, now)
         case Lost(number, index, of) if pool.watch is not None and pool.serving == number:
             return _lose(pool, pool.watch, index, of)
         case CameBack() if pool.watch is not None:
@@ -264,13 +271,17 @@ def _reload(pool: Pool, event: Reload, now: float) -> tuple[Pool, list[Action]]:
 def _switch(pool: Pool, number: int, hold: float, watch: float, now: float) -> tuple[Pool, list[Action]]:
     old = pool.serving
     held = min(hold, watch)
-    watched = Watch(old, until=now + watch, held_until=now + held if held > 0 else None) if watch > 0 else None
+    held_until = now + held if held > 0 else None
+    watched = Watch(old, until=now + watch, hold=held, held_until=held_until) if watch > 0 else None
     after = msgspec.structs.replace(pool, serving=number, coming=None, leaving=pool.leaving | {old}, watch=watched)
     return after, [Switch(number), Hold(old) if held > 0 else Leave(old)]
 
 
-def _watch_on(pool: Pool, watch: Watch, now: float) -> tuple[Pool, list[Action]]:
+def _watch_on(pool: Pool, watch: Watch, unproven: bool, now: float) -> tuple[Pool, list[Action]]:
     if watch.held_until is not None and now >= watch.held_until:
+        longer = min(watch.until, now + watch.hold)
+        if unproven and longer > now:
+            return msgspec.structs.replace(pool, watch=msgspec.structs.replace(watch, held_until=longer)), []
         return _let_leave(pool, watch, msgspec.structs.replace(watch, held_until=None))
     if watch.held_until is None and now >= watch.until:
         return msgspec.structs.replace(pool, watch=None), []

@@ -302,7 +302,12 @@ class Pool:
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self.feed(core.Due())
+        self.feed(core.Due(unproven=self.core.watch is not None and self._is_unproven(self.serving)))
+
+    def _is_unproven(self, generation: Generation) -> bool:
+        """Whether it leaves connections waiting (it may not take any), or is not whole."""
+        listening = generation.listening
+        return generation.state is not PoolState.RUNNING or (listening is not None and not listening.queue_is_empty())
 
     # What generations tell
 

@@ -179,6 +179,19 @@ def test_the_old_one_is_held_at_the_switch_and_leaves_when_that_is_over():
     assert pool == Pool(serving=2, last=2, leaving=frozenset({1}))
 
 
+def test_it_is_held_for_longer_while_the_new_one_leaves_connections_waiting_but_not_for_ever():
+    pool, _ = play(RELOAD, WATCHED)
+    for due in (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0):
+        assert pool.due == due
+        pool, actions = step(pool, Due(unproven=True), due)
+        assert actions == []
+    assert pool.due == 11.0
+    _, actions = step(pool, Due(unproven=True), 11.0)
+    assert actions == [Leave(1)]
+    _, actions = step(pool, Due(), 11.0)
+    assert actions == [Leave(1)]
+
+
 def test_the_traffic_goes_back_when_more_than_half_are_lost():
     for begun in ((RELOAD, WATCHED), (RELOAD, WATCHED, Due())):  # held, and leaving
         pool, actions = play(*begun, *lost(0, 1, 1))
