@@ -589,6 +589,19 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = '%R - %u %t "%m %r%Q%q" %s'
+    drain: Annotated[
+        Literal["self", "watch"],
+        Choice(words=("self", "watch")),
+        Meta(
+            description=(
+                'How a process of a `command` ends without losing a request: `"self"` gives it its `stopsignal` and '
+                "leaves it to the program to finish what it has in hand, as gunicorn does; "
+                '`"watch"` gives it its `stopsignal` only when it has nothing in hand, for a program that does not. '
+                "See docs/reload.md."
+            ),
+            extra={"default": '`"self"` where `command` is a server known to do it, else `"watch"`'},
+        ),
+    ] = "watch"
     reload_timeout: Annotated[
         float,
         Seconds(positive=True),
