@@ -96,7 +96,7 @@ class Kept:
             return None
         state = conversation.state
         in_use = None if state is State.UNKNOWN else state is State.IN_USE
-        return Talk(in_use, conversation.last, inode in self._ended)
+        return Talk(in_use, conversation.last, inode in self._ended, conversation.is_upgraded)
 
     def _at(self, moved: Transfer) -> tuple[int, Conversation | None]:
         """The connection: its inode, and what has been said there."""
