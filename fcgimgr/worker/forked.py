@@ -25,6 +25,6 @@ def end_child(raised: BaseException | None) -> NoReturn:
     elif raised is not None:
         say(f"a child that the application has forked failed:\n{told(raised)}")
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # None, closed, or whatever the application has made of it
+        with contextlib.suppress(BaseException):  # None, closed, or whatever the application has made of it
             stream.flush()
     os._exit(code)

@@ -10,6 +10,7 @@ import contextlib
 import sys
 import threading
 import time
+import traceback
 from typing import Final
 
 from fcgimgr.worker.saying import say
@@ -23,6 +24,15 @@ def name_what_stays() -> None:
     if _others():
         with contextlib.suppress(RuntimeError):  # a limit of the system; it is a word of advice
             threading.Thread(target=_name_them, name="leaving", daemon=True).start()
+
+
+def let_go_of_streams() -> None:
+    """Python flushes its standard streams at its end, and where that fails the exit status is 120, not 0."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except BaseException:  # noqa: BLE001  # it is what the application has made of it
+            setattr(sys, name, None)
 
 
 def _name_them() -> None:
@@ -40,7 +50,8 @@ def _others() -> list[threading.Thread]:
 
 def _place(thread: threading.Thread) -> str:
     """Its name, and where its own function is just then."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    while frame is not None and (below := frame.f_back) is not None and below.f_code.co_filename != threading.__file__:
-        frame = below
-    return thread.name if frame is None else f"{thread.name} ({frame.f_code.co_filename}, line {frame.f_lineno})"
+    place = ""
+    for frame, line in traceback.walk_stack(sys._current_frames().get(thread.ident or 0)):
+        if frame.f_code.co_filename != threading.__file__:
+            place = f" ({frame.f_code.co_filename}, line {line})"
+    return f"{thread.name}{place}"

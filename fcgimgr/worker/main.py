@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
 
     # Now, with all that it needs of the standard library (start.py).
     from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
-    from fcgimgr.worker.leaving import name_what_stays
+    from fcgimgr.worker.leaving import let_go_of_streams, name_what_stays
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application, told_when_late
     from fcgimgr.worker.notify import notify
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
             zygote.wait_for_go()
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
         name_what_stays()
+        let_go_of_streams()
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
@@ -156,7 +157,7 @@ def _give_up(reason: str) -> NoReturn:
     from fcgimgr.worker.saying import say
 
     say(reason)
-    with contextlib.suppress(Exception):  # None, closed, or whatever the application has made of it
+    with contextlib.suppress(BaseException):  # None, closed, or whatever the application has made of it
         sys.stdout.flush()
     os._exit(1)
 

@@ -341,7 +341,7 @@ def _receive(line: socket.socket) -> bytes:
 def _flush() -> None:
     """What was printed and not written yet would be written by every worker."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # None, closed, a pipe without a reader, or the application's own
+        with contextlib.suppress(BaseException):  # None, closed, a pipe without a reader, or the application's own
             stream.flush()
 
 
