@@ -232,6 +232,19 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds(positive=True),
         Meta(description="The longest pause between two starts, in seconds."),
     ] = 30.0
+    on_fatal: Annotated[
+        Literal["close", "keep", "retry"],
+        Choice(words=("close", "keep", "retry")),
+        Meta(
+            description=(
+                "When every process is FATAL, or the sockets cannot be opened: "
+                '`"close"` refuses clients at once, so that nginx goes to its next upstream, until somebody starts '
+                'it; `"keep"` lets them wait; `"retry"` refuses them too, but starts what is FATAL once more after a '
+                "pause of twice `backoff_max` (60 seconds), and then again and again, after pauses that grow up to "
+                "twenty times that (10 minutes)."
+            )
+        ),
+    ] = "close"
     priority: Annotated[
         int,
         Whole(low=-(10**6), high=10**6),
@@ -608,16 +621,6 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = None
-    on_fatal: Annotated[
-        Literal["close", "keep"],
-        Choice(words=("close", "keep")),
-        Meta(
-            description=(
-                'The sockets when every process is FATAL: `"close"` refuses clients at once, so that nginx goes to '
-                'its next upstream; `"keep"` lets them wait.'
-            )
-        ),
-    ] = "close"
 
     @property
     def can_have_canary(self) -> bool:
