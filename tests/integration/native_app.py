@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from wsgiref.validate import validator
 
+from worker_app import answer_hold  # noqa: F401
+
 HERE = Path(__file__).parent
 PLAIN = [("Content-Type", "text/plain")]
 

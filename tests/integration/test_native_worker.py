@@ -670,6 +670,40 @@ def test_a_stopped_worker_answers_what_has_come_before_however_late_it_looks(ben
     assert worker.wait(20) == 0
 
 
+def test_a_busy_worker_that_is_told_to_stop_leaves_the_queue_alone_when_its_time_is_over(bench: Bench) -> None:
+    """However many wait in it. It would be killed in the end, with one of them in hand."""
+    at_once = 1 if bench.engine == ENGINES["solo"] else 4
+    worker = impatient(bench, "QUEUE_PATIENCE=0")
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(bench.connect()) for _ in range(at_once)]
+        for connection in first:
+            connection.sendall(Request(parameters("/hold")).to_send())
+        held = eventually(lambda: len(found := bench.held()) == at_once and found)
+        others = [stack.enter_context(bench.connect()) for _ in range(7)]
+        for connection in others:
+            connection.sendall(Request(parameters("/called")).to_send())
+        worker.terminate()
+        bench.release(*held)
+        assert worker.wait(20) == 0
+        assert [ask_rest(connection).body for connection in first] == [str(worker.pid).encode()] * at_once
+        assert notes(bench) == []
+        start(bench)
+        assert [ask_rest(connection).body for connection in others] == [b"called"] * 7
+
+
+def test_a_stopping_worker_looks_at_the_clock_after_each_request_of_the_queue(bench: Bench) -> None:
+    worker = impatient(bench, "QUEUE_PATIENCE=0.1")
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(bench.connect()) for _ in range(60)]
+        worker.send_signal(signal.SIGSTOP)
+        for connection in waiting:
+            connection.sendall(Request(parameters("/nap")).to_send())
+        worker.terminate()
+        worker.send_signal(signal.SIGCONT)
+        assert worker.wait(20) == 0
+        assert len(select.select(waiting, [], [], 0)[0]) < 60
+
+
 def test_what_a_stopped_worker_drops_is_in_the_log(bench: Bench) -> None:
     worker = impatient(bench, "FIRST_BYTE_GRACE=0.1", "FIRST_BYTE_PATIENCE=20")
     with bench.connect() as connection:
