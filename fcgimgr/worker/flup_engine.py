@@ -43,9 +43,10 @@ from fcgimgr.fastcgi.records import (
     encode_pairs,
     encode_record,
 )
-from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
+from fcgimgr.worker.accepting import FIRST_BYTE_GRACE, KEPT_PATIENCE, AcceptLoop
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
 
 #: Seconds that a request may take to be announced, from its BEGIN_REQUEST to the last of its parameters. Its body may
 #: take as long as it takes: how fast a body must come is for the web server to say, which as a rule has it whole.
@@ -69,11 +70,15 @@ def serve(
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
     server = _Server(application, threads, observer)
-    loop = AcceptLoop(
-        listeners, lambda accepted: _Connection(accepted, server), threads=threads, allowed=allowed, ready=ready
+    server.loop = AcceptLoop(
+        listeners,
+        lambda accepted: _Connection(accepted, server),
+        threads=threads,
+        allowed=allowed,
+        ready=ready,
+        see_off=_Connection.see_off,
     )
-    server.retire = loop.retire
-    loop.run()
+    server.loop.run()
 
 
 class _Output(fcgi_base.OutputStream):  # type: ignore[misc]  # flup has no types
@@ -112,7 +117,7 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]
             self._answer()
         finally:
             if not observer.end(self.stdout.status, self.stdout.sent):
-                self.server.retire()
+                self.server.loop.retire()
 
     def _answer(self) -> None:
         protocol_status, app_status = fcgi_base.FCGI_REQUEST_COMPLETE, 0
@@ -178,7 +183,7 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     request_class = _Request
     maxwrite = 65528 + fcgi_base.FCGI_HEADER_LEN
 
-    retire: Callable[[], None]
+    loop: AcceptLoop
 
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
         super().__init__(_wrapped(application), multithreaded=threads > 1, multiprocess=True)
@@ -202,6 +207,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self.socket = accepted
         self.gone = False
         self._keepGoing = True
+        self._parting: Parting | None = None  # how to end what the web server wants to keep; None: it has not wanted to
+        self._hanging_up: HangingUp | None = None
+        self._leaving = False  # the web server was told to close it
         self._running = False
         self._all_read = True  # of the last request, to the end of its STDIN, after which a peer sends nothing
         self._announced_until = 0.0  # monotonic seconds; of the request that is being announced
@@ -224,7 +232,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             while self._keepGoing:
                 self.process_input()
                 if not self._requests and not self._arrived:
-                    self.until = time.monotonic() + KEPT_PATIENCE
+                    self.until = time.monotonic() + (FIRST_BYTE_GRACE if self._leaving else KEPT_PATIENCE)
                     return bool(self._keepGoing)
         except EOFError:
             return False
@@ -237,18 +245,28 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             return False  # the client went away, which is its right
         return False
 
+    def see_off(self) -> bool:
+        if self._parting is not Parting.RECORD or self._leaving:
+            return self._parting is not None
+        self._leaving = True
+        try:
+            return self.socket.send(GOODBYE, socket.MSG_DONTWAIT) == len(GOODBYE)
+        except OSError:
+            return False
+
     def drop(self) -> None:
         self.socket.close()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError), self.socket:
+        with contextlib.suppress(OSError, ProtocolError), self.socket:
             if self._all_read or any(_ends_stdin(record) for record in self._arrived):
                 return
             self.socket.shutdown(socket.SHUT_WR)
             until = time.monotonic() + LINGER
             # The clock is asked too: of who never stops sending there is always something to read.
-            while (left := until - time.monotonic()) > 0 and self._readable(left) and self.socket.recv(_READ):
-                pass
+            while (left := until - time.monotonic()) > 0 and self._readable(left) and (rest := self.socket.recv(_READ)):
+                if any(_ends_stdin(record) for record in self._reader.feed(rest)):
+                    break
 
     # --- records in
 
@@ -318,6 +336,8 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             return
         for name, value in request.parameters.pairs():
             request.params[name.decode("latin-1")] = value.decode("latin-1")
+        if request.flags & fcgi_base.FCGI_KEEP_CONN:
+            self._parting = parting_from(request.params.get("SERVER_SOFTWARE", ""))
         request.started = self._running = True
         try:
             self._start_request(request)
@@ -374,7 +394,32 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     def end_request(self, request: Any, app_status: int = 0, protocol_status: int = 0, remove: bool = True) -> None:
         super().end_request(request, app_status, protocol_status, remove)
+        if self._requests or not request.flags & fcgi_base.FCGI_KEEP_CONN:
+            self.flush()
+            return
+        if self._parting is not None and self.server.loop.stopping:
+            self._end_with(self._parting)
+        else:
+            self.flush()
+
+    def _end_with(self, parting: Parting) -> None:
+        """Send the last answer."""
+        self._unsent[-1] = last_words(self._unsent[-1], parting)
+        if parting is Parting.END:
+            if self._hanging_up is None:
+                self._hanging_up = HangingUp(self.socket)
+            self._hanging_up.sending()
+            self.flush()
+            try:
+                self._keepGoing = not self._hanging_up.over()
+            except OSError:
+                self.gone = True
+                raise
+            return
         self.flush()
+        if self._leaving:
+            self._keepGoing = False  # what had crossed is answered
+        self._leaving = True
 
     def _cleanupSocket(self) -> None:  # noqa: N802  # flup's name
         """flup closes from within a request; here AcceptLoop closes, once serve() has answered False."""

@@ -560,9 +560,18 @@ def test_idle_workers_take_turns_and_each_serves_what_it_keeps(bench: Bench) -> 
         assert [ask(connection).body for connection in kept] == first
 
 
-def ask_records(connection: socket.socket, path: str = "/pid") -> list[Record]:
+NGINX = "nginx/1.22.1"
+HAPROXY = "HAProxy 2.6.12"
+HTTPD = "Apache/2.4.71 (Debian)"
+
+
+def ask_to_keep(path: str = "/pid", software: str = NGINX) -> bytes:
+    return bytes(Request(parameters(path, SERVER_SOFTWARE=software), keep_connection=True).to_send())
+
+
+def ask_records(connection: socket.socket, path: str = "/pid", software: str = NGINX) -> list[Record]:
     """The answer to a request on a connection that is to be kept, and what was there when the answer had ended."""
-    connection.sendall(Request(parameters(path), keep_connection=True).to_send())
+    connection.sendall(ask_to_keep(path, software))
     reader, found = RecordReader(), []
     while not any(record.type == RecordType.END_REQUEST for record in found):
         incoming = connection.recv(65536)
@@ -599,7 +608,7 @@ def test_a_request_that_crosses_with_the_end_of_its_connection_is_served(bench: 
     worker = bench.start()
     with contextlib.ExitStack() as stack:
         connection, _ = one_too_many(bench, stack)
-        connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        connection.sendall(ask_to_keep())
         found = list(records(connection))  # to the end: this one was the last
         assert found[0].content.endswith(str(worker.pid).encode())
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
@@ -717,12 +726,13 @@ def test_what_a_stopped_worker_drops_is_in_the_log(bench: Bench) -> None:
 def test_a_stopped_worker_sees_idle_kept_connections_off_and_answers_what_crosses_with_that(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect() as kept, bench.connect() as closed:
-        assert ask(kept).status == ask(closed).status == 200
+        ask_records(kept)
+        ask_records(closed)
         worker.terminate()
         goodbye = encode_record(RecordType.STDERR, 1)
         assert kept.recv(65536) == closed.recv(65536) == goodbye
         closed.close()
-        kept.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        kept.sendall(ask_to_keep())
         found = list(records(kept))
         assert found[0].content.endswith(str(worker.pid).encode())
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
@@ -732,7 +742,7 @@ def test_a_stopped_worker_sees_idle_kept_connections_off_and_answers_what_crosse
 def test_a_stopped_worker_says_with_an_answer_that_it_was_the_last(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect() as kept:
-        kept.sendall(Request(parameters("/hold"), keep_connection=True).to_send())
+        kept.sendall(ask_to_keep("/hold"))
         (held,) = eventually(bench.held)
         worker.terminate()
         bench.release(held)
