@@ -570,17 +570,23 @@ class _Connection:
         # With too much of the body unread it cannot go on, and the web server must know that with the answer.
         goes = self._keep and (arrival is None or self._passes_over(arrival))
         engine = self._engine
-        self._closing = not (goes and not (self._leaving or engine.loop.stopping) and engine.keeping.keeps(self))
-        return not self._closing
+        goes = goes and not (self._leaving or engine.loop.stopping)
+        if goes and not engine.keeping.keeps(self):
+            goes = self._parting is Parting.END and self._its_end().spares()
+        self._closing = not goes
+        return goes
+
+    def _its_end(self) -> HangingUp:
+        if self._hanging_up is None:
+            self._hanging_up = HangingUp(self.socket)
+        return self._hanging_up
 
     def _part(self, end: bytes) -> tuple[bytes, HangingUp | None]:
         """What is sent in place of the end of the last answer, and how the connection is ended with it, where it is for
         us to do so. (One buffer: what is cut off is sent buffer by buffer.)"""
         parting = self._parting
         assert parting is not None
-        if parting is Parting.END and self._hanging_up is None:
-            self._hanging_up = HangingUp(self.socket)
-        return last_words(end, parting), self._hanging_up
+        return last_words(end, parting), self._its_end() if parting is Parting.END else None
 
     def _hung_up(self, hanging_up: HangingUp) -> None:
         try:
