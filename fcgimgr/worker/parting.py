@@ -57,9 +57,9 @@ class Parting(Enum):
 
 
 def parting_from(software: str) -> Parting:
-    """From a web server with that SERVER_SOFTWARE."""
+    """From a web server with that SERVER_SOFTWARE. Nobody but nginx, which says what it is told to, leaves it out."""
     name = software.lower()
-    if name.startswith(_NGINX):
+    if not name or name.startswith(_NGINX):
         return Parting.RECORD
     return Parting.STATUS if name.startswith(_HAPROXY) else Parting.END
 

@@ -15,7 +15,8 @@ from fcgimgr.worker.parting import GOODBYE, Parting, last_words, parting_from
         ("HAProxy 2.6.12", Parting.STATUS),
         ("Apache/2.4.71 (Debian)", Parting.END),
         ("h2o/2.2.5", Parting.END),
-        ("", Parting.END),
+        ("Somebody/1.0", Parting.END),
+        ("", Parting.RECORD),  # nginx says what it is told to say; all others say what they are
     ],
 )
 def test_a_web_server_is_known_by_its_software(software: str, parting: Parting) -> None:
