@@ -60,6 +60,8 @@ class SoloLoop(AcceptLoop):
                     self._hear_signals()
                     self._close_expired()
                     events = poll(super()._patience(), _EVENTS)
+            if len(events) > 1:
+                keeping.waited += len(events) - 1
             for fd, flags in events:
                 connection = waiting.get(fd)
                 if connection is not None:

@@ -572,6 +572,10 @@ def ask_to_keep(path: str = "/pid", software: str = NGINX) -> bytes:
 def ask_records(connection: socket.socket, path: str = "/pid", software: str = NGINX) -> list[Record]:
     """The answer to a request on a connection that is to be kept, and what was there when the answer had ended."""
     connection.sendall(ask_to_keep(path, software))
+    return answer_records(connection)
+
+
+def answer_records(connection: socket.socket) -> list[Record]:
     reader, found = RecordReader(), []
     while not any(record.type == RecordType.END_REQUEST for record in found):
         incoming = connection.recv(65536)
@@ -632,6 +636,31 @@ def test_the_end_of_a_large_answer_is_not_cut_from_what_is_said_behind_it(bench:
         one_too_many(bench, stack)
         found = ask_records(stack.enter_context(bench.connect()), "/large")
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+
+
+def test_kept_connections_spread_over_the_workers_however_they_began(bench: Bench) -> None:
+    """Also while no worker is busy all the time: of those that ask at once the last waits for all others."""
+    bench.start()
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(bench.connect()) for _ in range(20)]
+        for connection in kept:
+            ask_records(connection)
+        bench.start()
+
+        def is_even() -> bool:
+            """After all have asked once more; whoever is told that its connection is over takes a new one."""
+            for connection in kept:
+                connection.sendall(ask_to_keep())
+            pids = []
+            for place, connection in enumerate(kept):
+                found = answer_records(connection)
+                pids.append(found[0].content[-8:])
+                if found[-1].type == RecordType.STDERR:
+                    connection.close()
+                    kept[place] = stack.enter_context(bench.connect())
+            return min(pids.count(pid) for pid in set(pids)) >= 6 and len(set(pids)) == 2
+
+        eventually(is_even, within=60, every=0)
 
 
 def test_a_promise_to_keep_a_connection_is_held_however_many_others_wait(bench: Bench) -> None:
