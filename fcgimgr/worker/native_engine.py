@@ -335,7 +335,13 @@ class _Connection:
         nothing is left to hear of it."""
         if arrival.body_ended or arrival.body_length or not _comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
             return False
-        incoming = self.socket.recv(_READ, _NOW)
+        try:
+            incoming = self.socket.recv(_READ, _NOW)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.gone = True
+            raise
         arrival.feed(incoming)
         return bool(incoming)
 
@@ -568,7 +574,7 @@ class _Connection:
         """Decide whether this answer is the last one."""
         arrival = self._arrival
         # With too much of the body unread it cannot go on, and the web server must know that with the answer.
-        goes = self._keep and (arrival is None or self._passes_over(arrival))
+        goes = (arrival is None or self._passes_over(arrival)) and self._keep
         engine = self._engine
         goes = goes and not (self._leaving or engine.loop.stopping)
         if goes and not engine.keeping.keeps(self):
@@ -600,7 +606,7 @@ class _Connection:
         arrival = self._arrival
         if arrival is not None and not (arrival.body_ended or arrival.aborted):
             return self._linger()
-        if self._leaving or self._parting in (None, Parting.END):
+        if self._leaving or not self._keep or self._parting is Parting.END:
             return False
         self._leaving = True
         self._engine.keeping.kept.discard(self)
