@@ -232,6 +232,19 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds(positive=True),
         Meta(description="The longest pause between two starts, in seconds."),
     ] = 30.0
+    on_fatal: Annotated[
+        Literal["close", "keep", "retry"],
+        Choice(words=("close", "keep", "retry")),
+        Meta(
+            description=(
+                "When every process is FATAL, or the sockets cannot be opened: "
+                '`"close"` refuses clients at once, so that nginx goes to its next upstream, until somebody starts '
+                'it; `"keep"` lets them wait; `"retry"` refuses them too, but starts what is FATAL once more after a '
+                "pause of twice `backoff_max` (60 seconds), and then again and again, after pauses that grow up to "
+                "twenty times that (10 minutes)."
+            )
+        ),
+    ] = "close"
     priority: Annotated[
         int,
         Whole(low=-(10**6), high=10**6),
@@ -576,6 +589,19 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = '%R - %u %t "%m %r%Q%q" %s'
+    drain: Annotated[
+        Literal["self", "watch"],
+        Choice(words=("self", "watch")),
+        Meta(
+            description=(
+                'How a process of a `command` ends without losing a request: `"self"` gives it its `stopsignal` and '
+                "leaves it to the program to finish what it has in hand, as gunicorn does; "
+                '`"watch"` gives it its `stopsignal` only when it has nothing in hand, for a program that does not. '
+                "See docs/reload.md."
+            ),
+            extra={"default": '`"self"` where `command` is a server known to do it, else `"watch"`'},
+        ),
+    ] = "watch"
     reload_timeout: Annotated[
         float,
         Seconds(positive=True),
@@ -595,16 +621,6 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = None
-    on_fatal: Annotated[
-        Literal["close", "keep"],
-        Choice(words=("close", "keep")),
-        Meta(
-            description=(
-                'The sockets when every process is FATAL: `"close"` refuses clients at once, so that nginx goes to '
-                'its next upstream; `"keep"` lets them wait.'
-            )
-        ),
-    ] = "close"
 
     @property
     def can_have_canary(self) -> bool:

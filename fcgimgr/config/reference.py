@@ -47,7 +47,6 @@ POOL_TOPICS: Final = {
     "wsgi": "WSGI",
     "max_requests": "Requests of a WSGI application",
     "reload_timeout": "Reloading",
-    "on_fatal": "When it fails",
 }
 
 OPENING: Final = """\

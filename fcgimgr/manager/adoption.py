@@ -36,7 +36,7 @@ from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.pipes import open_pipe
 from fcgimgr.linux.steering import Group
 from fcgimgr.manager.board import Board
-from fcgimgr.manager.draining import descendants
+from fcgimgr.manager.gating import descendants
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
 from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ProcessRecord, Saved

@@ -291,6 +291,8 @@ class Pool:
         before, self.state = self.state, self.serving.state
         if self.state is before:
             return False
+        if (fault := self.serving.core.fault) is not None and self.state is PoolState.FATAL:
+            self.daemon.journal.error(f"FATAL: {fault}; {self.serving.advice(self.name)}", name=self.name)
         self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.serving.core.fault)
         return True
 

@@ -23,9 +23,11 @@ slow         where a request is that takes long
 appending    the files that both are written to
 flup_engine  flup's FastCGI server, mended
 native_engine  fcgimgr's own; for it
-    exchange   one request through the application
-    body       its input, while that is still coming
-    keeping    whether its connection is kept
+    keeping    whether a connection is kept
+environ      what an application gets of a request, with either engine
+exchange     one request through the application
+body         its input, while that is still coming
+patience     how long a web server is waited for
 notify       READY=1 to the manager
 """
 

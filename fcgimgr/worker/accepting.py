@@ -303,6 +303,7 @@ class AcceptLoop:
                 return False
             fd = connection.socket.fileno()
             self._waiting[fd] = connection
+            self._in_hand.discard(connection)
             if silent:
                 self._silent.add(fd)
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
@@ -340,10 +341,12 @@ class AcceptLoop:
 
     def _work(self) -> None:
         while (handed_over := self._handed_over.get()) is not None:
-            self._attend(*handed_over)
+            connection, fresh = handed_over
+            self._attend(connection, fresh)
             with self._changed:
                 self._busy -= 1
-                self._in_hand.discard(handed_over[0])
+                if connection.socket.fileno() < 0:  # else it waits, or is in hand again by now
+                    self._in_hand.discard(connection)
                 self._arm()
                 self._changed.notify_all()
 

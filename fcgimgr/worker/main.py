@@ -2,8 +2,8 @@
 
 Run by the path of start.py, in the application's interpreter. What the application can import must not depend on how
 fcgimgr is installed, so exactly two of our packages are lent to it, each under its own name and neither through
-sys.path: `fcgimgr`, from beside this file (start.py), and `flup`, only where the application has none (an application's
-own comes first).
+sys.path: `fcgimgr`, from beside this file (start.py), and `flup`, where the application has none. An application's own
+flup is for the application alone: it may be flup6, another package of that name, on which our engine cannot stand.
 
 Exit status: 0 after a graceful stop; 1 when the application or the sockets are not fit to serve, with the reason on
 stderr; 2 for a wrong command line. Importing this module does nothing.
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         sys.path.insert(0, first)
     flup_home = os.environ.pop(FLUP_VARIABLE, None)
     if serve is None:
-        _lend_flup(flup_home)
-        serve = _flup_serve()
+        serve = _flup_serve(flup_home)
     # Behind a pipe print() would keep its lines until 8 KB are full, and lose them in a crash.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
@@ -86,11 +85,26 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     return 0
 
 
-def _flup_serve() -> Callable[..., None]:
+def _flup_serve(home: str | None) -> Callable[..., None]:
+    """`home`: the directory that holds the flup that is lent; None: beside fcgimgr."""
+    lent = _FlupFinder(home if home is not None else os.path.dirname(_PACKAGE))
+    sys.meta_path.insert(0, lent)
     try:
         from fcgimgr.worker import flup_engine
     except ImportError as error:
         _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
+    sys.meta_path.remove(lent)
+    if not flup_engine.knows_its_flup():
+        where = os.path.dirname(sys.modules["flup"].__file__ or "")
+        _give_up(
+            f"server = flup: {where} is not flup 1.0.3 (flup6 has the same name), and none was found beside fcgimgr: "
+            'install flup there, or set server = "native"'
+        )
+    own = importlib.machinery.PathFinder.find_spec("flup")
+    if own is not None and own.origin is not None:  # a directory of that name is none
+        for name in [name for name in sys.modules if name.partition(".")[0] == "flup"]:
+            del sys.modules[name]
+    sys.meta_path.append(lent)
     return flup_engine.serve
 
 
@@ -142,7 +156,8 @@ def _give_up(reason: str) -> NoReturn:
 
 
 class _FlupFinder:
-    """Finds the package `flup` in one directory and nothing else. Stands last, after the application's own path."""
+    """Finds the package `flup` in one directory and nothing else. Stands first for our engine, which it was made for,
+    and last, after the application's own path, for the application."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -151,8 +166,3 @@ class _FlupFinder:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.PathFinder.find_spec(name, [self._directory]) if name == "flup" else None
-
-
-def _lend_flup(home: str | None) -> None:
-    """`home`: the directory that holds it; None: beside fcgimgr."""
-    sys.meta_path.append(_FlupFinder(home if home is not None else os.path.dirname(_PACKAGE)))

@@ -36,28 +36,25 @@ from fcgimgr.fastcgi.records import (
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
 from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.exchange import Exchange, FileWrapper
+from fcgimgr.worker.environ import DEFAULTS, finish, promises
+from fcgimgr.worker.exchange import Exchange
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
 from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
+from fcgimgr.worker.patience import (
+    HEAD_PATIENCE,
+    LINGER,
+    ClientGoneError,
+    TooSlowError,
+    comes,
+    send_slowly,
+    wait_for_body,
+)
 from fcgimgr.worker.solo import SoloLoop
 
-#: Seconds that a request may take to come, from its first byte to the last of its parameters (and of a short body).
-HEAD_PATIENCE: Final = 30.0
-#: Seconds for which the application is kept waiting for the next piece of a body, and bytes a second below which it is
-#: not kept waiting for longer than that in all: a peer that sends a byte a second shall not hold a worker for days.
-BODY_PATIENCE: Final = 30.0
-BODY_RATE: Final = 500
 #: A body that is announced with at most so many bytes is there when the application is called.
 SHORT_BODY: Final = 65536
-#: Seconds in which the peer must take something of the answer (nginx gives its own client 60), and bytes a second below
-#: which it is not waited for longer than that in all.
-SEND_PATIENCE: Final = 120.0
-SEND_RATE: Final = 500
-#: Seconds to wait for the peer to close, while it may still be sending: closing with bytes unread resets the connection
-#: under our answer (tcp(7), unix(7)).
-LINGER: Final = 2.0
 #: Bytes of a body that nobody has read, which are passed over so that the connection can go on. The peer may send them
 #: late, and the end of a body always: httpd writes it for itself.
 UNREAD: Final = 262144
@@ -72,10 +69,6 @@ _REHEARSED: Final = (
 _ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
 
-class ClientGoneError(ConnectionError):
-    """The web server has closed the connection, aborted the request, or stopped sending or taking bytes."""
-
-
 def serve(
     application: Callable[..., Any],
     listeners: Sequence[socket.socket],
@@ -85,7 +78,7 @@ def serve(
     observer: Observer | None = None,
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
-    keeping = Keeping(lambda: any(_comes(listener, select.POLLIN, 0) for listener in listeners), threads)
+    keeping = Keeping(lambda: any(comes(listener, select.POLLIN, 0) for listener in listeners), threads)
     engine = _Engine(application, threads, observer, keeping)
     for listener in listeners:
         if listener.family != socket.AF_UNIX:
@@ -153,24 +146,7 @@ class _Engine:
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
-        self.environ: dict[str, Any] = {
-            # PEP 3333 wants these to be there, whatever the web server says.
-            "REQUEST_METHOD": "GET",
-            "SCRIPT_NAME": "",
-            "QUERY_STRING": "",
-            "SERVER_NAME": "localhost",
-            "SERVER_PORT": "80",
-            "SERVER_PROTOCOL": "HTTP/1.0",
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": threads > 1,
-            "wsgi.multiprocess": True,
-            "wsgi.run_once": False,
-            "wsgi.file_wrapper": FileWrapper,
-            # The input ends where the body does, also of one without a Content-Length (Werkzeug's name for that).
-            "wsgi.input_terminated": True,
-        }
+        self.environ = promises(threads)
 
 
 class _Connection:
@@ -227,7 +203,7 @@ class _Connection:
             if self._lingering:
                 return self._lingers_on(incoming)
             if self._arrival is None:
-                environ = self._engine.environ.copy()
+                environ = DEFAULTS.copy()
                 flags = read_whole(incoming, environ)
                 if flags is not None:
                     self._keep = bool(flags & KEEP_CONNECTION)
@@ -272,7 +248,7 @@ class _Connection:
         except BlockingIOError:
             if self._spoke or self.until:
                 return None
-            if not _comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
+            if not comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
                 self.until = monotonic() + FIRST_BYTE_PATIENCE
                 return None
             return self._receive_first()
@@ -294,7 +270,7 @@ class _Connection:
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
-        arrival.feed(incoming, self._engine.environ.copy())
+        arrival.feed(incoming, DEFAULTS.copy())
         while True:
             if arrival.aborted:
                 arrival.replies.append(end_request(arrival.request_id))
@@ -316,7 +292,7 @@ class _Connection:
                     self._arrival = None
                     self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
-            arrival.feed(b"", self._engine.environ.copy())
+            arrival.feed(b"", DEFAULTS.copy())
 
     def _serve_gathered(self, arrival: Arrival, environ: dict[str, Any]) -> bool:
         """Whether the connection goes on, or lingers."""
@@ -333,7 +309,7 @@ class _Connection:
     def _hears_more(self, arrival: Arrival) -> bool:
         """The end of no body, which httpd writes for itself, is there within microseconds: with all of the request read
         nothing is left to hear of it."""
-        if arrival.body_ended or arrival.body_length or not _comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
+        if arrival.body_ended or arrival.body_length or not comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
             return False
         try:
             incoming = self.socket.recv(_READ, _NOW)
@@ -383,13 +359,10 @@ class _Connection:
             try:
                 incoming = self.socket.recv(_READ, _NOW)
             except BlockingIOError:
-                begun = monotonic()
-                patience = min(BODY_PATIENCE, BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited)
-                if not _comes(self.socket, select.POLLIN, patience):
-                    raise self._given_up(
-                        f"{arrival.body_length} bytes of a body came in {self._waited + patience:.0f} s"
-                    ) from None
-                self._waited += monotonic() - begun
+                try:
+                    self._waited = wait_for_body(self.socket, arrival.body_length, self._waited)
+                except TooSlowError as error:
+                    raise self._given_up(str(error)) from None
             except OSError:
                 self.gone = True
                 raise
@@ -421,11 +394,11 @@ class _Connection:
         # Of one that it kept, SoloLoop hears with the request; one that is new and came from a queue must be asked.
         keeping = engine.keeping
         may_have_left = engine.always_asks or (keeping.busy and self not in keeping.kept)
-        if self.hung_up or (may_have_left and _comes(self.socket, select.POLLRDHUP, 0)):
+        if self.hung_up or (may_have_left and comes(self.socket, select.POLLRDHUP, 0)):
             return False
         self.gone = False  # of an upload that was aborted before
         self._stalled = 0.0
-        _finish(environ)
+        finish(environ, engine.environ)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
         if self._keep and self._parting is None:
@@ -519,7 +492,7 @@ class _Connection:
             self.gone = True
             raise
         if sent < len(message):
-            self._send_rest(memoryview(message)[sent:], flags, hanging_up)
+            self._send_rest(memoryview(message)[sent:], flags)
         if hanging_up is not None:
             self._hung_up(hanging_up)
 
@@ -544,29 +517,19 @@ class _Connection:
             if sent >= len(part):
                 sent -= len(part)
             else:
-                self._send_rest(memoryview(part)[sent:], flags, hanging_up)
+                self._send_rest(memoryview(part)[sent:], flags)
                 sent = 0
         if hanging_up is not None:
             self._hung_up(hanging_up)
 
-    def _send_rest(self, unsent: memoryview, flags: int, hanging_up: HangingUp | None) -> None:
-        while unsent:
-            begun = monotonic()
-            patience = max(0.0, min(SEND_PATIENCE, SEND_PATIENCE - self._stalled))
-            if not _comes(self.socket, select.POLLOUT, patience):
-                raise self._given_up(f"an answer was taken too slowly, and nothing of it for {patience:.0f} s")
-            self._stalled += monotonic() - begun
-            if hanging_up is not None:
-                hanging_up.sending()
-            try:
-                sent = self.socket.send(unsent, flags)
-            except BlockingIOError:
-                continue
-            except OSError:
-                self.gone = True
-                raise
-            self._stalled -= sent / SEND_RATE
-            unsent = unsent[sent:]
+    def _send_rest(self, unsent: memoryview, flags: int) -> None:
+        try:
+            self._stalled = send_slowly(self.socket, unsent, flags, self._stalled)
+        except TooSlowError as error:
+            raise self._given_up(str(error)) from None
+        except OSError:
+            self.gone = True
+            raise
 
     # --- the end
 
@@ -651,23 +614,3 @@ def _enough(arrival: Arrival) -> bool:
     assert arrival.parameters is not None
     announced = arrival.parameters.get("CONTENT_LENGTH", "")
     return not (announced.isascii() and announced.isdigit() and len(announced) < 10 and int(announced) <= SHORT_BODY)
-
-
-def _finish(environ: dict[str, Any]) -> None:
-    """What is left to do before these parameters are a WSGI environ."""
-    if environ.get("HTTPS") in ("on", "1"):
-        environ["wsgi.url_scheme"] = "https"
-    # A web server repeats these two as headers of the client's; PEP 3333 has them without HTTP_ alone.
-    environ.pop("HTTP_CONTENT_LENGTH", None)
-    environ.pop("HTTP_CONTENT_TYPE", None)
-    if "PATH_INFO" not in environ:
-        # It knows of no place where the application is mounted, and gives all of the path as the script's name.
-        environ["PATH_INFO"] = environ["SCRIPT_NAME"]
-        environ["SCRIPT_NAME"] = ""
-
-
-def _comes(connection: socket.socket, event: int, patience: float) -> bool:
-    """Whether the event, an end or a failure comes within `patience` seconds."""
-    poll = select.poll()
-    poll.register(connection, event)
-    return bool(poll.poll(max(0.0, patience) * 1000))

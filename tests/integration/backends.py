@@ -163,13 +163,13 @@ def write(name: str, text: str) -> Callable[[Path], None]:
 def go(directory: Path) -> None:
     """The Go program, as `serve`."""
     need("go")
-    _place(_built("go", GO), directory / "serve")
+    place(built("go", GO), directory / "serve")
 
 
 def c(directory: Path) -> None:
     """The C program, as `serve`."""
     need("cc")
-    _place(_built("c", C), directory / "serve")
+    place(built("c", C), directory / "serve")
 
 
 def php(directory: Path) -> None:
@@ -177,13 +177,14 @@ def php(directory: Path) -> None:
     (directory / "index.php").write_text(PHP)
 
 
-def _place(program: Path, path: Path) -> None:
+def place(program: Path, path: Path) -> None:
+    """Put what was built there."""
     if not path.exists():  # a program that runs cannot be written
         shutil.copy2(program, path)
 
 
 @functools.cache
-def _built(language: str, source: str) -> Path:
+def built(language: str, source: str) -> Path:
     """The program built from this source: once a machine and version, for it takes seconds."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     kept = Path(tempfile.gettempdir()) / f"fcgimgr-tests-{os.getuid()}"

@@ -322,8 +322,11 @@ def test_a_broken_pipe_of_the_applications_own_is_a_failure_like_any_other(trial
     with trial.asking(f"/pipe_{where}") as connection:
         if where == "call":
             assert ask_rest(connection).status == 500
-        else:
+        elif where == "iteration":
             assert_broken_off(connection)
+        else:  # all of the answer was there
+            assert ask_rest(connection).body == b"all of it"
+            assert not connection.recv(1)  # it is closed when all is over
     said = trial.bench.stderr()
     assert f"the application failed at GET /pipe_{where}\nTraceback (most" in said
     assert said.endswith("\nBrokenPipeError: [Errno 32] the database has gone\n")

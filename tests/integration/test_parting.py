@@ -50,7 +50,7 @@ def local_bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Benc
 
 def made(bench: Bench, engine: str) -> Iterator[Bench]:
     with contextlib.closing(bench):
-        for name in ("native_app.py", "impatient_worker.py", "impatient_flup.py"):
+        for name in ("native_app.py", "impatient_worker.py"):
             shutil.copy(Path(__file__).with_name(name), bench.directory)
         bench.engine = ENGINES[engine]
         yield bench
@@ -62,11 +62,11 @@ def request(path: str, software: str) -> bytes:
 
 def start_with_grace(bench: Bench) -> subprocess.Popen[bytes]:
     """A worker that gives a busy machine the time to send what crosses with its end."""
-    program = "impatient_flup.py" if bench.engine == ENGINES["flup"] else "impatient_worker.py"
+    engine = "flup" if bench.engine == ENGINES["flup"] else "native"
     threads = "1" if bench.engine == ENGINES["solo"] else "16"
     patience = ("FIRST_BYTE_GRACE", "HEAD_PATIENCE", "LINGER", "KEPT_PATIENCE")
     worker = bench.launch(
-        [sys.executable, program, threads, *(f"{name}=60" for name in patience)],
+        [sys.executable, "impatient_worker.py", engine, threads, "native_app", *(f"{name}=60" for name in patience)],
         env={"PYTHONPATH": os.pathsep.join((str(Path(fcgimgr.__file__).parents[1]), FLUP_HOME))},
     )
     bench.wait_until_ready()

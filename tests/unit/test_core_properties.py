@@ -21,7 +21,7 @@ class PoolMachine(RuleBasedStateMachine):
         startretries=st.sampled_from([-1, 0, 2]),
         autorestart=st.sampled_from([True, False, "unexpected"]),
         ready=st.sampled_from(["startsecs", "notify"]),
-        on_fatal=st.sampled_from(["close", "keep"]),
+        on_fatal=st.sampled_from(["close", "keep", "retry"]),
         max_lifetime=st.sampled_from([None, None, 0.5, 7.0]),
         ours=st.booleans(),
     )
@@ -156,6 +156,13 @@ class PoolMachine(RuleBasedStateMachine):
         if history.listening and all(isinstance(s, Stopped | Exited | Fatal) for s in history.pool.processes):
             assert history.settings.on_fatal == "keep"
             assert any(isinstance(state, Fatal) for state in history.pool.processes)
+
+    @invariant()
+    def what_is_fatal_is_tried_again_if_that_is_asked_for_and_nothing_else_is(self):
+        history, pool = self.history, self.history.pool
+        fatal = history.pool.fault is not None or "FATAL" in history.states[: pool.wanted]
+        wanted = pool.up and not pool.refusing and history.settings.on_fatal == "retry"
+        assert (pool.retry_at is not None) == (fatal and wanted)
 
     @invariant()
     def every_wait_has_a_timer(self):
