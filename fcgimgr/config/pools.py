@@ -610,6 +610,16 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             "failed, and the old ones serve on."
         ),
     ] = 60.0
+    reload_watch: Annotated[
+        float,
+        Seconds(),
+        Meta(
+            description="Seconds after the switch of a reload in which the new processes are not trusted: if more than "
+            "half of them die, and the old ones are still there, those serve again and the reload has failed. The old "
+            "ones are kept for `startsecs` after the switch, for longer while the new ones leave connections waiting, "
+            "and while they finish what they have. 0 for never."
+        ),
+    ] = 10.0
     reload_canary: Annotated[
         float | None,
         Percent(),

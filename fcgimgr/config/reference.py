@@ -46,7 +46,7 @@ POOL_TOPICS: Final = {
     "socket": "Sockets",
     "wsgi": "WSGI",
     "max_requests": "Requests of a WSGI application",
-    "reload_timeout": "Reloading",
+    "drain": "Reloading",
 }
 
 OPENING: Final = """\

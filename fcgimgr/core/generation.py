@@ -96,6 +96,7 @@ class Generation(msgspec.Struct, frozen=True):
     stand_ins: tuple[int, ...] = ()  # the processes, behind the others, that serve meanwhile
     recycle_from: float = 0.0  # no sooner: a replacement was no good
     left: bool = False  # another generation has taken its place
+    held: bool = False  # but it may have to come back, so that it stays whole
     draining: float | None = None  # it gets no new connection; when it has to end, whatever is still in the queue
     refusing: bool = False  # the listener lets no new connection in, and cannot be made to any more
     again: tuple[int, ...] = ()  # to be started anew, on a new listener, once this one is closed
@@ -130,6 +131,14 @@ class Stop(msgspec.Struct, frozen=True):
     """Stop these processes, or the pool (None)."""
 
     indexes: tuple[int, ...] | None = None
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """New connections go to another generation: stay as you are, for they may come back."""
+
+
+class Return(msgspec.Struct, frozen=True):
+    """They have come back: be whole again, whatever you were told since."""
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -215,6 +224,8 @@ class Happened(msgspec.Struct, frozen=True):
 Event: TypeAlias = (
     Start
     | Stop
+    | Hold
+    | Return
     | Leave
     | QueueEmpty
     | DrainDue
@@ -414,8 +425,13 @@ class _Draft:
                 self._start(indexes)
             case Stop(None):
                 self._stop()
+            case Hold():
+                self.fields.update(left=True, held=True)
+                self.rolling, self.recycling, self.replacing = (), (), False
+            case Return():
+                self._return()
             case Leave(served):
-                self.fields["left"] = True
+                self.fields.update(left=True, held=False)
                 if served:
                     self._drain()
                 else:  # what waits in its queue is a ping that it has left unanswered
@@ -550,6 +566,16 @@ class _Draft:
             self._drain()
             self.refusing = True
             self.actions.append(Refuse())
+
+    def _return(self) -> None:
+        if self.refusing or not self.open:
+            return  # it was on its way down before, and nobody comes to it any more
+        self.fields.update(left=False, held=False)
+        self.draining = None
+        self.up = True
+        for index in range(self.wanted):
+            self._hurry(index)
+            self._tell(index, StartAsked())  # also of one that was told to end: it is started anew when it has
 
     def _drain(self) -> None:
         self._go_down()

@@ -34,6 +34,7 @@ from fcgimgr.manager.leftovers import Leftovers
 from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
+from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.spawning import spawn_due
@@ -85,6 +86,7 @@ class Daemon:
         self.canaries = Canaries(self)
         self.gates = Gates()
         self.draining = Draining(self)
+        self.passing = Passing(self)
         self.limits = Limits(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
@@ -354,6 +356,7 @@ class Daemon:
         if self._deadline is not None:
             self._deadline.cancel()
         self.limits.close()
+        self.passing.close()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()

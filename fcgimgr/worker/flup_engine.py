@@ -31,9 +31,7 @@ import contextlib
 import io
 import select
 import socket
-import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -55,9 +53,8 @@ from fcgimgr.fastcgi.records import (
     end_request,
 )
 from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
-from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.environ import DEFAULTS, finish, promises
+from fcgimgr.worker.environ import finish, promises, template
 from fcgimgr.worker.exchange import Exchange, FileWrapper
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.observing import Observer
@@ -71,6 +68,7 @@ from fcgimgr.worker.patience import (
     send_slowly,
     wait_for_body,
 )
+from fcgimgr.worker.saying import say, say_failed
 
 _READ: Final = 65536
 _NOW: Final = socket.MSG_DONTWAIT
@@ -144,10 +142,10 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         if comes(connection.socket, select.POLLRDHUP, 0):
             raise EOFError
         connection.gone = False  # of an upload that was aborted before
-        environ = DEFAULTS.copy()
+        environ = server.environ.copy()
         joined = self.parameters.joined()
         decode_parameters(joined, 0, len(joined), environ)
-        finish(environ, server.environ)
+        finish(environ, server.promised)
         if self.flags & KEEP_CONNECTION:
             connection.parting = parting_from(environ.get("SERVER_SOFTWARE", ""))
         body = Body(self._more)
@@ -178,8 +176,7 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
                 return
             if connection.gone:
                 raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
-            sys.stderr.write(f"fcgimgr worker: the application failed at {asked(environ)}\n{traceback.format_exc()}")
-            sys.stderr.flush()
+            say_failed(environ, error)
             if not exchange.head_sent:
                 exchange.fail(_ERROR_PAGE)
             elif not exchange.ended:
@@ -211,7 +208,8 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
         super().__init__(_forgiving(application), multithreaded=threads > 1, multiprocess=True)
         self.observer = observer
-        self.environ = promises(threads)
+        self.promised = promises(threads)
+        self.environ = template(self.promised)
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
 
@@ -255,7 +253,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         except EOFError:
             return False
         except ProtocolError as error:
-            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            say(f"connection closed: {error}")
             return False
         except OSError:
             if not self.gone:
@@ -284,7 +282,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     def drop(self) -> None:
         if not (self.idle or self.hung_up):
-            print("fcgimgr worker: connection closed before its request had come", file=sys.stderr, flush=True)
+            say("connection closed before its request had come")
         self.socket.close()
 
     def close(self) -> None:
@@ -539,7 +537,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             self._keepGoing = False
 
     def given_up(self, why: str) -> ClientGoneError:
-        print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+        say(f"connection closed: {why}")
         return self.lost(why)
 
     def lost(self, why: str) -> ClientGoneError:

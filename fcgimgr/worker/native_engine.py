@@ -17,8 +17,6 @@ import gc
 import io
 import select
 import socket
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -34,9 +32,8 @@ from fcgimgr.fastcgi.records import (
     end_request,
 )
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
-from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.environ import DEFAULTS, finish, promises
+from fcgimgr.worker.environ import finish, promises, template
 from fcgimgr.worker.exchange import Exchange
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
@@ -51,6 +48,7 @@ from fcgimgr.worker.patience import (
     send_slowly,
     wait_for_body,
 )
+from fcgimgr.worker.saying import say, say_failed
 from fcgimgr.worker.solo import SoloLoop
 
 #: A body that is announced with at most so many bytes is there when the application is called.
@@ -146,7 +144,8 @@ class _Engine:
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
-        self.environ = promises(threads)
+        self.promised = promises(threads)
+        self.environ = template(self.promised)
 
 
 class _Connection:
@@ -203,7 +202,7 @@ class _Connection:
             if self._lingering:
                 return self._lingers_on(incoming)
             if self._arrival is None:
-                environ = DEFAULTS.copy()
+                environ = self._engine.environ.copy()
                 flags = read_whole(incoming, environ)
                 if flags is not None:
                     self._keep = bool(flags & KEEP_CONNECTION)
@@ -212,7 +211,7 @@ class _Connection:
                 self.until = monotonic() + HEAD_PATIENCE
             return self._gather(self._arrival, incoming)
         except ProtocolError as error:
-            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            say(f"connection closed: {error}")
             return False
         except OSError:
             if not self.gone:
@@ -236,7 +235,7 @@ class _Connection:
 
     def drop(self) -> None:
         if self._arrival is not None and not (self._lingering or self.hung_up):
-            print("fcgimgr worker: connection closed before its request had come", file=sys.stderr, flush=True)
+            say("connection closed before its request had come")
         self.close()
 
     # --- a request in
@@ -270,7 +269,7 @@ class _Connection:
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
-        arrival.feed(incoming, DEFAULTS.copy())
+        arrival.feed(incoming, self._engine.environ.copy())
         while True:
             if arrival.aborted:
                 arrival.replies.append(end_request(arrival.request_id))
@@ -292,7 +291,7 @@ class _Connection:
                     self._arrival = None
                     self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
-            arrival.feed(b"", DEFAULTS.copy())
+            arrival.feed(b"", self._engine.environ.copy())
 
     def _serve_gathered(self, arrival: Arrival, environ: dict[str, Any]) -> bool:
         """Whether the connection goes on, or lingers."""
@@ -398,7 +397,7 @@ class _Connection:
             return False
         self.gone = False  # of an upload that was aborted before
         self._stalled = 0.0
-        finish(environ, engine.environ)
+        finish(environ, engine.promised)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
         if self._keep and self._parting is None:
@@ -426,12 +425,12 @@ class _Connection:
         except BaseException as error:  # noqa: BLE001  # an application may raise anything; it ends the request alone
             if self._engine.loop.forked:
                 end_child(None if self.gone else error)  # gone: it returned, and found the connection closed
-            return self._failed(exchange, environ, request_id)
+            return self._failed(exchange, environ, request_id, error)
         if self._engine.loop.forked:
             end_child(None)
         return True
 
-    def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
+    def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int, error: BaseException) -> bool:
         arrival = self._arrival
         if arrival is not None and arrival.aborted:
             self.gone = False
@@ -439,8 +438,7 @@ class _Connection:
             return True
         if self.gone:
             return False  # reading or writing failed because the client has gone: no fault to report
-        sys.stderr.write(f"fcgimgr worker: the application failed at {asked(environ)}\n{traceback.format_exc()}")
-        sys.stderr.flush()
+        say_failed(environ, error)
         if exchange.head_sent:
             return exchange.ended
         exchange.fail(_ERROR_PAGE)
@@ -594,7 +592,7 @@ class _Connection:
         return not (arrival.body_ended or arrival.aborted)
 
     def _given_up(self, why: str) -> ClientGoneError:
-        print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+        say(f"connection closed: {why}")
         return self._lost(why)
 
     def _lost(self, why: str) -> ClientGoneError:

@@ -4,7 +4,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fcgimgr.core.generation import PoolState
+from fcgimgr.core.generation import Hold, PoolState, Return
 from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, State, Stopped, Stopping
 
 from .history import History
@@ -78,6 +78,15 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def leave(self):
         self.history.leave()
+
+    @rule()
+    def hold(self):
+        self.history.feed(Hold())
+
+    @precondition(lambda self: self.history.pool.left and self.history.pool.open)
+    @rule()
+    def come_back(self):
+        self.history.feed(Return())
 
     @rule(queued=st.integers(0, 2))
     def let_connections_wait(self, queued):

@@ -281,7 +281,7 @@ class Counted:
     ],
 )
 def test_a_body_longer_than_declared_is_cut_there_and_the_log_says_so(
-    declared: int, blocks: list[bytes], asked_for: int, capsys: pytest.CaptureFixture[str]
+    declared: int, blocks: list[bytes], asked_for: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = Counted(*blocks)
 
@@ -291,7 +291,7 @@ def test_a_body_longer_than_declared_is_cut_there_and_the_log_says_so(
 
     for attempt in (application, lambda environ, start_response: list(application(environ, start_response))):
         assert run(attempt)[1].response()[2] == b"".join(blocks)[:declared]
-        assert capsys.readouterr().err == (
+        assert capfd.readouterr().err == (
             "fcgimgr worker: a body was longer than its Content-Length, and was cut"
             f" after {declared} bytes, at GET /there\n"
         )
@@ -301,7 +301,7 @@ def test_a_body_longer_than_declared_is_cut_there_and_the_log_says_so(
 
 @pytest.mark.parametrize("declared", [0, 1, 50, FILE_BLOCK, FILE_BLOCK + 1])
 def test_of_a_file_as_much_is_sent_as_was_declared(
-    declared: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    declared: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     content = os.urandom(FILE_BLOCK + 200)
     (tmp_path / "large").write_bytes(content)
@@ -314,7 +314,7 @@ def test_of_a_file_as_much_is_sent_as_was_declared(
 
         assert run(application)[1].response()[2] == content[100 : 100 + declared]
         assert file.closed
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
 
 
 def test_write_refuses_what_is_longer_than_declared() -> None:
