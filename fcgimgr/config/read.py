@@ -183,6 +183,9 @@ class _ProcessTable:
             values.setdefault("ready", "notify")
             if len(values["sockets"]) > 1:
                 values.setdefault("socket_pass", "systemd")
+        else:
+            # The same of any program: time alone says nothing of whether it will serve.
+            values.setdefault("ready", "accepts")
         return PoolSettings(name=self._table.name, **values)
 
 
