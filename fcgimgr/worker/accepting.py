@@ -10,9 +10,10 @@ What it promises, and flup's own loop does not:
 - **A connection that waits costs no thread**: one kept between two requests, one that has not said anything yet. It
   waits in the same epoll, for a limited time.
 - **TERM loses nothing**: the queue is served once more, requests in hand are finished, and what has come on connections
-  that wait gets its answer. Kept connections are closed when they are idle, or seen off: the engine tells the peer to
-  close them, and what has crossed with that is served. INT, QUIT and HUP do the same; further signals change nothing
-  (systemd sends TERM to every process of a unit, and so does the manager). What does not end is the manager's to kill.
+  that wait gets its answer. Kept connections are seen off (parting.py): their peers are told to close them, or they are
+  ended with the next answer on them; one that is not used again in FIRST_BYTE_GRACE is closed. INT, QUIT and HUP do the
+  same; further signals change nothing (systemd sends TERM to every process of a unit, and so does the manager). What
+  does not end is the manager's to kill.
 - **`retire` is the same, but leaves the queue to others**: a worker that has served enough makes room for a new one.
 
 The main thread only waits, accepts and hands over; it runs no request. (solo.py has the loop of which it is the only
@@ -32,11 +33,11 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from fcgimgr.worker.forked import end_child
+from fcgimgr.worker.saying import say, told
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 #: Seconds in which a new connection must send its first byte: one that never does (a TCP probe) is closed.
@@ -273,7 +274,7 @@ class AcceptLoop:
                 if not self._threads:
                     raise
                 self._limit = len(self._threads)
-                print(f"fcgimgr worker: going on with {self._limit} threads: {error}", file=sys.stderr, flush=True)
+                say(f"going on with {self._limit} threads: {error}")
             else:
                 self._threads.append(thread)
 
@@ -330,8 +331,10 @@ class AcceptLoop:
     def _close_expired(self) -> None:
         with self._changed:
             now = time.monotonic()
-            for fd in [fd for fd, connection in self._waiting.items() if connection.until <= now]:
-                self._take_waiting(fd).drop()
+            for fd, connection in list(self._waiting.items()):
+                # What has come since the last look is no less in time for that. (A half request is late all the same.)
+                if connection.until <= now and not (connection.idle and _speaks(connection.socket, 0)):
+                    self._take_waiting(fd).drop()
             self._look_at = min((connection.until for connection in self._waiting.values()), default=math.inf)
 
     # --- in the threads
@@ -339,13 +342,15 @@ class AcceptLoop:
     def _work(self) -> None:
         while (handed_over := self._handed_over.get()) is not None:
             connection, fresh = handed_over
-            self._attend(connection, fresh)
-            with self._changed:
-                self._busy -= 1
-                if connection.socket.fileno() < 0:  # else it waits, or is in hand again by now
-                    self._in_hand.discard(connection)
-                self._arm()
-                self._changed.notify_all()
+            try:
+                self._attend(connection, fresh)
+            finally:  # whatever happens, what is not in hand any more must not count as if it were
+                with self._changed:
+                    self._busy -= 1
+                    if connection.socket.fileno() < 0:  # else it waits, or is in hand again by now
+                        self._in_hand.discard(connection)
+                    self._arm()
+                    self._changed.notify_all()
 
     def _attend(self, connection: Connection, fresh: bool) -> None:
         try:
@@ -355,8 +360,8 @@ class AcceptLoop:
                     connection.drop()
             elif not (self._serves(connection) and self._wait(connection)):
                 connection.close()
-        except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
-            print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        except BaseException as error:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
+            say(f"a connection failed:\n{told(error)}")
             connection.close()
 
     def _serves(self, connection: Connection) -> bool:
@@ -422,7 +427,9 @@ class AcceptLoop:
             with self._changed:
                 # Who is late and has something to say has it taken, and as long again for the rest.
                 for fd, connection in list(self._waiting.items()):
-                    if connection.until <= (now - FIRST_BYTE_GRACE if fd in events else now):
+                    if connection.until <= (now - FIRST_BYTE_GRACE if fd in events else now) and not (
+                        connection.idle and _speaks(connection.socket, 0)
+                    ):
                         self._take_waiting(fd).drop()
 
 

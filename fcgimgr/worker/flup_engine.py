@@ -31,9 +31,7 @@ import contextlib
 import io
 import select
 import socket
-import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -55,12 +53,12 @@ from fcgimgr.fastcgi.records import (
     end_request,
 )
 from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
-from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.environ import DEFAULTS, finish, promises
+from fcgimgr.worker.environ import finish, promises, template
 from fcgimgr.worker.exchange import Exchange, FileWrapper
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
 from fcgimgr.worker.patience import (
     HEAD_PATIENCE,
     LINGER,
@@ -70,6 +68,7 @@ from fcgimgr.worker.patience import (
     send_slowly,
     wait_for_body,
 )
+from fcgimgr.worker.saying import say, say_failed
 
 _READ: Final = 65536
 _NOW: Final = socket.MSG_DONTWAIT
@@ -91,7 +90,12 @@ def serve(
             # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     loop = AcceptLoop(
-        listeners, lambda accepted: _Connection(accepted, server), threads=threads, allowed=allowed, ready=ready
+        listeners,
+        lambda accepted: _Connection(accepted, server),
+        threads=threads,
+        allowed=allowed,
+        ready=ready,
+        see_off=_Connection.see_off,
     )
     server.loop = loop
     loop.run()
@@ -138,10 +142,12 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         if comes(connection.socket, select.POLLRDHUP, 0):
             raise EOFError
         connection.gone = False  # of an upload that was aborted before
-        environ = DEFAULTS.copy()
+        environ = server.environ.copy()
         joined = self.parameters.joined()
         decode_parameters(joined, 0, len(joined), environ)
-        finish(environ, server.environ)
+        finish(environ, server.promised)
+        if self.flags & KEEP_CONNECTION:
+            connection.parting = parting_from(environ.get("SERVER_SOFTWARE", ""))
         body = Body(self._more)
         whole = self.stdin.ended
         environ["wsgi.input"] = io.BytesIO(b"".join(self.stdin.pieces)) if whole else buffered(body)
@@ -170,8 +176,7 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
                 return
             if connection.gone:
                 raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
-            sys.stderr.write(f"fcgimgr worker: the application failed at {asked(environ)}\n{traceback.format_exc()}")
-            sys.stderr.flush()
+            say_failed(environ, error)
             if not exchange.head_sent:
                 exchange.fail(_ERROR_PAGE)
             elif not exchange.ended:
@@ -203,7 +208,8 @@ class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
         super().__init__(_forgiving(application), multithreaded=threads > 1, multiprocess=True)
         self.observer = observer
-        self.environ = promises(threads)
+        self.promised = promises(threads)
+        self.environ = template(self.promised)
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
 
@@ -221,6 +227,10 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self.socket = accepted
         self.idle = True
         self.gone = False
+        self.parting: Parting | None = None  # how to end what the web server wants to keep; None: it has not wanted to
+        self._hanging_up: HangingUp | None = None
+        self._closing = False  # the last answer was the last one
+        self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
         self._keepGoing = True
         self._running: _Request | None = None
         self._last = 0  # the id of the last request
@@ -243,7 +253,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         except EOFError:
             return False
         except ProtocolError as error:
-            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            say(f"connection closed: {error}")
             return False
         except OSError:
             if not self.gone:
@@ -261,20 +271,30 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             self.idle = False
             self.until = now + HEAD_PATIENCE
 
+    def see_off(self) -> bool:
+        if self.parting is not Parting.RECORD or self._leaving:
+            return self.parting is not None
+        self._leaving = True
+        try:
+            return self.socket.send(GOODBYE, _NOW) == len(GOODBYE)
+        except OSError:
+            return False
+
     def drop(self) -> None:
         if not (self.idle or self.hung_up):
-            print("fcgimgr worker: connection closed before its request had come", file=sys.stderr, flush=True)
+            say("connection closed before its request had come")
         self.socket.close()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError), self.socket:
+        with contextlib.suppress(OSError, ProtocolError), self.socket:
             if self._all_read or any(_ends_stdin(record) for record in self._arrived):
                 return
             self.socket.shutdown(socket.SHUT_WR)
             until = time.monotonic() + LINGER
             # The clock is asked too: of who never stops sending there is always something to read.
             while (left := until - time.monotonic()) > 0 and comes(self.socket, select.POLLIN, left):
-                if not self.socket.recv(_READ):
+                rest = self.socket.recv(_READ)
+                if not rest or any(_ends_stdin(record) for record in self._reader.feed(rest)):
                     return
 
     # --- records in
@@ -403,6 +423,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             raise ProtocolError("the replies to management records are not read")
 
     def send(self, message: bytes, last: bool, over: bool) -> None:
+        hanging_up = None
+        if last and self._is_last():
+            message, hanging_up = self._part(message)
         flags = self._flags(last and over)
         try:
             sent = self.socket.send(message, flags)
@@ -413,8 +436,13 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             raise
         if sent < len(message):
             self._send_rest(memoryview(message)[sent:], flags)
+        if hanging_up is not None:
+            self._hung_up(hanging_up)
 
     def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
+        hanging_up = None
+        if last and self._is_last():
+            parts[-1], hanging_up = self._part(bytes(parts[-1]))
         flags = self._flags(last and over)
         try:
             sent = self.socket.sendmsg(parts, (), flags)
@@ -429,6 +457,8 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             else:
                 self._send_rest(memoryview(part)[sent:], flags)
                 sent = 0
+        if hanging_up is not None:
+            self._hung_up(hanging_up)
 
     def _flags(self, over: bool) -> int:
         """When nothing comes behind it, the end of the connection goes with the end of the answer: over TCP in one
@@ -474,14 +504,40 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     # --- the end
 
+    def _is_last(self) -> bool:
+        """Whether an answer on a connection that the web server would keep is the last one."""
+        request = self._running
+        return request is not None and bool(request.flags & KEEP_CONNECTION) and self.server.loop.stopping
+
+    def _part(self, end: bytes) -> tuple[bytes, HangingUp | None]:
+        """What is sent in place of the end of the last answer, and how the connection is ended with it, where it is for
+        us to do so. (One buffer: what is cut off is sent buffer by buffer.)"""
+        parting = self.parting
+        assert parting is not None
+        if parting is Parting.END:
+            if self._hanging_up is None:
+                self._hanging_up = HangingUp(self.socket)
+            self._hanging_up.sending()
+            return end, self._hanging_up
+        self._closing = self._leaving
+        self._leaving = True
+        return last_words(end, parting), None
+
+    def _hung_up(self, hanging_up: HangingUp) -> None:
+        try:
+            self._closing = hanging_up.over()
+        except OSError:
+            self.gone = True
+            raise
+
     def over(self, request: _Request) -> None:
         """Its answer is sent."""
         del self._requests[request.requestId]
-        if not request.flags & KEEP_CONNECTION:
+        if self._closing or not request.flags & KEEP_CONNECTION:
             self._keepGoing = False
 
     def given_up(self, why: str) -> ClientGoneError:
-        print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+        say(f"connection closed: {why}")
         return self.lost(why)
 
     def lost(self, why: str) -> ClientGoneError:

@@ -12,6 +12,7 @@ stderr; 2 for a wrong command line. Importing this module does nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib.machinery
 import os
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
 
     # Now, with all that it needs of the standard library (start.py).
     from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
+    from fcgimgr.worker.leaving import let_go_of_streams, name_what_stays
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application, told_when_late
     from fcgimgr.worker.notify import notify
@@ -80,6 +82,8 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         if zygote is not None:
             zygote.wait_for_go()
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
+        name_what_stays()
+        let_go_of_streams()
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
@@ -150,8 +154,11 @@ def _count_and_jitter(text: str) -> tuple[int, int]:
 
 def _give_up(reason: str) -> NoReturn:
     """Exit 1 with `reason`, at once: a thread that the application left running must not keep a failed worker alive."""
-    print(f"fcgimgr worker: {reason}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    from fcgimgr.worker.saying import say
+
+    say(reason)
+    with contextlib.suppress(BaseException):  # None, closed, or whatever the application has made of it
+        sys.stdout.flush()
     os._exit(1)
 
 

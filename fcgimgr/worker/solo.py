@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import select
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fcgimgr.worker.accepting import MOST_WAITING, AcceptLoop, Connection
 from fcgimgr.worker.keeping import Keeping
+from fcgimgr.worker.saying import say, told
 
 #: Events that are fetched at once; what is left comes with the next call, and nobody waits long.
 _EVENTS = 64
@@ -60,6 +59,8 @@ class SoloLoop(AcceptLoop):
                     self._hear_signals()
                     self._close_expired()
                     events = poll(super()._patience(), _EVENTS)
+            if len(events) > 1:
+                keeping.waited += len(events) - 1
             for fd, flags in events:
                 connection = waiting.get(fd)
                 if connection is not None:
@@ -81,10 +82,10 @@ class SoloLoop(AcceptLoop):
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)
-        # Under load the next one is there already. Only where no kept connection has to wait meanwhile, and not for
-        # long: a signal waits too.
+        # Under load the next one is there already. Only where no kept connection has to wait meanwhile, and no signal:
+        # a worker that is to end leaves the queue to others, or looks at the clock between two requests of it.
         for _ in range(_EVENTS):
-            if self._waiting or not super()._accept(listener):
+            if self._waiting or self.stopping or not super()._accept(listener):
                 break
         self._disarm()
         self._arm()
@@ -103,8 +104,8 @@ class SoloLoop(AcceptLoop):
         try:
             if connection.serve() and self._wait(connection):
                 return
-        except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the process
-            print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        except Exception as error:  # noqa: BLE001  # a fault of one connection is no reason to lose the process
+            say(f"a connection failed:\n{told(error)}")
         fd = connection.socket.fileno()
         if self._waiting.pop(fd, None) is not None:
             # Closing alone takes it out of epoll only while no forked child holds it too.
