@@ -1,6 +1,5 @@
 """Asking the manager, for every command that does: connect, show progress while it waits, say what came of it."""
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -129,9 +128,3 @@ def _process_lines(process: ProcessVerdict, paint: Paint) -> list[str]:
     detail = f": {safe(process.detail)}" if process.detail else ""
     head = f"{process.name}: {paint(process.result, 'green' if process.ok else 'red')}{detail}"
     return [head, *(f"    {safe(line)}" for line in process.lines)]
-
-
-def short_path(path: str) -> str:
-    """`path` relative to the working directory where that is shorter to read."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative

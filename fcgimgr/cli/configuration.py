@@ -17,7 +17,7 @@ def check_(context: click.Context) -> None:
 
     from fcgimgr.config.read import read
 
-    from .ask import short_path
+    from .locate import short_path
 
     path = config_file(context)
     config = read(path, os.environ)

@@ -49,7 +49,7 @@ def find_config(context: click.Context) -> str | None:
     """The file given, else the first of SEARCHED that exists, as an absolute path; None when there is none."""
     given = given_config(context)
     if given is not None:
-        return os.path.abspath(given)
+        return _absolute(given)
     return next((os.path.abspath(path) for path in SEARCHED if os.path.exists(path)), None)
 
 
@@ -65,7 +65,7 @@ def control_socket(context: click.Context) -> str:
     """The path of the control socket that the command line, or the configuration, names. Failure: neither does."""
     socket = given_socket(context)
     if socket is not None:
-        return os.path.abspath(socket)
+        return _absolute(socket)
     path = find_config(context)
     if path is None:
         raise Failure(f"which manager? Give -c FILE or -s SOCKET (there is no {' and no '.join(SEARCHED)})", code=USAGE)
@@ -95,8 +95,27 @@ def control_path(config: str) -> str:
 def no_manager(problem: str, context: click.Context) -> Failure:
     """The failure of a command that found nobody, with the way to start one."""
     config = find_config(context)
-    file = os.path.relpath(config) if config is not None and os.path.dirname(config) == os.getcwd() else config
-    return Failure(f"{problem}\nstart one with: fcgimgr -c {file or 'pool.toml'}", code=NO_MANAGER)
+    file = "pool.toml" if config is None else short_path(config)
+    return Failure(f"{problem}\nstart one with: fcgimgr -c {file}", code=NO_MANAGER)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise Failure(
+            f"{path}: the directory that you are in has been removed; go to one that exists, or give an absolute path",
+            code=USAGE,
+        ) from None
+
+
+def short_path(path: str) -> str:
+    """`path` relative to the working directory where that is shorter to read."""
+    try:
+        relative = os.path.relpath(path)
+    except FileNotFoundError:  # we stand in a directory that has been removed
+        return path
+    return path if relative.startswith("..") else relative
 
 
 def _tables(text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from urllib.parse import unquote
 
 import click
 
@@ -35,7 +36,8 @@ def request_(
     """Send one FastCGI request to ADDRESS (127.0.0.1:9001, /run/app.sock) and show the answer.
 
     SCRIPT_FILENAME may end in ?QUERY. The parameters are those of nginx's fastcgi_params; -p SCRIPT_NAME= makes the
-    whole path the PATH_INFO of a WSGI application. What the program writes to its error stream goes to stderr.
+    whole path the PATH_INFO of a WSGI application, -p SCRIPT_NAME=/shop what is below /shop. What the program writes
+    to its error stream goes to stderr.
     """
     from fcgimgr.fastcgi.client import fetch
 
@@ -99,12 +101,17 @@ def request_params(script: str, method: str, body: bytes, given: tuple[str, ...]
         # php-cgi, when built to insist on a redirect, refuses to run without it.
         "REDIRECT_STATUS": "200",
     }
+    named: dict[str, str] = {}
     for parameter in given:
         name, equals, value = parameter.partition("=")
         if not name or not equals:
             raise click.UsageError(f"-p {parameter}: give NAME=VALUE")
-        params[name] = value
-    return params
+        named[name] = value
+    mount = named.get("SCRIPT_NAME")
+    if mount is not None and (path == mount or path.startswith(f"{mount}/")):
+        # What is left of the path below it, decoded as a web server does it (RFC 3875, section 4.1.5).
+        params["PATH_INFO"] = unquote(path[len(mount) :], errors="surrogateescape")
+    return params | named
 
 
 def _body(data: str | None) -> bytes:

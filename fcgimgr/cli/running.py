@@ -24,8 +24,15 @@ def manager_command(config: str) -> list[str]:
     taken for Python's; left out where that directory is where fcgimgr itself was found.
     """
     home = os.path.dirname(os.path.dirname(os.path.abspath(fcgimgr.__file__)))
-    safe_path = [] if home == os.getcwd() else ["-P"]
+    safe_path = [] if _is_our_directory(home) else ["-P"]
     return [sys.executable, *safe_path, "-m", "fcgimgr.manager", "--config", config]
+
+
+def _is_our_directory(path: str) -> bool:
+    try:
+        return path == os.getcwd()
+    except FileNotFoundError:  # it has been removed
+        return False
 
 
 def run_manager(config: str, *, daemon: bool = False) -> NoReturn:

@@ -52,7 +52,7 @@ def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[s
         yield _pool_line(pool, widths, paint)
         for process in processes:
             row = _aligned(rows[id(process)], widths, paint.state(process.state, widths[1]))
-            note = _note(process, verbose)
+            note = _note(pool, process, verbose)
             yield f"{row}  {safe(note)}" if note else row
             if verbose:
                 yield from _requests(process)
@@ -144,6 +144,8 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
     if pool.reason:
         facts.append(safe(pool.reason))
+    if pool.state == "FATAL":
+        facts += _advice(pool.name, pool.retry_in)
     if pool.canary is not None:
         facts.append(paint(f"canary {pool.canary:g} %", "yellow"))
     if pool.discarded:
@@ -166,7 +168,13 @@ def _requests(process: ProcessStatus) -> Iterable[str]:
         yield f"      and {process.in_hand - len(process.current)} more"
 
 
-def _note(process: ProcessStatus, verbose: bool) -> str:
+def _advice(name: str, retry_in: float | None) -> list[str]:
+    """What is to be done about what is FATAL."""
+    waiting = [] if retry_in is None else [f"next try in {retry_in:.0f} s"]
+    return [*waiting, f"once it is mended: fcgimgr start {name}"]
+
+
+def _note(pool: PoolStatus, process: ProcessStatus, verbose: bool) -> str:
     """Why it is not running, and what comes next; of one that runs, how long its last request took."""
     notes = []
     if process.reason:
@@ -176,7 +184,10 @@ def _note(process: ProcessStatus, verbose: bool) -> str:
             notes.append(f"killed by {process.exit.signal}")
         elif process.exit.code is not None:
             notes.append(f"exit code {process.exit.code}")
-    if process.retry_in is not None:
+    if process.state == "FATAL":
+        if pool.state != "FATAL":  # else it stands beside the pool's name
+            notes += _advice(f"{pool.name}:{process.name}", process.retry_in)
+    elif process.retry_in is not None:
         notes.append(f"next try in {process.retry_in:.0f} s")
     if verbose and process.last_duration is not None:
         notes.append(f"last request took {took(process.last_duration)}")

@@ -132,6 +132,8 @@ def _wsgi(read: TableRead, settings: PoolSettings, findings: Findings) -> None:
         for key in ("access_log", "slowlog"):
             if key in read.given and getattr(settings, key) != "-":
                 findings.problem(read, key, 'a file cannot be opened from within a chroot; write "-"')
+    if read.own("drain"):
+        findings.problem(read, "drain", "the workers of a wsgi pool always finish what they have in hand; leave it out")
     if read.own("socket_blocking"):
         findings.problem(read, "socket_blocking", "a wsgi pool sets it by itself; leave it out")
     if settings.socket_pass == "env" and settings.socket_env != "FCGI_LISTEN_FD":

@@ -23,6 +23,7 @@ def check_together(config: Config, tables: Tables, reads: Sequence[TableRead], f
     _addresses(config, reads, findings)
     _control(config, tables, reads, findings, path)
     _patience(config, reads, findings)
+    _retrying(config, reads, findings)
 
 
 def _names(tables: Tables, findings: Findings) -> None:
@@ -153,6 +154,12 @@ def _patience(config: Config, reads: Sequence[TableRead], findings: Findings) ->
                 f"a shutdown kills sooner, after shutdown_timeout ({most:g} s): "
                 f"set shutdown_timeout in [manager] to {settings.stopwaitsecs:g} or more, too",
             )
+
+
+def _retrying(config: Config, reads: Sequence[TableRead], findings: Findings) -> None:
+    for read in reads:
+        if config.manager.exit_on_fatal and read.settings is not None and read.settings.on_fatal == "retry":
+            findings.warning(read, "on_fatal", "nothing is tried again: exit_on_fatal in [manager] ends the manager")
 
 
 def _unknown(name: str, known: Mapping[str, object] | set[str]) -> str:

@@ -232,6 +232,19 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds(positive=True),
         Meta(description="The longest pause between two starts, in seconds."),
     ] = 30.0
+    on_fatal: Annotated[
+        Literal["close", "keep", "retry"],
+        Choice(words=("close", "keep", "retry")),
+        Meta(
+            description=(
+                "When every process is FATAL, or the sockets cannot be opened: "
+                '`"close"` refuses clients at once, so that nginx goes to its next upstream, until somebody starts '
+                'it; `"keep"` lets them wait; `"retry"` refuses them too, but starts what is FATAL once more after a '
+                "pause of twice `backoff_max` (60 seconds), and then again and again, after pauses that grow up to "
+                "twenty times that (10 minutes)."
+            )
+        ),
+    ] = "close"
     priority: Annotated[
         int,
         Whole(low=-(10**6), high=10**6),
@@ -576,6 +589,19 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = '%R - %u %t "%m %r%Q%q" %s'
+    drain: Annotated[
+        Literal["self", "watch"],
+        Choice(words=("self", "watch")),
+        Meta(
+            description=(
+                'How a process of a `command` ends without losing a request: `"self"` gives it its `stopsignal` and '
+                "leaves it to the program to finish what it has in hand, as gunicorn does; "
+                '`"watch"` gives it its `stopsignal` only when it has nothing in hand, for a program that does not. '
+                "See docs/reload.md."
+            ),
+            extra={"default": '`"self"` where `command` is a server known to do it, else `"watch"`'},
+        ),
+    ] = "watch"
     reload_timeout: Annotated[
         float,
         Seconds(positive=True),
@@ -584,6 +610,16 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             "failed, and the old ones serve on."
         ),
     ] = 60.0
+    reload_watch: Annotated[
+        float,
+        Seconds(),
+        Meta(
+            description="Seconds after the switch of a reload in which the new processes are not trusted: if more than "
+            "half of them die, and the old ones are still there, those serve again and the reload has failed. The old "
+            "ones are kept for `startsecs` after the switch, for longer while the new ones leave connections waiting, "
+            "and while they finish what they have. 0 for never."
+        ),
+    ] = 10.0
     reload_canary: Annotated[
         float | None,
         Percent(),
@@ -595,16 +631,6 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             )
         ),
     ] = None
-    on_fatal: Annotated[
-        Literal["close", "keep"],
-        Choice(words=("close", "keep")),
-        Meta(
-            description=(
-                'The sockets when every process is FATAL: `"close"` refuses clients at once, so that nginx goes to '
-                'its next upstream; `"keep"` lets them wait.'
-            )
-        ),
-    ] = "close"
 
     @property
     def can_have_canary(self) -> bool:

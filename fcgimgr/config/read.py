@@ -6,6 +6,7 @@ environment files they name), so that `fcgimgr check` may be run by anybody, bes
 """
 
 import os
+import signal
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from fcgimgr.config.findings import Findings, TableRead
 from fcgimgr.config.keys import Key, keys
 from fcgimgr.config.place import Place
 from fcgimgr.config.problems import ConfigError, Problem
+from fcgimgr.config.selfdraining import drains_itself
 from fcgimgr.config.settings import (
     Config,
     GroupSettings,
@@ -183,6 +185,8 @@ class _ProcessTable:
             values.setdefault("ready", "notify")
             if len(values["sockets"]) > 1:
                 values.setdefault("socket_pass", "systemd")
+        elif drains_itself(values.get("command", ()), values.get("stopsignal", signal.SIGTERM)):
+            values.setdefault("drain", "self")
         return PoolSettings(name=self._table.name, **values)
 
 

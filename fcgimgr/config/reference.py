@@ -46,8 +46,7 @@ POOL_TOPICS: Final = {
     "socket": "Sockets",
     "wsgi": "WSGI",
     "max_requests": "Requests of a WSGI application",
-    "reload_timeout": "Reloading",
-    "on_fatal": "When it fails",
+    "drain": "Reloading",
 }
 
 OPENING: Final = """\

@@ -240,9 +240,9 @@ class RequestStatus(Struct, frozen=True, kw_only=True):
 class ProcessStatus(Struct, frozen=True, kw_only=True):
     """One process. `state` is STOPPED STARTING RUNNING BACKOFF STOPPING EXITED or FATAL.
 
-    `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again. Of a worker
-    of a `wsgi` pool: `in_hand`, how many requests it is at work on; `current`, the longest of them first, eight at
-    most; `last_duration`, of the request that ended last.
+    `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again, or one that
+    is FATAL with `on_fatal = "retry"`. Of a worker of a `wsgi` pool: `in_hand`, how many requests it is at work on;
+    `current`, the longest of them first, eight at most; `last_duration`, of the request that ended last.
     """
 
     name: str
@@ -274,7 +274,8 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL.
 
     `zygotes`: with `preload` what the processes are forked from, one a generation; none of them serves or counts.
-    `discarded`: why the last reload came to nothing, until the next one begins.
+    `discarded`: why the last reload came to nothing, until the next one begins. `retry_in`: of what is FATAL with
+    `on_fatal = "retry"`, when that is tried again.
     """
 
     name: str
@@ -289,6 +290,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     reason: str | None = None
     zygotes: tuple[ProcessStatus, ...] = ()
     discarded: str | None = None
+    retry_in: float | None = None
 
 
 class ManagerStatus(Struct, frozen=True, kw_only=True):

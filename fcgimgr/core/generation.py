@@ -3,7 +3,8 @@
 `step(settings, generation, event, now) -> (generation, actions)` is all there is; like process.py it touches nothing.
 A pool has one generation, but for the time of a reload (pool.py). What a generation adds to its processes: when its
 listener is opened and closed; how it is drained; the rolling restart, which takes the next process only when the
-replacement of the last is ready; recycling; the change of their number; and the bound on crash loops.
+replacement of the last is ready; recycling; the change of their number; the bound on crash loops; and, with
+on_fatal = "retry", when those that were given up are tried once more, all together.
 
 Recycling replaces a process because of what it has become (its age, its memory, what it says itself), not because
 anybody has asked for it; so nobody may notice. One at a time, and in a pool only while one more process than wanted,
@@ -20,8 +21,8 @@ until the one after it is ready; each has one of its own, but where there are as
 Theory of operation. The manager feeds one event at a time. Commands (Start, Stop, Restart, Scale, Kill) name the
 processes by index; what happens to one process arrives as Happened(index, event). Each is turned into events for the
 processes, and their answers are collected. Then, whatever the event was, the same questions are asked: is the rolling
-restart to go on, or the recycling, are there stand-ins or other processes too few or too many, and is the listener
-still wanted. So no path through the code can forget them.
+restart to go on, or the recycling, are there stand-ins or other processes too few or too many, is the listener still
+wanted, and is anything to be tried again later. So no path through the code can forget them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import msgspec
 
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core import crashes, process
+from fcgimgr.core.backoff import backoff_delay
 from fcgimgr.core.process import (
     Backoff,
     Died,
@@ -46,6 +48,7 @@ from fcgimgr.core.process import (
     Rest,
     RestartAsked,
     Retiring,
+    RetryAsked,
     Running,
     Signal,
     Slot,
@@ -93,10 +96,16 @@ class Generation(msgspec.Struct, frozen=True):
     stand_ins: tuple[int, ...] = ()  # the processes, behind the others, that serve meanwhile
     recycle_from: float = 0.0  # no sooner: a replacement was no good
     left: bool = False  # another generation has taken its place
+    held: bool = False  # but it may have to come back, so that it stays whole
     draining: float | None = None  # it gets no new connection; when it has to end, whatever is still in the queue
     refusing: bool = False  # the listener lets no new connection in, and cannot be made to any more
     again: tuple[int, ...] = ()  # to be started anew, on a new listener, once this one is closed
     complete: bool = False  # all that is wanted has been ready since the last start
+    retry_at: float | None = None  # when those that are FATAL are tried once more
+    retries: int = 0  # how often that was in vain, in a row
+    retried: float | None = None  # when it was last
+    retrying: bool = False  # the listeners are opened for that
+    to_open: tuple[int, ...] = ()  # the processes that were to start when the listeners could not be bound
 
 
 def new_generation(settings: ProcessSettings, now: float, seed: float = 0.0) -> Generation:
@@ -124,6 +133,14 @@ class Stop(msgspec.Struct, frozen=True):
     indexes: tuple[int, ...] | None = None
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """New connections go to another generation: stay as you are, for they may come back."""
+
+
+class Return(msgspec.Struct, frozen=True):
+    """They have come back: be whole again, whatever you were told since."""
+
+
 class Leave(msgspec.Struct, frozen=True):
     """New connections go to another generation: serve what has come, and end. `served`: whether any ever came."""
 
@@ -136,6 +153,10 @@ class QueueEmpty(msgspec.Struct, frozen=True):
 
 class DrainDue(msgspec.Struct, frozen=True):
     """The moment that `draining` names has come."""
+
+
+class RetryDue(msgspec.Struct, frozen=True):
+    """The moment that `retry_at` names has come."""
 
 
 class Restart(msgspec.Struct, frozen=True):
@@ -203,9 +224,12 @@ class Happened(msgspec.Struct, frozen=True):
 Event: TypeAlias = (
     Start
     | Stop
+    | Hold
+    | Return
     | Leave
     | QueueEmpty
     | DrainDue
+    | RetryDue
     | Restart
     | Recycle
     | Overdue
@@ -283,6 +307,10 @@ _AT_REST: Final = (Stopped, Exited, Fatal)
 # Seconds without recycling after a new process was no good.
 RECYCLE_AGAIN: Final = 60.0
 
+# The pauses between two tries of what is FATAL, from the first to the longest, in times of backoff_max.
+RETRY_FIRST: Final = 2.0
+RETRY_LONGEST: Final = 20.0
+
 # Seconds that a process has to end when there is nothing to wait for.
 HOPELESS: Final = 1.0
 
@@ -301,6 +329,7 @@ def step(
     draft.go_on_standing_in()
     draft.drop_surplus()
     draft.close_unless_wanted()
+    draft.go_on_retrying()
     return draft.finish(), draft.actions
 
 
@@ -353,6 +382,7 @@ class _Draft:
         "recycling",
         "refusing",
         "replacing",
+        "retry_at",
         "rolling",
         "settings",
         "stand_ins",
@@ -381,6 +411,7 @@ class _Draft:
         self.draining = pool.draining
         self.refusing = pool.refusing
         self.again = pool.again
+        self.retry_at = pool.retry_at
 
     # Events
 
@@ -394,8 +425,13 @@ class _Draft:
                 self._start(indexes)
             case Stop(None):
                 self._stop()
+            case Hold():
+                self.fields.update(left=True, held=True)
+                self.rolling, self.recycling, self.replacing = (), (), False
+            case Return():
+                self._return()
             case Leave(served):
-                self.fields["left"] = True
+                self.fields.update(left=True, held=False)
                 if served:
                     self._drain()
                 else:  # what waits in its queue is a ping that it has left unanswered
@@ -405,9 +441,12 @@ class _Draft:
                 self._stop_draining(StopAsked(by=self.draining) if self._retires else StopAsked())
             case DrainDue():
                 self._stop_draining(StopAsked())
+            case RetryDue():
+                self._retry()
             case Stop(tuple(indexes)):
                 # The one under way stays at the head: the next is taken when it has come to rest.
                 self.rolling = self.rolling[:1] + tuple(index for index in self.rolling[1:] if index not in indexes)
+                self.fields["to_open"] = tuple(index for index in self.pool.to_open if index not in indexes)
                 self._tell_each(indexes, self._gentle_stop())
             case Restart(indexes, hard):
                 self._restart(indexes, hard)
@@ -428,11 +467,14 @@ class _Draft:
             case Opened():
                 self.open = True
                 opening, self.opening = self.opening, ()
-                self._tell_each(opening, StartAsked())
+                self.fields.update(retrying=False, to_open=())
+                for index in opening:
+                    once = self.pool.retrying and isinstance(self.processes[index], Fatal)
+                    self._tell(index, RetryAsked() if once else StartAsked())
             case OpenFailed(why):
+                self.fields.update(fault=why, retrying=False, to_open=self.opening)
                 self.opening = ()
                 self.rolling = ()
-                self.fields["fault"] = why
 
     def _happen(self, index: int, event: process.Event) -> None:
         if index >= len(self.processes):
@@ -475,7 +517,8 @@ class _Draft:
             self.again = tuple(dict.fromkeys(self.again + indexes))
             return
         self.up = True
-        self.fields.update(waiting=(), fault=None)
+        self.retry_at = None
+        self.fields.update(waiting=(), fault=None, retries=0, retried=None, retrying=False, to_open=())
         if self.open:
             self._tell_each(indexes, StartAsked())
         else:
@@ -509,7 +552,7 @@ class _Draft:
         self.stand_ins = ()  # they go with the others
         self.draining = None
         self.again = ()
-        self.fields.update(waiting=(), fault=None)
+        self.fields.update(waiting=(), fault=None, to_open=())
 
     def _stop(self) -> None:
         if self.refusing:
@@ -523,6 +566,16 @@ class _Draft:
             self._drain()
             self.refusing = True
             self.actions.append(Refuse())
+
+    def _return(self) -> None:
+        if self.refusing or not self.open:
+            return  # it was on its way down before, and nobody comes to it any more
+        self.fields.update(left=False, held=False)
+        self.draining = None
+        self.up = True
+        for index in range(self.wanted):
+            self._hurry(index)
+            self._tell(index, StartAsked())  # also of one that was told to end: it is started anew when it has
 
     def _drain(self) -> None:
         self._go_down()
@@ -599,6 +652,22 @@ class _Draft:
         known = index in self.rolling or any(one.index == index for one in self.recycling)
         if not known and isinstance(self.processes[index], Running):
             self.recycling += (event,)
+
+    def _retry(self) -> None:
+        """Start what is FATAL once more, all together: the cause may have gone."""
+        if self.retry_at is None or self.now < self.retry_at:
+            return  # it was put off, or is not wanted any more
+        self.retry_at = None
+        self.fields.update(fault=None, retried=self.now)
+        fatal = tuple(index for index in range(self.wanted) if isinstance(self.processes[index], Fatal))
+        if self.open:
+            self._tell_each(fatal, RetryAsked())
+            return
+        unopened = [index for index in self.pool.to_open if index < self.wanted and index not in fatal]
+        self.opening = tuple(sorted([*fatal, *unopened]))
+        if self.opening:
+            self.fields["retrying"] = True
+            self.actions.append(Open())
 
     def _age_anew(self) -> None:
         """Another max_lifetime holds for those that run, too."""
@@ -735,6 +804,30 @@ class _Draft:
             self.opening, self.again, self.up = self.again, (), True
             self.actions.append(Open())
 
+    def go_on_retrying(self) -> None:
+        wanted = self.settings.on_fatal == "retry" and self.up and not (self.refusing or self.opening)
+        if not wanted or self._now_is("waiting") or not (self._now_is("fault") or self._is_any_fatal()):
+            self.retry_at = None
+        elif self.retry_at is None:
+            self.retry_at = self.now + self._pause()
+
+    def _is_any_fatal(self) -> bool:
+        return Fatal in map(type, self.processes[: self.wanted])  # in C, as this is asked often
+
+    def _pause(self) -> float:
+        """Seconds until the next try; they grow, until one was good for longer than the pause that would follow."""
+        first, longest = RETRY_FIRST * self.settings.backoff_max, RETRY_LONGEST * self.settings.backoff_max
+        retries = self.pool.retries
+        retried = self._now_is("retried")
+        pause = backoff_delay(retries, first, longest, (self.pool.seed + 0.414 * retries) % 1.0)
+        if not isinstance(retried, float) or self.now - retried >= pause:
+            retries, pause = 0, backoff_delay(0, first, longest, self.pool.seed)
+        self.fields["retries"] = retries + 1
+        return pause
+
+    def _now_is(self, field: str) -> object:
+        return self.fields.get(field, getattr(self.pool, field))
+
     def finish(self) -> Generation:
         if not self.pool.complete and "complete" not in self.fields and isinstance(self.processes[-1], Running):
             self.fields["complete"] = all(isinstance(state, Running) for state in self.processes[: self.wanted])
@@ -755,6 +848,7 @@ class _Draft:
             draining=self.draining,
             refusing=self.refusing,
             again=self.again,
+            retry_at=self.retry_at,
             **self.fields,
         )
 

@@ -156,7 +156,7 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):
-    """It would not start; an operator's `start` tries again."""
+    """It would not start; an operator's `start` tries again, and with on_fatal = "retry" its generation does."""
 
     name: ClassVar[str] = "FATAL"
     due: ClassVar[None] = None
@@ -207,6 +207,10 @@ class RestartAsked(msgspec.Struct, frozen=True):
 
     by: float | None = None
     patient: bool = False
+
+
+class RetryAsked(msgspec.Struct, frozen=True):
+    """The pause after it was given up is over (on_fatal = "retry"): it has one try."""
 
 
 class TookTooLong(msgspec.Struct, frozen=True):
@@ -268,6 +272,7 @@ Event: TypeAlias = (
     StartAsked
     | StopAsked
     | RestartAsked
+    | RetryAsked
     | TookTooLong
     | KillAsked
     | Spawned
@@ -280,8 +285,8 @@ Event: TypeAlias = (
     | Held
 )
 EVENTS: Final = (
-    StartAsked, StopAsked, RestartAsked, TookTooLong, KillAsked, Spawned, Executed, SpawnFailed, Ready, Died, Idle, Due,
-    Held,
+    StartAsked, StopAsked, RestartAsked, RetryAsked, TookTooLong, KillAsked, Spawned, Executed, SpawnFailed, Ready,
+    Died, Idle, Due, Held,
 )  # fmt: skip
 
 
@@ -331,6 +336,11 @@ def spawn(slot: Slot, state: State, event: Event, now: float) -> Outcome:
 
 def try_again(slot: Slot, state: Backoff, event: Event, now: float) -> Outcome:
     return Spawning(tries=state.tries), _SPAWN
+
+
+def try_once(slot: Slot, state: Fatal, event: RetryAsked, now: float) -> Outcome:
+    """If that fails it is FATAL again at once: the next pause is its generation's affair."""
+    return Spawning(tries=slot.settings.startretries + 1), _SPAWN
 
 
 def wait_longer(slot: Slot, state: Backoff, event: Held, now: float) -> Outcome:
@@ -556,6 +566,7 @@ _DOWN: Final[dict[type, Decision]] = {
     StartAsked: spawn,
     StopAsked: rest,
     RestartAsked: spawn,
+    RetryAsked: impossible,
     TookTooLong: impossible,
     KillAsked: rest,
     Spawned: impossible,
@@ -571,12 +582,13 @@ _DOWN: Final[dict[type, Decision]] = {
 TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
     Stopped: _DOWN,
     Exited: _DOWN,
-    Fatal: _DOWN,
+    Fatal: _DOWN | {RetryAsked: try_once},
     # A spawn waits its turn behind others, so orders may overtake it; the manager spawns only what is still Spawning.
     Spawning: {
         StartAsked: stay,
         StopAsked: rest,
         RestartAsked: stay,
+        RetryAsked: impossible,
         TookTooLong: impossible,
         KillAsked: rest,
         Spawned: come_up,
@@ -592,6 +604,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        RetryAsked: impossible,
         TookTooLong: impossible,
         KillAsked: kill,
         Spawned: impossible,
@@ -607,6 +620,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: stay,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        RetryAsked: impossible,
         TookTooLong: end_in_time,
         KillAsked: kill,
         Spawned: impossible,
@@ -623,6 +637,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: serve_on,
         StopAsked: stop,
         RestartAsked: stop_to_restart,
+        RetryAsked: impossible,
         TookTooLong: impossible,
         KillAsked: kill,
         Spawned: impossible,
@@ -638,6 +653,7 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         StartAsked: start_after_stop,
         StopAsked: stay_down,
         RestartAsked: restart_after_stop,
+        RetryAsked: impossible,
         TookTooLong: lose_patience,
         KillAsked: kill_now,
         Spawned: impossible,

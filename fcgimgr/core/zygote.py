@@ -8,8 +8,8 @@ failed it is FATAL. What is added here is how it hangs together with the workers
 - A worker that is to be spawned meanwhile waits. When the zygote fails, all that wait have failed to start: they back
   off and try again as from any failed start, and a reload is discarded.
 - The workers that run live on, whatever becomes of it.
-- Once it is FATAL, it is tried again for a worker that has not failed before: by an operator's order, or in the place
-  of one that was running.
+- Once it is FATAL, it is tried again for a worker that has not failed before (by an operator's order, or in the place
+  of one that was running), and for one that is tried once more after it was FATAL itself (on_fatal = "retry").
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def step(settings: PoolSettings, state: State, event: process.Event, now: float,
     return after, actions
 
 
-def asked_for(state: State, tries: int) -> StartAsked | None:
+def asked_for(settings: PoolSettings, state: State, tries: int) -> StartAsked | None:
     """What to tell it when a worker is to be forked whose starts have failed `tries` times in a row."""
-    return StartAsked() if tries == 0 or isinstance(state, Stopped | Exited) else None
+    given_up_before = tries > settings.startretries >= 0
+    return StartAsked() if tries == 0 or given_up_before or isinstance(state, Stopped | Exited) else None
 
 
 def failure(state: State) -> str | None:

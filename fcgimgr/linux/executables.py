@@ -9,6 +9,9 @@ from fcgimgr.linux.errors import LinuxError
 
 _MISSING: Final = "does not exist"
 _UNREADABLE: Final = "cannot be read"
+# Where names are looked for that are relative to a directory that is no more: nothing is there.
+_REMOVED: Final = "."
+_REMEDY: Final = "set `directory`, or give its absolute path"
 
 
 def find_executable(
@@ -21,9 +24,11 @@ def find_executable(
     """
     if chroot is not None and not os.path.isdir(chroot):
         raise LinuxError(f"chroot {chroot}: there is no such directory; create it, or name another")
-    start = directory or ("/" if chroot else os.getcwd())
+    start = directory or ("/" if chroot else _our_directory())
     if "/" in name:
         found = os.path.join(start, name.removeprefix("./"))
+        if start == _REMOVED and not os.path.isabs(found):
+            raise LinuxError(f"{key} {name}: the directory that the manager was started in has been removed; {_REMEDY}")
         refusal = _why_not_executable(chroot, found)
         if refusal:
             raise LinuxError(f"{key} {name}: {found} {refusal}")
@@ -62,6 +67,13 @@ def why_not_executed(path: str, code: int, who: str, chroot: str | None) -> str:
             return f"its interpreter {interpreter} does not exist; mend the #! line"
         return "its loader (ldd shows it) does not exist"
     return f"cannot be executed: {os.strerror(code).lower()}"
+
+
+def _our_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # a release that was cleaned up; what lies elsewhere is found and runs all the same
+        return _REMOVED
 
 
 def _why_not_executable(chroot: str | None, path: str) -> str:

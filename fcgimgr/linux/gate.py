@@ -7,8 +7,8 @@ still there, on one that does not it hears EAGAIN, "nobody waits". All else goes
 seen. The connections wait for the process's siblings. With nothing new the work in hand comes to its end, and then the
 process can be ended; a thread that stands before accept hears EINTR then, as if the signal had come while it waited.
 
-In the same way it is seen what a process sends, and so that an answer is whole: `sent` is told of the end of it at the
-moment when it has been sent, with the thread that did it standing still.
+In the same way it is seen what a process reads and sends: an observer is told before it sends, and may send in its
+place, and after it has read or sent, with the thread that did it standing still.
 
 Nothing of this outlives the manager: when a tracer dies, the kernel lets go of all it traced. Not everywhere may one
 trace (ptrace(2): another tracer, a sandbox, another architecture than x86-64); then there is a LinuxError at once and
@@ -20,22 +20,36 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final, Protocol
 
 from fcgimgr.linux import procfs, ptrace
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import is_held
 from fcgimgr.linux.ptrace import Stop
+from fcgimgr.linux.transfers import RECEIVING, SENDING, Transfer, transfer
 
 _PAUSE: Final = 0.00005
 #: So many stops are done with at once; whoever stops after that goes on at the end of the turn.
 AT_ONCE: Final = 64
-#: So many of the last bytes of what is sent are told.
-ENOUGH: Final = 16
-#: pid, descriptor, the last bytes.
-Sent: TypeAlias = Callable[[int, int, bytes], None]
+_MOVING: Final = SENDING | RECEIVING
+
+
+class Observer(Protocol):
+    """Who wants to know what a process reads and sends."""
+
+    def before(self, thread: int, sends: Transfer) -> int | None:
+        """A thread is about to send this. Not None: it has been done in its place, so many bytes of it."""
+
+    def after(self, thread: int, moved: Transfer, count: int) -> None:
+        """A thread has read or sent so many bytes of this; less than 0: none, for an error."""
+
+    def gone(self, thread: int) -> None:
+        """Nothing more will be heard of this thread, whatever it is about to do."""
+
+    def close(self) -> None:
+        """Nothing more will be heard at all."""
 
 
 class Gates:
@@ -46,13 +60,13 @@ class Gates:
         self._stops = 0  # in this turn
         self._late: set[Gate] = set()  # who has threads that go on at the end of it
 
-    def close(self, pid: int, barred: Collection[int], *, blocking: bool, sent: Sent | None = None) -> Gate:
+    def close(self, pid: int, barred: Collection[int], *, blocking: bool, observer: Observer | None = None) -> Gate:
         """As `Gate`; one that is closed already stays so, as it is, and one that is being opened is closed again."""
         gate = self._gates.get(pid)
         if gate is None:
-            gate = self._gates[pid] = Gate(pid, barred, blocking=blocking, sent=sent)
+            gate = self._gates[pid] = Gate(pid, barred, blocking=blocking, observer=observer)
         elif gate.is_opening:
-            gate.close(barred, blocking=blocking, sent=sent)
+            gate.close(barred, blocking=blocking, observer=observer)
         return gate
 
     def of(self, pid: int) -> Gate | None:
@@ -85,7 +99,8 @@ class Gates:
 
     def ended(self, thread: int) -> bool:
         """A child has ended; whether it was a mere thread of a process that is traced."""
-        if self._gates.pop(thread, None) is not None:
+        if (gate := self._gates.pop(thread, None)) is not None:
+            gate.close_observer()
             return False
         gate = self._gate_of(thread)
         if gate is not None:
@@ -122,24 +137,27 @@ class Gates:
 class Gate:
     """The gate of one process; closed when made."""
 
-    def __init__(self, pid: int, barred: Collection[int], *, blocking: bool, sent: Sent | None = None) -> None:
+    def __init__(self, pid: int, barred: Collection[int], *, blocking: bool, observer: Observer | None = None) -> None:
         """barred: inodes of listeners from which nothing is to be accepted; there may be none. blocking: whether
-        accept() on them waits. sent: is told of what goes out through a descriptor. LinuxError: it cannot be closed.
+        accept() on them waits. LinuxError: it cannot be closed.
         """
         if not ptrace.AVAILABLE:
             raise LinuxError("only on x86-64 can a process be kept from accepting")
         self.pid = pid
-        self._sending: dict[int, ptrace.Call] = {}
+        self._moves: dict[int, Transfer] = {}  # what those are about to read or to send that are in such a call
+        self._fresh: set[int] = set()  # those that were in a call when the gate was closed, and have not left one since
+        self._entering: set[int] = set()  # those that stand at the beginning of a call
+        self._inside: set[int] = set()  # those that were let into one, and have not come out
         self._threads: dict[int, Stop | None] = {}  # where each stands still; None: it runs
         self._waiting: set[int] = set()  # those of them that stand before an accept()
         self._held = False
-        self.close(barred, blocking=blocking, sent=sent)
+        self.close(barred, blocking=blocking, observer=observer)
 
-    def close(self, barred: Collection[int], *, blocking: bool, sent: Sent | None = None) -> None:
+    def close(self, barred: Collection[int], *, blocking: bool, observer: Observer | None = None) -> None:
         """Close it again that is being opened; as when it was made."""
         self._barred = {f"socket:[{inode}]" for inode in barred}
         self._blocking = blocking
-        self._sent = sent
+        self.observer = observer
         self._told: set[int] | None = None  # who has heard EINTR there; None: it is not to end yet
         self._opening = False
         try:
@@ -163,6 +181,11 @@ class Gate:
         """Whether this is a thread of it that is traced."""
         return thread in self._threads
 
+    @property
+    def computes(self) -> bool:
+        """Whether a thread of it is, as far as is known, not waiting in a system call."""
+        return any(thread not in self._inside and not is_over(thread) for thread in self._threads)
+
     def _seize(self) -> None:
         dead: set[int] = set()  # and still listed: the first thread, when it has ended before the others
         while new := self._all_threads() - set(self._threads) - dead:
@@ -177,6 +200,7 @@ class Gate:
                     elif procfs.tracer(thread) != os.getpid():  # else one of those seized has just made it
                         raise
                 self._threads[thread] = None
+                self._fresh.add(thread)
                 with suppress(ProcessLookupError):
                     ptrace.interrupt(thread)
 
@@ -212,40 +236,69 @@ class Gate:
         """This thread is no more."""
         self._threads.pop(thread, None)
         self._waiting.discard(thread)
-        self._sending.pop(thread, None)
+        self._forget_call(thread)
+        if self.observer is not None:
+            self.observer.gone(thread)
         if self._told is not None:
             self._told.discard(thread)  # the number may be another's soon
 
+    def _forget_call(self, thread: int) -> None:
+        self._moves.pop(thread, None)
+        for each in (self._fresh, self._entering, self._inside):
+            each.discard(thread)
+
     def _judge(self, thread: int) -> None:
-        """Of a thread at a system call: is it to wait there, or to be sent away? Or has it sent something?"""
+        """Of a thread at a system call: is it to wait there, or to be sent away? What has it read, or will it send?"""
         try:
             call = ptrace.call_at(thread)
             if not isinstance(call, ptrace.Call):
-                self._take_note(thread, call)
-            elif call.number in ptrace.ACCEPTING:
+                self._has_left(thread, call)
+                return
+            self._entering.add(thread)
+            if call.number in ptrace.ACCEPTING:
                 self._bar(thread, call)
-            elif self._sent is not None and call.number in ptrace.SENDING:
-                self._sending[thread] = call
+            elif self.observer is not None and call.number in _MOVING:
+                self._enters(thread, call)
         except OSError:  # killed meanwhile; or its descriptor is none, and the call itself says so
             return
 
     def _bar(self, thread: int, call: ptrace.Call) -> None:
-        if os.readlink(f"/proc/{self.pid}/fd/{call.arguments[0] & 0xFFFFFFFF}") in self._barred:
+        if os.readlink(f"/proc/{self.pid}/fd/{call.arguments[0] & 0x7FFFFFFF}") in self._barred:
             if self._blocking:
                 self._waiting.add(thread)
             else:
-                ptrace.answer_call(thread, errno.EAGAIN)
+                ptrace.answer_call(thread, -errno.EAGAIN)
 
-    def _take_note(self, thread: int, gave: int | None) -> None:
-        call = self._sending.pop(thread, None)
-        if call is not None and self._sent is not None and gave is not None and gave > 0:
-            self._sent(self.pid, call.arguments[0] & 0xFFFFFFFF, ptrace.sent_by(self.pid, call, gave, ENOUGH))
+    def _enters(self, thread: int, call: ptrace.Call) -> None:
+        moved = transfer(self.pid, call)
+        if moved is None or self.observer is None:
+            return
+        self._moves[thread] = moved
+        if not moved.receives and (done := self.observer.before(thread, moved)) is not None:
+            ptrace.answer_call(thread, done)
+
+    def _has_left(self, thread: int, gave: int | None) -> None:
+        moved = self._moves.pop(thread, None)
+        if gave in ptrace.BEGUN_AGAIN:
+            self._inside.add(thread)
+        else:
+            self._inside.discard(thread)
+        if self.observer is None or gave is None:
+            return
+        if moved is None and gave > 0 and thread in self._fresh and (call := ptrace.call_left(thread)) is not None:
+            moved = transfer(self.pid, call)  # it was in it when its gate was closed
+        self._fresh.discard(thread)
+        if moved is not None:
+            self.observer.after(thread, moved, gave)
 
     def _go_on(self, thread: int) -> None:
         stop = self._threads[thread]
         if stop is None or (thread in self._waiting and not self._send_away(thread)):
             return
         self._threads[thread] = None
+        if thread in self._entering:
+            self._entering.discard(thread)
+            self._inside.add(thread)
         with suppress(ProcessLookupError):  # killed meanwhile: its end will be reported
             if stop.in_group:
                 ptrace.stay_stopped(thread)
@@ -262,12 +315,13 @@ class Gate:
         self._told.add(thread)
         self._waiting.discard(thread)
         with suppress(ProcessLookupError):
-            ptrace.answer_call(thread, errno.EINTR)
+            ptrace.answer_call(thread, -errno.EINTR)
         return True
 
     def _let_go(self, thread: int) -> None:
         stop = self._threads.pop(thread)
         self._waiting.discard(thread)
+        self._forget_call(thread)
         assert stop is not None
         with suppress(ProcessLookupError):
             ptrace.let_go(thread, stop.signal)
@@ -309,10 +363,17 @@ class Gate:
     def open(self) -> None:
         """Trace it no longer: those that stand still from now on, the others as soon as they have stopped once more."""
         self._opening = True
+        self.close_observer()
         for thread, stop in tuple(self._threads.items()):
             if stop is not None:
                 self._let_go(thread)
         self._interrupt()
+
+    def close_observer(self) -> None:
+        """It hears of nothing from now on."""
+        if self.observer is not None:
+            self.observer.close()
+            self.observer = None
 
     def _interrupt(self) -> None:
         for thread, stop in tuple(self._threads.items()):

@@ -33,7 +33,7 @@ _GROUP_STOPS: Final = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN,
 _WALL: Final = 0x40000000
 
 _ENTRY: Final = 1
-_ENTRY_INFO: Final = struct.Struct("=BxxxI16xQQQQ")  # op, arch, (instruction and stack pointer), number, arguments
+_ENTRY_INFO: Final = struct.Struct("=BxxxI16xQQQQQ")  # op, arch, (instruction and stack pointer), number, arguments
 _EXIT_INFO: Final = struct.Struct("=24xq")  # what it gave back
 _AUDIT_ARCH_X86_64: Final = 0xC000003E
 # struct user: offsets of two of the registers.
@@ -42,11 +42,9 @@ _RAX: Final = 10 * 8
 
 #: accept(2) and accept4(2).
 ACCEPTING: Final = frozenset({43, 288})
-#: write(2), sendto(2), writev(2).
-_WRITEV: Final = 20
-SENDING: Final = frozenset({1, 44, _WRITEV})
-_IOVEC: Final = struct.Struct("=QQ")
-_BUFFERS: Final = 1024  # as many as the kernel takes
+#: What a call gives back that was broken off and is about to be begun again, all by itself: ERESTARTSYS and its kin,
+#: which the process never sees (linux/errno.h).
+BEGUN_AGAIN: Final = frozenset({-512, -513, -514, -516})
 
 AVAILABLE: Final = platform.machine() == "x86_64" and sys.maxsize > 1 << 32
 
@@ -61,10 +59,10 @@ class Stop(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A system call that a thread is about to make: its number and its first three arguments."""
+    """A system call that a thread is about to make: its number and its first four arguments."""
 
     number: int
-    arguments: tuple[int, int, int]
+    arguments: tuple[int, int, int, int]
 
 
 def seize(thread: int) -> None:
@@ -119,41 +117,27 @@ def call_at(thread: int) -> Call | int | None:
     if architecture != _AUDIT_ARCH_X86_64:
         return None
     if operation == _ENTRY:
-        return Call(number, (arguments[0], arguments[1], arguments[2]))
+        return Call(number, (arguments[0], arguments[1], arguments[2], arguments[3]))
     return int(_EXIT_INFO.unpack_from(buffer.raw)[0])
 
 
-def sent_by(process: int, call: Call, count: int, length: int) -> bytes:
-    """The last bytes, at most `length`, of the `count` that a call of SENDING has sent. OSError: it is gone.
-
-    Nothing where it sent from several buffers and not all of them whole, or has changed them meanwhile.
-    """
+def call_left(thread: int) -> Call | None:
+    """The call that a thread has made which is stopped at the end of it."""
     try:
-        return _last_bytes(process, call, count, length)
-    except (OverflowError, struct.error):  # another of its threads runs on, and may write there what it likes
-        return b""
+        with open(f"/proc/{thread}/syscall", "rb", buffering=0) as file:
+            words = file.read().split()
+    except OSError:
+        return None
+    if len(words) < 5 or words[0] == b"-1":
+        return None
+    first, second, third, fourth = (int(word, 16) for word in words[1:5])
+    return Call(int(words[0]), (first, second, third, fourth))
 
 
-def _last_bytes(process: int, call: Call, count: int, length: int) -> bytes:
-    _, address, size = call.arguments
-    with open(f"/proc/{process}/mem", "rb", buffering=0) as memory:
-        if call.number == _WRITEV:
-            if not 0 < size <= _BUFFERS:
-                return b""
-            memory.seek(address)
-            buffers = list(_IOVEC.iter_unpack(memory.read(size * _IOVEC.size)))
-            if sum(each for _, each in buffers) != count:
-                return b""
-            address, count = buffers[-1]
-        length = min(length, count)
-        memory.seek(address + count - length)
-        return memory.read(length)
-
-
-def answer_call(thread: int, error: int) -> None:
-    """Have the call that it is about to make fail with this errno, without being made."""
+def answer_call(thread: int, answer: int) -> None:
+    """Have the call that it is about to make give this back without being made: a number, or -errno."""
     _ptrace(_POKEUSER, thread, _ORIG_RAX, -1)
-    _ptrace(_POKEUSER, thread, _RAX, -error)
+    _ptrace(_POKEUSER, thread, _RAX, answer)
 
 
 def _ptrace(request: int, thread: int, address: int = 0, data: int = 0) -> None:

@@ -36,7 +36,7 @@ from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.pipes import open_pipe
 from fcgimgr.linux.steering import Group
 from fcgimgr.manager.board import Board
-from fcgimgr.manager.draining import descendants
+from fcgimgr.manager.gating import descendants
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
 from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ProcessRecord, Saved
@@ -217,6 +217,8 @@ class PoolAdoption:
         for number in leaving:
             if not generations[number].core.left:
                 self._daemon.journal.warning("the reload that was under way is given up", name=pool.name)
+                generations[number].feed(core.Leave())
+            elif generations[number].core.held:  # what was watched is taken for good
                 generations[number].feed(core.Leave())
         for number in self._incomplete:
             generations[number].incomplete = True

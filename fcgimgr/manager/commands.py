@@ -110,8 +110,12 @@ async def reload(daemon: Daemon, params: messages.ReloadParams, caller: Caller) 
         shares = {} if params.whole else canary_shares(chosen, params.canary)
         with daemon.reloading() if everything else nullcontext():
             return await replace(daemon, chosen, caller, shares=shares, wait=params.wait)
-    event = rollout.Promote() if params.action == "promote" else rollout.Abort("an operator has aborted it")
-    verdicts = [await decided(generation.pool, event, wait=params.wait) for generation in chosen]
+    verdicts = []
+    for generation in chosen:
+        event: rollout.Event = rollout.Abort("an operator has aborted it")
+        if params.action == "promote":
+            event = rollout.Promote(*generation.pool.patience)
+        verdicts.append(await decided(generation.pool, event, wait=params.wait))
     return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=tuple(verdicts))
 
 
@@ -215,7 +219,12 @@ async def scale(daemon: Daemon, params: messages.ScaleParams, caller: Caller) ->
             f"%(process_num)d, so that all would have the same name",
             code=INVALID_PARAMS,
         )
+    changed = numprocs != pool.serving.core.wanted
     targets = waiting.scale(daemon, pool, numprocs)
+    if changed and not targets:  # nothing of it runs, and nothing is to
+        detail = f"{numprocs} processes as soon as it is started; it is {pool.state}"
+        scaled = ProcessVerdict(name=pool.name, ok=True, result="scaled", detail=detail)
+        return Verdict(ok=True, processes=(scaled,), numprocs=numprocs)
     answer = await outcome(daemon, targets, caller, wait=params.wait, begun="scaling")
     return Verdict(ok=answer.ok, processes=answer.processes, numprocs=numprocs)
 
@@ -382,15 +391,10 @@ def check_config(daemon: Daemon) -> messages.Checked:
     return messages.Checked(ok=True, changed=config != daemon.config)
 
 
-async def outcome(
-    daemon: Daemon, targets: list[tuple[Generation, int, waiting.Judge]], caller: Caller, *, wait: bool, begun: str
-) -> Verdict:
+async def outcome(daemon: Daemon, targets: list[waiting.Target], caller: Caller, *, wait: bool, begun: str) -> Verdict:
     """The verdict when it is over, or, without waiting, that it has begun."""
     if not wait:
-        processes = tuple(
-            ProcessVerdict(name=generation.process_name(index), ok=True, result=begun)
-            for generation, index, _ in targets
-        )
+        processes = tuple(ProcessVerdict(name=target.name, ok=True, result=begun) for target in targets)
         return Verdict(ok=True, processes=processes)
     return await waiting.Wait(daemon, targets, lambda progress: caller.notify("progress", progress)).verdict()
 

@@ -34,6 +34,7 @@ from fcgimgr.manager.leftovers import Leftovers
 from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
+from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.spawning import spawn_due
@@ -85,6 +86,7 @@ class Daemon:
         self.canaries = Canaries(self)
         self.gates = Gates()
         self.draining = Draining(self)
+        self.passing = Passing(self)
         self.limits = Limits(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
@@ -192,11 +194,12 @@ class Daemon:
         return all(other.state is PoolState.RUNNING or self._is_on_its_way(other, known) for other in waited_for)
 
     def _is_hopeless(self, pool: Pool, known: dict[str, bool]) -> bool:
-        """Whether the pool has failed to start, or waits for one that has. `known`: as before."""
+        """Whether the pool has failed to start for good, or waits for one that has. `known`: as before."""
         if pool.name not in known:
             waits = pool.serving.core.waiting if pool.state is PoolState.STARTING else ()
             hopeless = any(self._is_hopeless(self.pools[name], known) for name in waits)
-            known[pool.name] = hopeless or pool.state is PoolState.FATAL
+            fatal = pool.state is PoolState.FATAL and pool.settings.on_fatal != "retry"
+            known[pool.name] = hopeless or fatal
         return known[pool.name]
 
     def manager_changed(self) -> None:
@@ -324,7 +327,9 @@ class Daemon:
         self.shutdown(why)
         self.journal.warning(f"killing what is left: {why}")
         self._waves.clear()
-        for pool in self.pools.values():
+        owners = [generation.pool for generation, _ in self.children.values()]
+        owners += [zygote.generation.pool for zygote in self.zygotes.values()]
+        for pool in dict.fromkeys([*self.pools.values(), *owners]):  # whoever runs ends, be its pool known or not
             pool.kill()
         self.leftovers.kill_all()
         self.go_on_stopping()
@@ -351,6 +356,7 @@ class Daemon:
         if self._deadline is not None:
             self._deadline.cancel()
         self.limits.close()
+        self.passing.close()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()

@@ -2,42 +2,44 @@
 
 There is no event for either, so they are looked at, every few milliseconds and only while somebody waits for it.
 
-A process that may die on its stopsignal with a request in hand is looked at while it is held (SIGSTOP): a look at a
-process that runs would be out of date before the signal arrives. Held, it can accept nothing, so what it has in hand is
-what it has; if that is nothing, the stopsignal is sent before it is let go again, and is the next thing it hears.
+A process that may die on its stopsignal with a request in hand (`drain = "watch"`) is looked at while it is held
+(SIGSTOP): a look at a process that runs would be out of date before the signal arrives. Held, it can accept nothing,
+so what it has in hand is what it has; if that is nothing, the stopsignal is sent before it is let go again, and is the
+next thing it hears. On a listener that others serve too its gate is closed before that (gating.py).
 
-A connection that its client keeps between requests brings new ones as long as it is open, and several are hardly ever
-idle together. So each that is seen idle while others are not is hung up; its client makes a new one, to those that
-serve. One that is hardly ever seen idle is hung up as its process has sent the end of an answer (FastCGI), which is
-seen through its gate (linux/gate.py).
+A connection that its client keeps between requests brings new ones as long as it is open. So each that is seen idle is
+hung up; its client makes a new one, to those that serve. A busy one is seen, through the gate, to be answered, and ends
+with that answer (kept.py).
 
-On a listener that others serve too a process may find new work again and again, and one of several threads may find it
-between the signal and the end. There its gate is closed: at once if that moment has come and it has several threads;
-and for as long as it takes if it does not come, so that what it has in hand comes to an end with nothing new.
-
-Either is done only GATE_AFTER the first look, for every system call of the process takes longer from then on.
+On a shared listener a process may find new work again and again. There its gate stays closed if no moment has come by
+itself within GATE_AFTER, so that what it has in hand comes to an end with nothing new.
 
 Where no gate can be closed, the moment is found by looking often: one that serves a request at a time has empty hands
 for some ten microseconds between two. Whoever is seen with another connection each time is held and looked at again
 and again at once. One who keeps the same connection is not: a long request would only be made longer.
+
+A process that ends well by itself (`drain = "self"`) is told as soon as none of its connections is to be waited for. On
+the signal it closes those that it thinks idle, at a moment when a client may be about to send on one; and it closes
+those that are no HTTP (any more), WebSockets. Behind its gate each that is used ends with its next answer; so what is
+left after COLD is a request that takes longer, which it finishes, and what has been silent for a while or talks on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.generation import Happened, QueueEmpty
-from fcgimgr.core.process import Idle, Retiring, Running, Stopping
-from fcgimgr.fastcgi.records import ends_request, ends_stdin
-from fcgimgr.linux.draining import Connection, Handshake, Watch, handshakes, hang_up
+from fcgimgr.core.process import Idle, Retiring
+from fcgimgr.linux.draining import Connection, Handshake, Watch, handshakes
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.gate import Gate
-from fcgimgr.linux.holding import hold, let_go
-from fcgimgr.linux.procfs import children, threads
+from fcgimgr.linux.idle import COLD, QUIET
+from fcgimgr.linux.parting import hang_up
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.sockdiag import established_inodes
+from fcgimgr.manager.gating import Gating, descendants
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -50,8 +52,6 @@ LONGEST: Final = 0.05
 # Looks in a row at a process that goes from connection to connection, and seconds between two rows.
 IN_A_ROW: Final = 8
 BETWEEN_ROWS: Final = 0.003
-# Seconds for which a process may find a moment of its own accord.
-GATE_AFTER: Final = 0.25
 
 
 class Draining:
@@ -87,20 +87,19 @@ class Looks:
         self.hurried = False  # the next look is wanted sooner
         self._daemon = daemon
         self._generation = generation
+        self._gating = Gating(daemon, generation)
         self._watch: Watch | None = None
         self._handshakes: set[Handshake] | None = None
         self._in_hand: dict[int, frozenset[int]] = {}  # by pid, the connections that were in use at the last look
-        self._since: dict[int, float] = {}  # by pid, when it was first looked at
-        self._gated: dict[int, int] = {}  # whose gate was to be closed, and of which process it is a part
 
     def look(self) -> bool:
         """One look at everything; False when there is nothing left to wait for."""
         generation = self._generation
         if generation.listening is not None and not self._is_shared(generation.listening):
-            self._let_in()
+            self._gating.let_in()
         if generation.core.draining is not None:
             if not self._nothing_can_come():
-                if generation.listening is not None and not drains_itself(generation.settings):
+                if generation.listening is not None and not is_ours(generation.settings):
                     self._hang_up_idle_ones(generation.listening)
                 self._settle_gates()
                 return True
@@ -109,19 +108,16 @@ class Looks:
         listening = generation.listening
         if retiring and listening is not None:
             watch = self._watch_of(listening)
-            self._close_gates_due(listening, [pid for _, pid in retiring])
-            for index, pid, times in self._worth_holding(listening, watch, retiring):
-                for _ in range(times):
-                    self._let_go_if_idle(listening, index, pid, watch)
-                    if not isinstance(generation.core.processes[index], Retiring):
-                        break
+            if drains_itself(generation.settings):
+                self._tell_those_that_may_end(listening, watch, retiring)
+            else:
+                self._find_moments(listening, watch, retiring)
         self._settle_gates()
-        return bool(self._gated) or any(isinstance(state, Retiring) for state in generation.core.processes)
+        return bool(self._gating) or any(isinstance(state, Retiring) for state in generation.core.processes)
 
     def end(self) -> None:
         """Leave no gate closed behind, whatever ends the looks."""
-        for member in self._gated:
-            self._daemon.gates.open(member)
+        self._gating.end()
 
     def _nothing_can_come(self) -> bool:
         """Whether nothing waits to be accepted, and no handshake that was under way at the switch still is."""
@@ -138,19 +134,49 @@ class Looks:
         """Whether new connections still come, for the processes that do not retire."""
         return not (self._generation.core.left or listening.refuses)
 
+    def _nobody_is_connected(self, listening: Listening) -> bool:
+        """Whether those without any connection need not be held at all, since nothing can come to them any more."""
+        return not self._is_shared(listening) and established_inodes(listening.names) == set()
+
+    # Those that are told
+
+    def _tell_those_that_may_end(self, listening: Listening, watch: Watch, retiring: list[tuple[int, int]]) -> None:
+        unconnected = self._nobody_is_connected(listening)
+        for index, pid in retiring:
+            if unconnected or self._is_to_be_told(listening, watch, pid):
+                self._generation.feed(Happened(index, Idle()))
+
+    def _is_to_be_told(self, listening: Listening, watch: Watch, pid: int) -> bool:
+        """Whether none of its connections is to be waited for."""
+        closed_for = self._gating.close(listening, pid, shared=self._is_shared(listening))
+        if closed_for is None:
+            return True  # there is nothing that can be done
+        if closed_for < COLD:
+            return False
+        seen = self._look(watch, (pid, *descendants(pid))) or {}
+        connections = [connection for held in seen.values() for connection in held or ()]
+        return not any(is_to_be_waited_for(connection, closed_for, self._quiet) for connection in connections)
+
+    # Those that are held
+
+    def _find_moments(self, listening: Listening, watch: Watch, retiring: list[tuple[int, int]]) -> None:
+        self._gating.close_due(listening, [pid for _, pid in retiring], shared=self._is_shared(listening))
+        for index, pid, times in self._worth_holding(listening, watch, retiring):
+            for _ in range(times):
+                self._let_go_if_idle(listening, index, pid, watch)
+                if not isinstance(self._generation.core.processes[index], Retiring):
+                    break
+
     def _worth_holding(
         self, listening: Listening, watch: Watch, retiring: list[tuple[int, int]]
     ) -> list[tuple[int, int, int]]:
-        """Those worth holding, with how many times: one that is seen at long work without that is not disturbed.
-
-        Of a generation to which nothing can come any more, those without any connection need not be held at all.
-        """
-        if not self._is_shared(listening) and established_inodes(listening.names) == set():
+        """Those worth holding, with how many times: one that is seen at long work without that is not disturbed."""
+        if self._nobody_is_connected(listening):
             for index, _ in retiring:
                 self._generation.feed(Happened(index, Idle()))
             return []
         members = {pid: (pid, *descendants(pid)) for _, pid in retiring}
-        seen = watch.look([member for each in members.values() for member in each], self._daemon.loop.time())
+        seen = self._look(watch, [member for each in members.values() for member in each])
         if seen is None:
             return [(index, pid, 1) for index, pid in retiring]
         before = self._in_hand
@@ -174,127 +200,74 @@ class Looks:
         held: list[int] = []
         idle = False
         try:
+            if self._is_shared(listening):
+                self._gating.close(listening, pid, shared=True)
             for member in (pid, *descendants(pid)):
-                if self._is_shared(listening) and threads(member) > 1:
-                    self._close_gate(listening, member, pid)
-                if not self._hold(member):
+                if not self._gating.hold(member):
                     return
                 held.append(member)
-            seen = watch.look(held, self._daemon.loop.time(), held=True)
+            seen = self._look(watch, held, held=True)
             idle = seen is not None and all(is_idle(seen[member]) for member in held)
             if idle:
                 self._generation.feed(Happened(index, Idle()))
             elif seen is not None and self._can_hang_up(listening, pid):
                 for member in held:
-                    for connection in idle_ones(seen[member]):
-                        hang_up(member, connection.fd, listening.names)
+                    self._hang_up(member, idle_ones(seen[member]), listening)
         except LinuxError as error:  # another user's process: it can only be waited for
             self._daemon.journal.debug(str(error), name=self._generation.name)
         finally:
             for member in held:
-                self._let_go(member, ending=idle)
+                self._gating.let_go(member, ending=idle)
 
     def _hang_up_idle_ones(self, listening: Listening) -> None:
         """Kept connections must not keep those from being served that wait in the queue."""
         pids = [state.pid for state in self._generation.core.processes if state.pid is not None]
-        self._close_gates_due(listening, pids)
+        self._gating.close_due(listening, pids, shared=self._is_shared(listening))
         watch = self._watch_of(listening)
-        members = [member for pid in pids for member in (pid, *descendants(pid))]
-        seen = watch.look(members, self._daemon.loop.time()) or {}
-        for pid in members:
-            if idle_ones(seen.get(pid)):
+        seen = self._look(watch, [member for pid in pids for member in (pid, *descendants(pid))]) or {}
+        for member, connections in seen.items():
+            if idle_ones(connections):
                 try:
-                    self._hang_up_held(listening, pid, watch)
+                    self._hang_up_held(listening, member, watch)
                 except LinuxError as error:
                     self._daemon.journal.debug(str(error), name=self._generation.name)
 
-    def _hang_up_held(self, listening: Listening, pid: int, watch: Watch) -> None:
-        if self._hold(pid):
+    def _hang_up_held(self, listening: Listening, member: int, watch: Watch) -> None:
+        if self._gating.hold(member):
             try:
-                seen = watch.look([pid], self._daemon.loop.time(), held=True) or {}
-                for connection in idle_ones(seen.get(pid)):
-                    hang_up(pid, connection.fd, listening.names)
+                seen = self._look(watch, [member], held=True) or {}
+                self._hang_up(member, idle_ones(seen.get(member)), listening)
             finally:
-                self._let_go(pid, ending=False)
+                self._gating.let_go(member, ending=False)
 
-    def _hang_up_if_answered(self, pid: int, fd: int, sent: bytes) -> None:
-        """A process that stands still at this moment has just sent this."""
-        listening = self._generation.listening
-        if listening is not None and ends_request(sent):
-            try:
-                hang_up(pid, fd, listening.names, may_wait=ends_stdin)
-            except LinuxError as error:
-                self._daemon.journal.debug(str(error), name=self._generation.name)
+    def _hang_up(self, member: int, connections: list[Connection], listening: Listening) -> None:
+        if connections:
+            with PidFd(member) as process:
+                for connection in connections:
+                    hang_up(process, connection.fd, listening.names)
+
+    def _look(
+        self, watch: Watch, members: Sequence[int], *, held: bool = False
+    ) -> dict[int, list[Connection] | None] | None:
+        insights = self._gating.insights(members)
+        return watch.look(members, self._daemon.loop.time(), held=held, insights=insights)
 
     def _watch_of(self, listening: Listening) -> Watch:
         if self._watch is None:
-            self._watch = Watch(listening.names)
+            self._watch = Watch(listening.names, quiet=self._quiet)
         return self._watch
+
+    @property
+    def _quiet(self) -> float:
+        return min(QUIET, self._generation.settings.stopwaitsecs / 2)
 
     def _can_hang_up(self, listening: Listening, pid: int) -> bool:
         """Whether who is hung up on is sure to come to another process."""
-        return not self._is_shared(listening) or self._gate(pid) is not None
-
-    def _hold(self, pid: int) -> bool:
-        gate = self._gate(pid)
-        return hold(pid) if gate is None else gate.hold()
-
-    def _let_go(self, pid: int, *, ending: bool) -> None:
-        gate = self._gate(pid)
-        if gate is None:
-            let_go(pid)
-        else:
-            gate.resume(ending=ending)
-
-    # Gates
-
-    def _gate(self, pid: int) -> Gate | None:
-        return self._daemon.gates.of(pid)
-
-    def _close_gates_due(self, listening: Listening, pids: list[int]) -> None:
-        """Of those that never have empty hands, and of the processes below them."""
-        now = self._daemon.loop.time()
-        for pid in pids:
-            if now - self._since.setdefault(pid, now) >= GATE_AFTER:
-                for member in (pid, *descendants(pid)):
-                    self._close_gate(listening, member, pid)
-
-    def _close_gate(self, listening: Listening, member: int, pid: int) -> None:
-        if member in self._gated:
-            return
-        self._gated[member] = pid
-        barred = {listener.inode for listener in listening.listeners} if self._is_shared(listening) else set[int]()
-        blocking = all(map(os.get_blocking, listening.fds))
-        try:
-            self._daemon.gates.close(member, barred, blocking=blocking, sent=self._hang_up_if_answered)
-        except LinuxError as error:
-            self._daemon.journal.debug(str(error), name=self._generation.name)
-
-    def _let_in(self) -> None:
-        """No others serve the queue in its place any more: the pool is to stop, or the generation has left."""
-        for member in self._gated:
-            if (gate := self._gate(member)) is not None:
-                gate.let_in()
+        return not self._is_shared(listening) or self._gating.of(pid) is not None
 
     def _settle_gates(self) -> None:
-        """Open those that are not needed: of one that serves on, whose moment was not one, or that has left children.
-
-        Tell those that end.
-        """
-        states = {state.pid: state for state in self._generation.core.processes}
-        now = self._daemon.loop.time()
-        for member, pid in tuple(self._gated.items()):
-            match states.get(pid):
-                case Retiring() if now - self._since[pid] >= GATE_AFTER:
-                    continue
-                case Running() if self._generation.core.draining is not None:
-                    continue
-                case Stopping() if (gate := self._gate(member)) is not None:
-                    gate.resume(ending=True)
-                    continue
-                case _:
-                    self._daemon.gates.open(member)
-            del self._gated[member]
+        core, at_once = self._generation.core, drains_itself(self._generation.settings)
+        self._gating.settle(core.processes, draining=core.draining is not None, at_once=at_once)
 
 
 def is_idle(connections: list[Connection] | None) -> bool:
@@ -302,19 +275,30 @@ def is_idle(connections: list[Connection] | None) -> bool:
     return connections is not None and all(connection.idle for connection in connections)
 
 
-def drains_itself(settings: ProcessSettings) -> bool:
-    """Whether its processes are ours, which let go of kept connections by themselves."""
+def is_to_be_waited_for(connection: Connection, seen_for: float, quiet: float) -> bool:
+    """Whether a process that drains itself is not to be told yet. seen_for: seconds for which it is behind its gate.
+
+    A request that was seen to begin is not waited for: the process finishes it.
+    """
+    if connection.idle:
+        return False
+    silent = seen_for if connection.silent is None else connection.silent
+    talk = connection.talk
+    if talk is None or talk.in_use is None:
+        return silent < quiet
+    return talk.is_upgraded or (not talk.in_use and silent < COLD)
+
+
+def is_ours(settings: ProcessSettings) -> bool:
+    """Whether its processes are our own workers, which let go of kept connections by themselves."""
     return isinstance(settings, PoolSettings) and settings.wsgi is not None
+
+
+def drains_itself(settings: ProcessSettings) -> bool:
+    """Whether its processes finish what they have in hand when they are told to end."""
+    return isinstance(settings, PoolSettings) and settings.drain == "self"
 
 
 def idle_ones(connections: list[Connection] | None) -> list[Connection]:
     """Those of a process's connections that are kept between two requests."""
     return [connection for connection in connections or () if connection.idle]
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below this one: php-cgi's and fcgiwrap's accept in its place."""
-    found = list(children(pid) or ())
-    for one in found:  # which grows meanwhile
-        found += children(one) or ()
-    return found

@@ -81,6 +81,7 @@ class Generation:
         self.max_rss_in_vain: int | None = None  # the max_rss of which it was said that it is less than a new one uses
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
+        self._retry_due: TimerHandle | None = None
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
         self.zygote = Zygote(self) if isinstance(settings, PoolSettings) and settings.preload else None
@@ -138,6 +139,7 @@ class Generation:
             return
         self._grow()
         self._arm_drain_timer()
+        self._arm_retry_timer()
         if any(getattr(before, name) is not getattr(self.core, name) for name in _SAVED):
             self.daemon.state_file.generation_changed(self)
         for action in actions:
@@ -225,6 +227,21 @@ class Generation:
         self._drain_due = None
         self.feed(core.DrainDue())
 
+    def _arm_retry_timer(self) -> None:
+        due = self.core.retry_at
+        armed = self._retry_due.when() if self._retry_due is not None else None
+        if due == armed:
+            return
+        if self._retry_due is not None:
+            self._retry_due.cancel()
+            self._retry_due = None
+        if due is not None:
+            self._retry_due = self.daemon.loop.call_at(due, self._retry_timer_fired)
+
+    def _retry_timer_fired(self) -> None:
+        self._retry_due = None
+        self.feed(core.RetryDue())
+
     def adopt(self, settings: ProcessSettings, config: Config) -> None:
         """Have these settings from now on. LinuxError, and nothing has changed: their user does not exist."""
         if self.core.open:
@@ -260,6 +277,7 @@ class Generation:
                 case Starting(executed=False):  # what it had to say went to the manager before us
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
         self._arm_drain_timer()
+        self._arm_retry_timer()
         if self.zygote is not None and self.core.up:
             self.zygote.start()
         if self.core.refusing:
@@ -445,6 +463,7 @@ class Generation:
     def could_not_spawn(self, index: int, why: str, words: list[bytes] | None = None) -> None:
         """The zygote could not fork the process that is Spawning; `words`: its own last, if that explains it."""
         slot = self.slots[index]
+        slot.spawned += 1
         slot.set_pumps_aside()
         if words is not None:
             slot.old_stdout = slot.old_stderr = words
@@ -523,9 +542,10 @@ class Generation:
         detail = describe(change.after)
         if detail is None and after in ("STOPPED", "EXITED") and self.slots[change.index].exit is not None:
             detail = str(self.slots[change.index].exit)
-        if after != "STARTING":  # "spawned" says it, with the pid
-            log = self.daemon.journal.error if after == "FATAL" else self.daemon.journal.info
-            log(after + (f": {detail}" if detail else ""), name=name)
+        if after == "FATAL":
+            self.daemon.journal.error(f"FATAL: {detail}; {self.advice(name)}", name=name)
+        elif after != "STARTING":  # "spawned" says it, with the pid
+            self.daemon.journal.info(after + (f": {detail}" if detail else ""), name=name)
         self.daemon.history.record("process_state", name, before, after, detail)
         self.pool.process_changed(self, change)
 
@@ -543,11 +563,24 @@ class Generation:
         reasons = (describe(state) for state in self.core.processes if isinstance(state, Fatal))
         return self.core.fault or next(filter(None, reasons), "no reason is known")
 
+    def advice(self, name: str) -> str:
+        """What is to be done about what is FATAL: this process, or this pool."""
+        start = f"once it is mended: fcgimgr start {name}"
+        retry_in = self.retry_in
+        return start if retry_in is None else f"next try in {retry_in:.0f} s; at once, {start}"
+
+    @property
+    def retry_in(self) -> float | None:
+        """Seconds until what is FATAL is tried again; None: it is not."""
+        due = self.core.retry_at
+        return None if due is None else round(max(0.0, due - self.daemon.loop.time()), 3)
+
     def end(self) -> None:
         """Let go of everything that is still held."""
         self._close()
-        if self._drain_due is not None:
-            self._drain_due.cancel()
+        for timer in (self._drain_due, self._retry_due):
+            if timer is not None:
+                timer.cancel()
         if self.zygote is not None:
             self.zygote.end()
         for slot in self.slots:

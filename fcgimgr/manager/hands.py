@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fcgimgr.linux.draining import taken
 from fcgimgr.linux.procfs import socket_inodes
-from fcgimgr.manager.draining import descendants
+from fcgimgr.manager.gating import descendants
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation

@@ -23,7 +23,7 @@ from fcgimgr.fastcgi.client import Request
 from fcgimgr.fastcgi.records import ProtocolError, ProtocolStatus
 from fcgimgr.linux.procfs import socket_inodes
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
-from fcgimgr.manager.draining import descendants
+from fcgimgr.manager.gating import descendants
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation

@@ -38,7 +38,7 @@ class Slot:
         self.pipes: tuple[int, ...] = ()  # inodes of the pipes it writes to
         self.board: Board | None = None  # what its process shows of its requests
         self.fresh_rss: int | None = None  # bytes of memory when it was ready; None: not known
-        self.spawned = 0
+        self.spawned = 0  # how often; with those that could not be
         self.exit: Exit | None = None
         self.forked: Forked | None = None  # while its process has not come to its program
         self.requests: int | None = None

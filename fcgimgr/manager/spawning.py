@@ -54,6 +54,7 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
             outcomes[index] = SpawnFailed(str(error))
+            generation.slots[index].spawned += 1
     children = start([each.order for each in begun.values()])
     for (index, each), child in zip(begun.items(), children, strict=True):
         outcomes[index] = take_in(generation, index, each, child)
@@ -105,6 +106,7 @@ def take_in(
         begun.pipes.close()
         if begun.board is not None:
             begun.board.close()
+        generation.slots[index].spawned += 1
         return SpawnFailed(str(child))
     pid = child if isinstance(child, int) else child.pid
     generation.take_in(index, pid, begun.plan, begun.pipes, begun.board)

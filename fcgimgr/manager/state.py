@@ -6,13 +6,17 @@ anew (statefile.py). Times are those of the monotonic clock, which goes on while
 all of it is void.
 
 A pid may be another process's by now. It counts together with the start time only (linux/pidfd.py).
+
+Environments, paths and arguments are bytes to Unix, and those that are not UTF-8 are lone surrogates here (PEP 383).
+msgspec neither writes nor reads these; JSON has escapes for them (`"caf\\udce9"`), so lines with such text go through
+the standard library's json, and only those.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -204,32 +208,51 @@ class _Head(msgspec.Struct, frozen=True):
     boot: str = ""
 
 
+_T = TypeVar("_T")
+
 _encoder: Final = msgspec.json.Encoder()
+_head: Final = msgspec.json.Decoder(_Head)
+_first: Final = msgspec.json.Decoder(ManagerRecord)
 _decoder: Final = msgspec.json.Decoder(PoolRecord | GenerationRecord | ProcessRecord | SlotRecord | HandoverRecord)
+_SURROGATE: Final = rb"\ud"
 
 
-# What msgspec says of what it cannot read: also of bytes that are not UTF-8, and of brackets without end.
-UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# What is said of what cannot be read: by msgspec, by json (a ValueError, as of bytes that are not UTF-8), and of
+# brackets without end.
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def encode(record: Record) -> bytes:
     """The record's line."""
-    return _encoder.encode(record) + b"\n"
+    try:
+        return _encoder.encode(record) + b"\n"
+    except UnicodeEncodeError:
+        import json  # few managers ever need it
+
+        return json.dumps(msgspec.to_builtins(record), separators=(",", ":")).encode() + b"\n"
+
+
+def _decode(line: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
+    if _SURROGATE not in line:
+        return decoder.decode(line)
+    import json
+
+    return msgspec.convert(json.loads(line), decoder.type)
 
 
 def decode(content: bytes) -> Saved:
     """The state from its lines. StateError: nothing of it can be read. What is damaged ends it (Saved.trouble)."""
     first, *lines = content.split(b"\n")
     try:
-        head = msgspec.json.decode(first, type=_Head)
+        head = _decode(first, _head)
         if head.version > VERSION:
             raise StateError(f"it was written by a later release ({head.release}, state version {head.version})")
-        saved = Saved(msgspec.json.decode(first, type=ManagerRecord))
+        saved = Saved(_decode(first, _first))
     except UNREADABLE as error:
         raise StateError(f"its first line cannot be read: {error}") from error
     for number, line in enumerate(lines[:-1], 2):  # behind the last newline is nothing, or a line that was cut off
         try:
-            record = _decoder.decode(line)
+            record = _decode(line, _decoder)
             if isinstance(record, GenerationRecord) and not (record.as_pool or record.as_program):
                 raise msgspec.ValidationError("a generation without settings")
             saved.add(record)

@@ -9,6 +9,7 @@ It is not fsynced: a process whose machine has lost its memory is lost as well.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ NAME: Final = "state.jsonl"
 # Lines that may be appended for each thing that there is, and besides, before the file is written anew.
 LINES_EACH: Final = 4
 LINES_BESIDES: Final = 256
+# Seconds after which what could not be written is tried again.
+TRY_AGAIN: Final = 1.0
 
 
 class StateFile:
@@ -52,6 +55,7 @@ class StateFile:
         self._generations: dict[Generation, None] = {}
         self._processes: dict[tuple[Generation, int], None] = {}
         self._failing = False
+        self._retry: asyncio.TimerHandle | None = None
 
     # What has changed
 
@@ -98,9 +102,11 @@ class StateFile:
                 if os.write(self._fd, lines) != len(lines):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._lines += len(changed)
-        except (OSError, ValueError) as error:  # ValueError: an environment that is not UTF-8
+        except OSError as error:
             self._close_fd()
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            reason = error.strerror or error
+            if self._retry is None:
+                self._retry = self._daemon.loop.call_later(TRY_AGAIN, self._try_again)
             if not self._failing:
                 self._failing = True
                 self._daemon.journal.error(
@@ -111,6 +117,12 @@ class StateFile:
         if self._failing:
             self._failing = False
             self._daemon.journal.info(f"{self.path}: is written again")
+
+    def _try_again(self) -> None:
+        """A disk that was full may have room again while nothing changes that would be written down."""
+        self._retry = None
+        if self._failing:
+            self.write()
 
     def _changed(self) -> Iterator[Record]:
         pools, self._pools = self._pools, {}

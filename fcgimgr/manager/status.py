@@ -69,6 +69,7 @@ async def _pool(
         sockets=_sockets(serving, detail),
         processes=tuple(processes),
         reason=reason,
+        retry_in=serving.retry_in,
         zygotes=tuple(
             _process(daemon, generation, generation.zygote.state, generation.zygote.slot, None, detail)
             for generation in (serving, *others)
@@ -132,11 +133,17 @@ def _process(
         requests=slot.requests if board is None else board.requests,
         rss=memory,
         reason=_reason(state) or slot.status_text,
-        retry_in=round(max(0.0, state.due - now), 3) if isinstance(state, Backoff) else None,
+        retry_in=_retry_in(generation, state, now),
         in_hand=None if board is None else len(board.in_hand),
         last_duration=None if board is None or board.last is None else round(board.last, 6),
         current=() if board is None else tuple(_request(request, now) for request in board.in_hand[:SHOWN]),
     )
+
+
+def _retry_in(generation: Generation, state: State, now: float) -> float | None:
+    if isinstance(state, Fatal):
+        return generation.retry_in
+    return round(max(0.0, state.due - now), 3) if isinstance(state, Backoff) else None
 
 
 def _request(request: Request, now: float) -> messages.RequestStatus:

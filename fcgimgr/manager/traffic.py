@@ -14,7 +14,7 @@ from fcgimgr.control.messages import REFUSED, ControlError, Drained, Progress
 from fcgimgr.linux.draining import Connection, Watch
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.sockdiag import established_inodes
-from fcgimgr.manager.draining import descendants
+from fcgimgr.manager.gating import descendants
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

@@ -49,10 +49,8 @@ async def update(
     for warning in config.warnings:
         if warning not in daemon.config.warnings:
             daemon.journal.warning(warning)
-    try:
-        verdicts = await _apply(daemon, config, found, progress)
-    finally:
-        daemon.updating = False
+    # What has been begun is brought to its end, though whoever has asked for it may hang up.
+    verdicts = await asyncio.shield(daemon.loop.create_task(_apply(daemon, config, found, progress)))
     return Updated(
         ok=all(verdict.ok for verdict in verdicts),
         changes=tuple(map(str, found.changes)),
@@ -88,17 +86,20 @@ def log_verdicts(daemon: Daemon, order: str, verdicts: Iterable[ProcessVerdict])
 async def _apply(
     daemon: Daemon, config: Config, found: Difference, progress: Callable[[Progress], None]
 ) -> list[ProcessVerdict]:
-    adopt_manager_settings(daemon, config, found)
-    # What goes may hold the name of what comes.
-    going = [change for change in found.changes if How.REMOVE in change.how]
-    coming = [change for change in found.changes if How.REMOVE not in change.how]
     verdicts: list[ProcessVerdict] = []
-    for changes in (going, coming):
-        for change in changes:
-            progress(Progress(name=change.name, state="UPDATING", detail=str(change)))
-        verdicts += await asyncio.gather(*(_begin(daemon, change, config, progress) for change in changes))
-    daemon.config = running_config(daemon, config)
-    daemon.state_file.all_changed()
+    try:
+        adopt_manager_settings(daemon, config, found)
+        # What goes may hold the name of what comes.
+        going = [change for change in found.changes if How.REMOVE in change.how]
+        coming = [change for change in found.changes if How.REMOVE not in change.how]
+        for changes in (going, coming):
+            for change in changes:
+                progress(Progress(name=change.name, state="UPDATING", detail=str(change)))
+            verdicts += await asyncio.gather(*(_begin(daemon, change, config, progress) for change in changes))
+    finally:  # whatever breaks it off: what was begun runs, and the next update must not begin it once more
+        daemon.config = running_config(daemon, config)
+        daemon.state_file.all_changed()
+        daemon.updating = False
     return verdicts
 
 
@@ -126,6 +127,8 @@ def running_config(daemon: Daemon, config: Config) -> Config:
 async def _begin(
     daemon: Daemon, change: Change, config: Config, progress: Callable[[Progress], None]
 ) -> ProcessVerdict:
+    pool = daemon.pools.get(change.before or change.name)
+    before = (pool.serving, pool.settings, pool.config) if pool is not None else None
     try:
         if How.REMOVE in change.how:
             return await _remove(daemon, change.name)
@@ -135,6 +138,12 @@ async def _begin(
         return await _change(daemon, change, settings, config, progress)
     except (LinuxError, ControlError) as error:
         return ProcessVerdict(name=change.name, ok=False, result="failed", detail=str(error))
+    except Exception as error:  # noqa: BLE001 - a fault of ours in one change must not leave the others half done
+        if before is not None and (serving := before[0]).settings is not before[1]:
+            serving.adopt(*before[1:])  # so that the next update does all of it
+        daemon.loop.call_exception_handler({"message": f"update of {change.name}", "exception": error})
+        detail = f"internal error in the manager: {error!r}; how far it came is shown by: fcgimgr status"
+        return ProcessVerdict(name=change.name, ok=False, result="failed", detail=detail)
 
 
 async def _remove(daemon: Daemon, name: str) -> ProcessVerdict:
@@ -177,6 +186,8 @@ class UntilDown(Watcher):
 
 
 def _add(daemon: Daemon, settings: ProcessSettings, config: Config) -> ProcessVerdict:
+    if settings.name in daemon.pools:  # it was to go, and has not; nobody else knows of its processes
+        raise ControlError("what had this name before is still there; run update again")
     pool = daemon.pools[settings.name] = Pool(daemon, settings, config)
     daemon.state_file.all_changed()
     if not settings.autostart:

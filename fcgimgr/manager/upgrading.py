@@ -46,8 +46,6 @@ async def upgrade(daemon: Daemon) -> Verdict:
     daemon.updating = True  # no update, and no second upgrade, while this goes on
     try:
         said = await _try_new_code(daemon)
-    except UnicodeError as error:
-        raise ControlError(f"the state cannot be written down: {error} (an environment?)", code=REFUSED) from error
     finally:
         daemon.updating = False
     if said is not None:
@@ -174,7 +172,7 @@ class GoOver:
             await asyncio.sleep(0)  # an order that a signal has given may be about to begin
             refuse_unless_quiet(daemon)
             self._execute(control)
-        except (ControlError, LinuxError, OSError, UnicodeError) as error:  # UnicodeError: an environment not in UTF-8
+        except (ControlError, LinuxError, OSError) as error:
             daemon.journal.error(f"upgrade: {error}; the old code goes on")
             daemon.history.record("manager", daemon.config.manager.identifier, "UPGRADING", daemon.state, str(error))
         finally:

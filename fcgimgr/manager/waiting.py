@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fcgimgr.control.messages import ProcessVerdict, Progress, Verdict
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Stopped
@@ -20,18 +22,22 @@ if TYPE_CHECKING:
 Judge = Callable[["Generation", int], ProcessVerdict | None]
 
 
+class Target(msgspec.Struct, frozen=True):
+    """A process that a command is about. Its slot may go before anybody asks (scale), so its name is kept here."""
+
+    generation: Generation
+    index: int
+    name: str
+    judge: Judge
+
+
 class Wait(Watcher):
     """Collects one verdict for each of `targets`, in their order."""
 
-    def __init__(
-        self, daemon: Daemon, targets: Iterable[tuple[Generation, int, Judge]], progress: Callable[[Progress], None]
-    ) -> None:
+    def __init__(self, daemon: Daemon, targets: Iterable[Target], progress: Callable[[Progress], None]) -> None:
         self._daemon = daemon
         self._progress = progress
-        # A process's slot may go while we wait (scale), so its name is taken now.
-        self._targets = {
-            (generation, index): (generation.process_name(index), judge) for generation, index, judge in targets
-        }
+        self._targets = {(one.generation, one.index): one for one in targets}
         self._verdicts: dict[tuple[Generation, int], ProcessVerdict] = {}
         self._open = set(self._targets)
         self._done = daemon.loop.create_future()
@@ -65,17 +71,16 @@ class Wait(Watcher):
 
     def _tell(self, generation: Generation, index: int) -> None:
         if index < len(generation.core.processes):
-            name, _ = self._targets[generation, index]
+            name = self._targets[generation, index].name
             self._progress(Progress(name=name, state=generation.core.processes[index].name))
 
     def _judge(self, generation: Generation, index: int) -> None:
-        _, judge = self._targets[generation, index]
-        verdict = judge(generation, index)
+        verdict = self._targets[generation, index].judge(generation, index)
         if verdict is not None:
             self._close(generation, index, verdict)
 
     def _close(self, generation: Generation, index: int, verdict: ProcessVerdict) -> None:
-        name, _ = self._targets[generation, index]
+        name = self._targets[generation, index].name
         self._verdicts[generation, index] = ProcessVerdict(
             name=name, ok=verdict.ok, result=verdict.result, detail=verdict.detail, lines=verdict.lines
         )
@@ -84,16 +89,16 @@ class Wait(Watcher):
             self._done.set_result(None)
 
 
-def targets(chosen: Chosen, judge: Callable[[Generation, int], Judge]) -> list[tuple[Generation, int, Judge]]:
+def targets(chosen: Chosen, judge: Callable[[Generation, int], Judge]) -> list[Target]:
     """Every chosen process with the judge made for it now, before the command takes effect."""
     return [
-        (generation, index, judge(generation, index))
+        Target(generation, index, generation.process_name(index), judge(generation, index))
         for generation, indexes in chosen.items()
         for index in indexes_of(generation, indexes)
     ]
 
 
-def scale(daemon: Daemon, pool: Pool, numprocs: int) -> list[tuple[Generation, int, Judge]]:
+def scale(daemon: Daemon, pool: Pool, numprocs: int) -> list[Target]:
     """Let the pool have so many processes; the targets are those that come and those that go."""
     serving = pool.serving
     before, stand_ins = serving.core.wanted, serving.core.stand_ins
@@ -170,6 +175,10 @@ def _not_started(daemon: Daemon, generation: Generation) -> ProcessVerdict | Non
             return None
         states = ", ".join(f"{name}, which is {daemon.pools[name].state.value}" for name in hopeless)
         return verdict(False, "failed", f"it waits for {states}")
+    if core.up and not core.open:  # more were asked for, of a pool of which nothing runs or is tried
+        why = f": {generation.why_fatal()}" if generation.state is PoolState.FATAL else ""
+        advice = f"{'mend that, then' if why else 'to start it'}: fcgimgr start {generation.name}"
+        return verdict(False, "failed", f"not started, as {generation.name} is {generation.state}{why}; {advice}")
     return verdict(False, "failed", "somebody stopped it in the meantime")
 
 
@@ -180,7 +189,7 @@ def stopped(generation: Generation, index: int) -> Judge:
 
     def judge(generation: Generation, index: int) -> ProcessVerdict | None:
         if index >= len(generation.core.processes):
-            return verdict(True, "stopped")
+            return verdict(True, "not running" if idle else "stopped")
         state = generation.core.processes[index]
         if isinstance(state, Stopped | Exited | Fatal):
             return verdict(True, "not running" if idle else "stopped")

@@ -111,7 +111,7 @@ class Zygote:
         if not isinstance(state, Spawning):  # one before it could not be had, and so it is not wanted any more
             return
         self._waiting[index] = None
-        if (event := core.asked_for(self.state, state.tries)) is not None:
+        if (event := core.asked_for(self.settings, self.state, state.tries)) is not None:
             self.feed(event)
         if isinstance(self.state, Fatal):
             self._fail(self.state.why)

@@ -12,6 +12,7 @@ listening    the sockets that were handed over, and which peers may use them
 accepting    the loop in front of every engine: accept when a thread is free, drain on TERM
 solo         the same for a process that serves one request at a time, in its main thread
 forked       how a child ends that the application has forked
+leaving      what keeps a worker from ending
 saying       what a worker tells of itself, on its standard error
 asking       how a log names a request
 observing    what an engine tells of its requests, and to whom
@@ -23,9 +24,11 @@ slow         where a request is that takes long
 appending    the files that both are written to
 flup_engine  flup's FastCGI server, mended
 native_engine  fcgimgr's own; for it
-    exchange   one request through the application
-    body       its input, while that is still coming
-    keeping    whether its connection is kept
+    keeping    whether a connection is kept
+environ      what an application gets of a request, with either engine
+exchange     one request through the application
+body         its input, while that is still coming
+patience     how long a web server is waited for
 notify       READY=1 to the manager
 """
 

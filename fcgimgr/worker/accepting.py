@@ -32,11 +32,11 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from fcgimgr.worker.forked import end_child
+from fcgimgr.worker.saying import say, told
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 #: Seconds in which a new connection must send its first byte: one that never does (a TCP probe) is closed.
@@ -273,7 +273,7 @@ class AcceptLoop:
                 if not self._threads:
                     raise
                 self._limit = len(self._threads)
-                print(f"fcgimgr worker: going on with {self._limit} threads: {error}", file=sys.stderr, flush=True)
+                say(f"going on with {self._limit} threads: {error}")
             else:
                 self._threads.append(thread)
 
@@ -302,6 +302,7 @@ class AcceptLoop:
                 return False
             fd = connection.socket.fileno()
             self._waiting[fd] = connection
+            self._in_hand.discard(connection)
             if silent:
                 self._silent.add(fd)
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
@@ -337,12 +338,16 @@ class AcceptLoop:
 
     def _work(self) -> None:
         while (handed_over := self._handed_over.get()) is not None:
-            self._attend(*handed_over)
-            with self._changed:
-                self._busy -= 1
-                self._in_hand.discard(handed_over[0])
-                self._arm()
-                self._changed.notify_all()
+            connection, fresh = handed_over
+            try:
+                self._attend(connection, fresh)
+            finally:  # whatever happens, what is not in hand any more must not count as if it were
+                with self._changed:
+                    self._busy -= 1
+                    if connection.socket.fileno() < 0:  # else it waits, or is in hand again by now
+                        self._in_hand.discard(connection)
+                    self._arm()
+                    self._changed.notify_all()
 
     def _attend(self, connection: Connection, fresh: bool) -> None:
         try:
@@ -352,8 +357,8 @@ class AcceptLoop:
                     connection.drop()
             elif not (self._serves(connection) and self._wait(connection)):
                 connection.close()
-        except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
-            print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        except BaseException as error:  # noqa: BLE001  # a fault of one connection is no reason to lose the thread
+            say(f"a connection failed:\n{told(error)}")
             connection.close()
 
     def _serves(self, connection: Connection) -> bool:

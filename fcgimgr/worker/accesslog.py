@@ -5,7 +5,8 @@ r"""The access log: a line a request, in the characters of PHP-FPM's access.form
     %f script's file      %{NAME}e a FastCGI parameter    %p pid, %P parent's   %n pool     %% a percent sign
 
 %{FORMAT}t and %{FORMAT}T take strftime(3), %{milliseconds}d and %{microseconds}d are other units: what may stand there
-is said in fcgimgr/fastcgi/accessformat.py. What is not there is "-".
+is said in fcgimgr/fastcgi/accessformat.py. What is not there is "-". Months and days are named in English, whatever
+locale the application has set: who reads such a log knows no other.
 
 No client can forge a line, or a field in quotes: of all that it may have chosen, whatever is not printable ASCII, and
 `"` and `\`, are written as \xHH.
@@ -25,6 +26,12 @@ from fcgimgr.fastcgi.accessformat import UNITS, Field, parse
 from fcgimgr.worker.appending import AppendedFile
 from fcgimgr.worker.saying import fault, say
 
+_NAMED: Final = re.compile("%([aAbBhp%])")  # of strftime, what the locale has a word for
+_DAYS: Final = "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"
+_MONTHS: Final = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 _UNSAFE: Final = re.compile(r"[^ !#-\[\]-~]")  # all but printable ASCII, and of that " and \
 
 
@@ -122,11 +129,24 @@ def _time(form: str, calendar: Callable[[float], time.struct_time], *, begun: bo
         now = int(served.ended - served.took if begun else served.ended)
         second, text = known  # at one go: another thread may replace it
         if now != second:
-            text = time.strftime(form, calendar(now))
+            text = _in_english(form, calendar(now))
             known = now, text
         return text
 
     return shown
+
+
+def _in_english(form: str, moment: time.struct_time) -> str:
+    def named(match: re.Match[str]) -> str:
+        letter = match[1]
+        if letter == "%":
+            return match[0]
+        if letter == "p":
+            return "AM" if moment.tm_hour < 12 else "PM"
+        name = _DAYS[moment.tm_wday] if letter in "aA" else _MONTHS[moment.tm_mon - 1]
+        return name if letter in "AB" else name[:3]
+
+    return time.strftime(_NAMED.sub(named, form), moment)
 
 
 def _target(served: Served) -> str:

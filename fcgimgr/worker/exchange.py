@@ -6,27 +6,35 @@ one that declares its Content-Length as soon as it has yielded that much.
 A block of all others is sent as it is yielded.
 
 The application must not be able to break the response's form: a line feed in a header, a status that is none or a body
-shorter than its Content-Length is refused, by an exception where it did it. A longer one is cut.
+shorter than its Content-Length is refused, by an exception where it did it. A longer one is cut. (An empty one whose
+header names a file that the web server is to send in its place has that file's length.)
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import stat
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final, Protocol
 
 from fcgimgr.fastcgi.records import FULL_CONTENT, VERSION, RecordType, encode_record, end_request
 from fcgimgr.worker.asking import asked
+from fcgimgr.worker.saying import say
 
 #: RFC 9110 section 5.6.2: what a field name may hold.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BREAK: Final = re.compile(r"[\r\n\0]")
 #: One of 1xx is no answer: the client would go on waiting for that (RFC 9110 section 15.2).
 _STATUS: Final = re.compile(r"[2-9][0-9][0-9] [^\x00-\x1f\x7f]*")
+#: In a head as it is sent: a header that has the web server send a file, or the answer of another server, in place of
+#: this one's body: X-Accel-Redirect of nginx, the others of lighttpd, Apache (mod_xsendfile), Caddy, h2o.
+_SENT_BY_ANOTHER: Final = re.compile(
+    r"^(?:X-Accel-Redirect|X-Sendfile2?|X-LIGHTTPD-send-(?:temp)?file|X-Reproxy-URL):", re.IGNORECASE | re.MULTILINE
+)
 #: Bytes of a regular file that are read at once, a whole number of records.
 FILE_BLOCK: Final = 4 * FULL_CONTENT
 #: Buffers for one sendmsg; the kernel takes 1024 (IOV_MAX).
@@ -55,25 +63,46 @@ class FileWrapper:
     """`wsgi.file_wrapper`: a regular file in large blocks, whatever `block` the application thought best.
 
     A pipe, a socket or a program's output would stall until so much is there: of them each read takes what has come,
-    or, where the file has no `read1`, `block` bytes, as the application wants it.
+    or, where the file has no `read1` of its own, `block` bytes, as the application wants it. PEP 3333 promises `read`
+    alone: every io.BufferedIOBase has a `read1`, and as a rule one that raises UnsupportedOperation.
+
+    It is its own iterator, and can be moved as far as the file can: so a framework finds a range (Werkzeug does), which
+    else it would have to look for from the file's beginning.
     """
 
     def __init__(self, file: BinaryIO, block: int = 8192) -> None:
         self._file = file
         self._block = block
-        if hasattr(file, "close"):
-            self.close = file.close
+        self._read: Callable[[], bytes] | None = None
+        for name in ("close", "seekable", "seek", "tell"):
+            if hasattr(file, name):
+                setattr(self, name, getattr(file, name))
 
     def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._read is None:
+            self._read = self._reading()
+        if block := self._read():
+            return block
+        raise StopIteration
+
+    def _reading(self) -> Callable[[], bytes]:
         file = self._file
         if _is_regular(file):
-            read, size = file.read, FILE_BLOCK
-        elif hasattr(file, "read1"):
-            read, size = file.read1, FULL_CONTENT
-        else:
-            read, size = file.read, self._block
-        while block := read(size):
-            yield block
+            return lambda: file.read(FILE_BLOCK)
+        if hasattr(file, "read1"):
+            return self._read_what_has_come
+        return lambda: file.read(self._block)
+
+    def _read_what_has_come(self) -> bytes:
+        try:
+            block: bytes = self._file.read1(FULL_CONTENT)  # type: ignore[attr-defined]
+        except io.UnsupportedOperation:
+            self._read = lambda: self._file.read(self._block)
+            return self._read()
+        return block
 
 
 def _is_regular(file: BinaryIO) -> bool:
@@ -117,11 +146,9 @@ class Exchange:
                 if close is not None:
                     close()
         if longer:
-            sys.stderr.write(
-                "fcgimgr worker: a body was longer than its Content-Length, and was cut"
-                f" after {self.sent} bytes, at {asked(environ)}\n"
-            )
-            sys.stderr.flush()
+            with contextlib.suppress(Exception):  # the application may have put anything into its environ
+                after = f"after {self.sent} bytes, at {asked(environ)}"
+                say(f"a body was longer than its Content-Length, and was cut {after}")
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -206,10 +233,11 @@ class Exchange:
         elif self._left < 0:
             self._head += f"Content-Length: {len(body)}\r\n"
         elif self._left != len(body):
-            if self._left > len(body):
+            if self._left < len(body):
+                body = body[: self._left]
+                longer = True
+            elif body or not _SENT_BY_ANOTHER.search(self._head):
                 raise ValueError(f"the body has {len(body)} bytes, its Content-Length says {self._left}")
-            body = body[: self._left]
-            longer = True
         self._send(body, True, True)
         return longer
 
@@ -220,6 +248,8 @@ class Exchange:
         chosen = isinstance(result, FileWrapper)
         for block in result:
             if not block:
+                if not self.ended:
+                    check()  # whoever waits for something to say hears as well that nobody is there any more
                 continue
             if self.ended:
                 return not chosen
@@ -239,7 +269,7 @@ class Exchange:
         """The application has yielded all that it had."""
         if not self._head:
             raise ValueError("the application did not call start_response")
-        if self._left > 0 and not self.bodiless:
+        if self._left > 0 and not self.bodiless and (self.sent or not _SENT_BY_ANOTHER.search(self._head)):
             raise ValueError(f"the body ended {self._left} bytes before its Content-Length")
         self._send(b"", True)
 
@@ -248,7 +278,10 @@ class Exchange:
         tail = (_TAIL_1 if request_id == 1 else _tail(request_id)) if last else b""
         head = b""
         if not self.head_sent:
-            head = f"{self._head}\r\n".encode("latin-1")
+            try:
+                head = f"{self._head}\r\n".encode("latin-1")
+            except UnicodeEncodeError as error:
+                raise _not_latin(error.object, error.start) from None
             if len(head) > FULL_CONTENT:
                 raise ValueError(f"the response's header is longer than {FULL_CONTENT} bytes")
             self.head_sent = True
@@ -313,6 +346,13 @@ def _check_fields(headers: Iterable[object]) -> None:
             raise TypeError(f"the name of a response header is a str, not {name!r}")
         if not isinstance(value, str):
             raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
+
+
+def _not_latin(head: str, at: int) -> ValueError:
+    """`head` holds there what none can (PEP 3333)."""
+    line = head[head.rfind("\n", 0, at) + 1 :]
+    where = "the status" if line == head else f"the response header {line.partition(':')[0]}"
+    return ValueError(f"{where} holds {head[at]!r}, which is not in Latin-1: encode it, as RFC 8187 or a URL has it")
 
 
 def _broken(field: str) -> ValueError:

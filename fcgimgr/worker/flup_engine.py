@@ -1,18 +1,26 @@
 """flup's FastCGI server, on connections that AcceptLoop accepts, with what flup 1.0.3 gets wrong mended.
 
-flup's own: the WSGI side (`handler`: environ, start_response, write), requests and their streams. Replaced here:
+flup's own: a request and its life on a connection (roles, a second one at a time, aborts), and what it forgives an
+application: text in a body, bytes in a status or a header. Replaced here:
 
 - Records are read in large pieces and written together, where flup makes two or three system calls a record.
 - PARAMS are joined before they are read (flup misreads a pair that lies across two records) and bounded.
+- The environ (environ.py) and the response (exchange.py) are those of the native server. flup cuts PATH_INFO out of
+  what the client sent, undecoded; leaves CONTENT_TYPE and CONTENT_LENGTH in it twice; answers HEAD, 204 and 304 with a
+  body; passes on a line feed in a header, and a body that is not as long as was declared.
+- wsgi.input is a file as Python has them, and says that it ends.
 - A broken or malformed connection ends that connection, with one line on stderr; flup swallows the error.
 - An exception of the application goes to the process's stderr, and so to the pool's log, with the request that raised
   it. (In FCGI_STDERR it would be seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once
   a part of the response is sent the connection is broken off: with an orderly end a truncated page would look whole.
-- A peer is held to limits: the parameters in HEAD_PATIENCE whatever else it sends, no body before their end (flup
-  collects it without bound), and something of what it is sent taken in SEND_PATIENCE.
+- A peer is held to limits (patience.py): the parameters whatever else it sends, no body before their end (flup
+  collects it without bound), the body, and the taking of the answer.
+- A client that has gone ends its request: before the application is called, or at its next block or read. An abort is
+  answered. flup goes on.
 - GET_VALUES is answered (flup compares str with bytes and finds nothing).
 - An OSError of the application's own is a fault like any other. (flup takes every EPIPE for the client's, and passes it
   over: of a lost database connection there was an empty page, or half of one, and not a word.)
+- A child that the application has forked ends as it wants to, and says nothing on its parent's connection.
 - A connection is closed at once when all of its request has been read; else the peer's end is waited for, at most
   LINGER seconds. (flup always waits, and for ever: a peer that keeps its side open costs a thread.)
 """
@@ -20,19 +28,19 @@ flup's own: the WSGI side (`handler`: environ, start_response, write), requests 
 from __future__ import annotations
 
 import contextlib
+import io
 import select
 import socket
-import struct
-import sys
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from flup.server import fcgi_base
 
+from fcgimgr.fastcgi.arriving import decode_parameters
 from fcgimgr.fastcgi.records import (
+    KEEP_CONNECTION,
     PairStream,
     ProtocolError,
     Record,
@@ -42,21 +50,28 @@ from fcgimgr.fastcgi.records import (
     decode_pairs,
     encode_pairs,
     encode_record,
+    end_request,
 )
 from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
-from fcgimgr.worker.asking import asked
+from fcgimgr.worker.body import Body, buffered
+from fcgimgr.worker.environ import finish, promises, template
+from fcgimgr.worker.exchange import Exchange, FileWrapper
+from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.patience import (
+    HEAD_PATIENCE,
+    LINGER,
+    ClientGoneError,
+    TooSlowError,
+    comes,
+    send_slowly,
+    wait_for_body,
+)
+from fcgimgr.worker.saying import say, say_failed
 
-#: Seconds that a request may take to be announced, from its BEGIN_REQUEST to the last of its parameters. Its body may
-#: take as long as it takes: how fast a body must come is for the web server to say, which as a rule has it whole.
-HEAD_PATIENCE: Final = 30.0
-#: Seconds in which the peer must take something of what it is sent. nginx gives its own client 60.
-SEND_PATIENCE: Final = 120.0
-#: Seconds to wait for the peer to close while it may still be sending: closing with bytes unread resets the connection
-#: under our answer (tcp(7), unix(7)).
-LINGER: Final = 2.0
 _READ: Final = 65536
-_SEND_AT: Final = 65536
+_NOW: Final = socket.MSG_DONTWAIT
+_ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
 
 def serve(
@@ -69,153 +84,150 @@ def serve(
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
     server = _Server(application, threads, observer)
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX:
+            # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     loop = AcceptLoop(
         listeners, lambda accepted: _Connection(accepted, server), threads=threads, allowed=allowed, ready=ready
     )
-    server.retire = loop.retire
+    server.loop = loop
     loop.run()
 
 
-class _Output(fcgi_base.OutputStream):  # type: ignore[misc]  # flup has no types
-    """STDOUT: flup calls flush after each block of the response; the records wait in the connection until then."""
-
-    status = 0
-    sent = 0
-
-    def write(self, content: bytes) -> None:
-        if self.dataWritten:
-            self.sent += len(content)
-        elif content:  # the head, with `Status: 200 OK` in front (in an error page of flup's, with the body behind)
-            self.status = int(content[8:11])
-            self.sent = len(content) - content.index(b"\r\n\r\n") - 4
-        super().write(content)
-
-    def flush(self) -> None:
-        self._conn.flush()
+def knows_its_flup() -> bool:
+    """Whether this is flup 1.0.3, or a copy of it. (flup6 has the same name, and connections without a timeout.)"""
+    return "timeout" in fcgi_base.Connection.__init__.__code__.co_varnames
 
 
-class _Request(fcgi_base.Request):  # type: ignore[misc]
+class _Input:
+    """A request's STDIN, as far as it has come and was not read. `length`: bytes that have come so far."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self.pieces: deque[bytes] = deque()
+        self.length = 0
+        self.ended = False
+
+    def add_data(self, content: bytes) -> None:
+        if content:
+            self.pieces.append(content)
+            self.length += len(content)
+        else:
+            self.ended = True
+
+
+class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
+    # What flup's Connection sets.
+    requestId: int  # noqa: N815
+    role: int
+    flags: int
+
     def __init__(self, connection: _Connection, input_stream: type, timeout: None) -> None:
-        super().__init__(connection, input_stream, timeout)
-        self.stdout = _Output(connection, self, fcgi_base.FCGI_STDOUT)
-        self.stderr = sys.stderr
+        self._conn = connection
+        self.server = connection.server
+        self.stdin = input_stream(connection)
         self.parameters = PairStream()
         self.started = False
+        self.aborted = False
 
     def run(self) -> None:
-        observer = self.server.observer
-        if observer is None or self.role not in self.server.roles:
-            self._answer()
-            return
-        observer.begin(self.params)
+        """Raises EOFError where the connection is to be closed."""
+        connection, server = self._conn, self.server
+        if comes(connection.socket, select.POLLRDHUP, 0):
+            raise EOFError
+        connection.gone = False  # of an upload that was aborted before
+        environ = server.environ.copy()
+        joined = self.parameters.joined()
+        decode_parameters(joined, 0, len(joined), environ)
+        finish(environ, server.promised)
+        body = Body(self._more)
+        whole = self.stdin.ended
+        environ["wsgi.input"] = io.BytesIO(b"".join(self.stdin.pieces)) if whole else buffered(body)
+        exchange = Exchange(connection, self.requestId, environ["REQUEST_METHOD"] == "HEAD")
+        observer = server.observer
+        if observer is not None:
+            observer.begin(environ)
         try:
-            self._answer()
+            self._answer(exchange, environ)
         finally:
-            if not observer.end(self.stdout.status, self.stdout.sent):
-                self.server.retire()
+            body.over()
+            if observer is not None and not observer.end(exchange.status, exchange.sent):
+                server.loop.retire()
+        connection.over(self)
 
-    def _answer(self) -> None:
-        protocol_status, app_status = fcgi_base.FCGI_REQUEST_COMPLETE, 0
+    def _answer(self, exchange: Exchange, environ: dict[str, Any]) -> None:
+        connection, loop = self._conn, self.server.loop
         try:
-            protocol_status, app_status = self.server.handler(self)
+            exchange.run(self.server.application, environ)
         except BaseException as error:  # noqa: BLE001  # whatever an application raises ends the request, not the worker
-            if self._conn.gone:
+            if loop.forked:
+                end_child(None if connection.gone else error)  # gone: it returned, and found the connection closed
+            if self.aborted:
+                connection.gone = False
+                connection.send(end_request(self.requestId), True, True)
+                return
+            if connection.gone:
                 raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
-            raised = error.__cause__ if isinstance(error, _WrappedError) else error
-            assert raised is not None
-            told = "".join(traceback.format_exception(type(raised), raised, raised.__traceback__))
-            sys.stderr.write(f"fcgimgr worker: the application failed at {asked(self.params)}\n{told}")
-            sys.stderr.flush()
-            if self.stdout.dataWritten:
+            say_failed(environ, error)
+            if not exchange.head_sent:
+                exchange.fail(_ERROR_PAGE)
+            elif not exchange.ended:
                 raise EOFError from None
-            self.server.error(self)
-        self.stdout.close()
-        self._conn.end_request(self, app_status, protocol_status)
+        else:
+            if loop.forked:
+                end_child(None)
 
-
-class _WrappedError(Exception):
-    """An OSError of the application on its way through flup, which would pass over an EPIPE."""
-
-
-def _wrapped(application: Callable[..., Any]) -> Callable[..., Any]:
-    def calling(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        try:
-            result = application(environ, start_response)
-        except OSError as error:
-            raise _WrappedError from error
-        return result if type(result) in (list, tuple) else _WrappedResult(result)
-
-    return calling
-
-
-class _WrappedResult:
-    """`result`, with the length by which flup finds that there is one block only."""
-
-    def __init__(self, result: Any) -> None:
-        self._result = result
-
-    def __len__(self) -> int:
-        return len(self._result)
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            for block in self._result:  # noqa: UP028  # `yield from` would also call close()
-                yield block
-        except OSError as error:
-            raise _WrappedError from error
-
-    def close(self) -> None:
-        close = getattr(self._result, "close", None)
-        if close is None:
-            return
-        try:
-            close()
-        except OSError as error:
-            raise _WrappedError from error
+    def _more(self) -> bytes:
+        """The next piece of the body, for an application that reads it."""
+        connection, body = self._conn, self.stdin
+        while not body.pieces:
+            if body.ended:
+                return b""
+            if self.aborted:
+                raise connection.lost("the web server has aborted the request")
+            try:
+                connection.process_input()
+            except ProtocolError as error:
+                raise connection.given_up(str(error)) from None
+        return bytes(body.pieces.popleft())
 
 
 class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     request_class = _Request
-    maxwrite = 65528 + fcgi_base.FCGI_HEADER_LEN
 
-    retire: Callable[[], None]
+    loop: AcceptLoop
 
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
-        super().__init__(_wrapped(application), multithreaded=threads > 1, multiprocess=True)
+        super().__init__(_forgiving(application), multithreaded=threads > 1, multiprocess=True)
         self.observer = observer
-        self.values = {
-            b"FCGI_MAX_CONNS": str(threads).encode(),
-            b"FCGI_MAX_REQS": str(threads).encode(),
-            b"FCGI_MPXS_CONNS": b"0",
-        }
+        self.promised = promises(threads)
+        self.environ = template(self.promised)
+        count = str(threads).encode()
+        self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
 
 
 class _Connection(fcgi_base.Connection):  # type: ignore[misc]
     """One accepted connection. flup's methods take flup's Record; `_take` makes one of ours."""
 
-    idle = True  # whenever serve() has answered True
+    _inputStreamClass = _Input  # noqa: N815  # flup's name
+
     until = 0.0
     hung_up = False
 
     def __init__(self, accepted: socket.socket, server: _Server) -> None:
         super().__init__(accepted, None, server, None)
         self.socket = accepted
+        self.idle = True
         self.gone = False
         self._keepGoing = True
-        self._running = False
-        self._all_read = True  # of the last request, to the end of its STDIN, after which a peer sends nothing
+        self._running: _Request | None = None
+        self._last = 0  # the id of the last request
+        self._all_read = True  # of that, to the end of its STDIN, after which a peer sends nothing
         self._announced_until = 0.0  # monotonic seconds; of the request that is being announced
         self._reader = RecordReader()
         self._arrived: deque[Record] = deque()
-        self._unsent: list[bytes] = []
-        self._unsent_length = 0
-        # socket(7): a send that has waited for so long ends with what was taken, or if that is nothing with EAGAIN.
-        seconds, part = divmod(SEND_PATIENCE, 1)
-        patience = struct.pack("ll", int(seconds), int(part * 1_000_000))
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-        if accepted.family != socket.AF_UNIX:
-            # An answer is two or three small sends; Nagle would hold the second for the peer's delayed ACK (40 ms).
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._stalled = 0.0  # seconds for which this answer waited for the peer, less those that it has earned since
+        self._waited = 0.0  # seconds for which an application was kept waiting for this body
 
     # --- what AcceptLoop calls
 
@@ -224,12 +236,12 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             while self._keepGoing:
                 self.process_input()
                 if not self._requests and not self._arrived:
-                    self.until = time.monotonic() + KEPT_PATIENCE
+                    self._rest()
                     return bool(self._keepGoing)
         except EOFError:
             return False
         except ProtocolError as error:
-            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            say(f"connection closed: {error}")
             return False
         except OSError:
             if not self.gone:
@@ -237,7 +249,19 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             return False  # the client went away, which is its right
         return False
 
+    def _rest(self) -> None:
+        """Until more comes, in no thread. Half a record is the beginning of a request."""
+        now = time.monotonic()
+        if self._reader.between_records:
+            self.idle = True
+            self.until = now + KEPT_PATIENCE
+        elif self.idle:
+            self.idle = False
+            self.until = now + HEAD_PATIENCE
+
     def drop(self) -> None:
+        if not (self.idle or self.hung_up):
+            say("connection closed before its request had come")
         self.socket.close()
 
     def close(self) -> None:
@@ -247,8 +271,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             self.socket.shutdown(socket.SHUT_WR)
             until = time.monotonic() + LINGER
             # The clock is asked too: of who never stops sending there is always something to read.
-            while (left := until - time.monotonic()) > 0 and self._readable(left) and self.socket.recv(_READ):
-                pass
+            while (left := until - time.monotonic()) > 0 and comes(self.socket, select.POLLIN, left):
+                if not self.socket.recv(_READ):
+                    return
 
     # --- records in
 
@@ -260,54 +285,68 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             self._take(self._arrived.popleft())
 
     def _receive(self) -> None:
-        if self._requests and not self._running:
-            left = self._announced_until - time.monotonic()
-            if left <= 0 or not self._readable(left):
-                raise ProtocolError(f"a request was begun and not finished in {HEAD_PATIENCE:g} s")
+        if self._requests and self._running is None and time.monotonic() > self._announced_until:
+            raise _late()  # of who sends nonsense for ever there is always something to read
         try:
-            incoming = self.socket.recv(_READ)
+            incoming = self.socket.recv(_READ, _NOW)
+        except BlockingIOError:
+            self._wait_for_more()
+            return
         except OSError:
             self.gone = True
             raise
         if not incoming:
             self.gone = True
+            if self._running is not None:
+                raise self.lost("the web server has closed the connection")
             raise EOFError
         self._arrived.extend(self._reader.feed(incoming))
 
-    def _readable(self, patience: float) -> bool:
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        return bool(poll.poll(patience * 1000))
+    def _wait_for_more(self) -> None:
+        if self._running is not None:
+            try:
+                self._waited = wait_for_body(self.socket, self._running.stdin.length, self._waited)
+            except TooSlowError as error:
+                raise self.given_up(str(error)) from None
+            return
+        left = self._announced_until - time.monotonic()
+        if self._requests and not comes(self.socket, select.POLLIN, left):
+            raise _late()
 
     def _take(self, record: Record) -> None:
-        handlers = {
-            RecordType.BEGIN_REQUEST: self._do_begin_request,
-            RecordType.ABORT_REQUEST: self._do_abort_request,
-            RecordType.PARAMS: self._do_params,
-            RecordType.STDIN: self._do_stdin,
-            RecordType.DATA: self._do_data,
-            RecordType.GET_VALUES: self._do_get_values,
-        }
-        if _ends_stdin(record):
+        if record.request_id == self._last and _ends_stdin(record):
             self._all_read = True
-        handler = handlers.get(record.type)  # type: ignore[call-overload]
+        handler = _HANDLERS.get(record.type)
         if handler is None:
             if record.request_id:
                 return
-            handler = self._do_unknown_type
+            handler = _Connection._do_unknown_type
         translated = fcgi_base.Record(record.type, record.request_id)
         translated.contentData = record.content
         translated.contentLength = len(record.content)
-        handler(translated)
-        if not self._running:
-            self.flush()
+        handler(self, translated)
 
     def _do_begin_request(self, record: Any) -> None:
-        decode_begin_request(record.contentData)  # flup would fail on a wrong length with a struct.error
-        if not self._requests:  # a second one at the same time is refused, and prolongs nothing
-            self._announced_until = time.monotonic() + HEAD_PATIENCE
-            self._all_read = False
+        role, _ = decode_begin_request(record.contentData)  # flup would fail on a wrong length with a struct.error
+        if record.requestId in self._requests:
+            raise ProtocolError(f"request {record.requestId} was begun a second time before it ended")
+        refused = bool(self._requests)  # which prolongs nothing
         super()._do_begin_request(record)
+        if not refused:
+            self._announced_until = time.monotonic() + HEAD_PATIENCE
+            self._last = record.requestId
+            self._all_read = False
+            if role not in self.server.roles:
+                self.end_request(self._requests[record.requestId], 0, fcgi_base.FCGI_UNKNOWN_ROLE)
+
+    def _do_abort_request(self, record: Any) -> None:
+        request = self._requests.get(record.requestId)
+        if request is None:
+            return
+        request.aborted = True
+        self._all_read = True  # a peer that wants no answer loses nothing with it
+        if not request.started:
+            self.end_request(request)
 
     def _do_params(self, record: Any) -> None:
         request = self._requests.get(record.requestId)
@@ -316,13 +355,15 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         if record.contentData:
             request.parameters.add(record.contentData)
             return
-        for name, value in request.parameters.pairs():
-            request.params[name.decode("latin-1")] = value.decode("latin-1")
-        request.started = self._running = True
+        request.started = True
+        while self._arrived and self._arrived[0].type == RecordType.STDIN:  # what is here of the body
+            self._take(self._arrived.popleft())
+        self._running = request
+        self._stalled = self._waited = 0.0
         try:
             self._start_request(request)
         finally:
-            self._running = False
+            self._running = None
 
     def _do_stdin(self, record: Any) -> None:
         self._refuse_early(record)
@@ -347,38 +388,168 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
     # --- records out
 
     def writeRecord(self, record: Any) -> None:  # noqa: N802  # flup's name
+        """What is not the answer. Nobody waits for a peer that asks and does not read: raises ProtocolError."""
         wire = encode_record(record.type, record.requestId, record.contentData)
-        self._unsent.append(wire)
-        self._unsent_length += len(wire)
-        if self._unsent_length >= _SEND_AT:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._unsent:
-            return
-        wire = b"".join(self._unsent)
-        self._unsent.clear()
-        self._unsent_length = 0
-        if self.gone:  # the application was told and goes on: it waits no second time
-            raise EOFError
         try:
-            self.socket.sendall(wire)
+            sent = self.socket.send(wire, _NOW)
         except BlockingIOError:
+            sent = 0
+        except OSError:
             self.gone = True
-            why = f"nothing of an answer was taken for {SEND_PATIENCE:g} s"
-            print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
-            raise TimeoutError(why) from None
+            raise
+        if sent < len(wire):
+            raise ProtocolError("the replies to management records are not read")
+
+    def send(self, message: bytes, last: bool, over: bool) -> None:
+        flags = self._flags(last and over)
+        try:
+            sent = self.socket.send(message, flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.gone = True
+            raise
+        if sent < len(message):
+            self._send_rest(memoryview(message)[sent:], flags)
+
+    def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
+        flags = self._flags(last and over)
+        try:
+            sent = self.socket.sendmsg(parts, (), flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.gone = True
+            raise
+        for part in parts:
+            if sent >= len(part):
+                sent -= len(part)
+            else:
+                self._send_rest(memoryview(part)[sent:], flags)
+                sent = 0
+
+    def _flags(self, over: bool) -> int:
+        """When nothing comes behind it, the end of the connection goes with the end of the answer: over TCP in one
+        segment (tcp(7), TCP_CORK)."""
+        request = self._running
+        if over and request is not None and not request.flags & KEEP_CONNECTION:
+            return _NOW | socket.MSG_MORE
+        return _NOW
+
+    def _send_rest(self, unsent: memoryview, flags: int) -> None:
+        try:
+            self._stalled = send_slowly(self.socket, unsent, flags, self._stalled)
+        except TooSlowError as error:
+            raise self.given_up(str(error)) from None
         except OSError:
             self.gone = True
             raise
 
-    def end_request(self, request: Any, app_status: int = 0, protocol_status: int = 0, remove: bool = True) -> None:
-        super().end_request(request, app_status, protocol_status, remove)
-        self.flush()
+    def check(self) -> None:
+        """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
+        poll = select.poll()
+        try:
+            poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+        except ValueError:  # in a child that the application has forked
+            raise self.lost("the connection is not this process's") from None
+        events = poll.poll(0)
+        if not events:
+            return
+        if events[0][1] & ~select.POLLIN:
+            raise self.lost("the web server has closed the connection")
+        request = self._running
+        assert request is not None
+        if request.stdin.ended and not self._arrived:  # else it is the body, or the next request
+            try:
+                self._receive()
+            except ProtocolError as error:
+                raise self.given_up(str(error)) from None
+        abort = Record(RecordType.ABORT_REQUEST, request.requestId, b"")
+        if abort in self._arrived:
+            self._arrived.remove(abort)
+            request.aborted = True
+            raise self.lost("the web server has aborted the request")
+
+    # --- the end
+
+    def over(self, request: _Request) -> None:
+        """Its answer is sent."""
+        del self._requests[request.requestId]
+        if not request.flags & KEEP_CONNECTION:
+            self._keepGoing = False
+
+    def given_up(self, why: str) -> ClientGoneError:
+        say(f"connection closed: {why}")
+        return self.lost(why)
+
+    def lost(self, why: str) -> ClientGoneError:
+        self.gone = True
+        return ClientGoneError(why)
 
     def _cleanupSocket(self) -> None:  # noqa: N802  # flup's name
         """flup closes from within a request; here AcceptLoop closes, once serve() has answered False."""
 
 
+_HANDLERS: Final[dict[int, Callable[[_Connection, Any], None]]] = {
+    RecordType.BEGIN_REQUEST: _Connection._do_begin_request,
+    RecordType.ABORT_REQUEST: _Connection._do_abort_request,
+    RecordType.PARAMS: _Connection._do_params,
+    RecordType.STDIN: _Connection._do_stdin,
+    RecordType.DATA: _Connection._do_data,
+    RecordType.GET_VALUES: _Connection._do_get_values,
+}
+
+
+def _late() -> ProtocolError:
+    return ProtocolError(f"a request was begun and not finished in {HEAD_PATIENCE:g} s")
+
+
 def _ends_stdin(record: Record) -> bool:
     return record.type == RecordType.STDIN and not record.content
+
+
+# --- what flup forgives
+
+
+def _forgiving(application: Callable[..., Any]) -> Callable[..., Any]:
+    """The application, with Latin-1 made of its text in a body, and text of its bytes in a status and in headers."""
+
+    def calling(environ: dict[str, Any], start_response: Callable[..., Callable[[bytes], None]]) -> Any:
+        def start(status: Any, headers: Any, exc_info: Any = None) -> Callable[[Any], None]:
+            if type(headers) is list and any(_has_bytes(field) for field in headers):
+                headers = [tuple(map(_text, field)) if _has_bytes(field) else field for field in headers]
+            write = start_response(_text(status), headers, exc_info)
+            return lambda block: write(_encoded(block))
+
+        result = application(environ, start)
+        kind = type(result)
+        if kind is list or kind is tuple:
+            return [_encoded(block) for block in result] if any(type(block) is str for block in result) else result
+        return result if isinstance(result, FileWrapper) else _Encoded(result)
+
+    return calling
+
+
+class _Encoded:
+    """The blocks of `result`."""
+
+    def __init__(self, result: Iterable[Any]) -> None:
+        self._result = result
+        close = getattr(result, "close", None)
+        if close is not None:
+            self.close = close
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(_encoded, self._result)
+
+
+def _encoded(block: Any) -> Any:
+    return block.encode("latin-1") if type(block) is str else block
+
+
+def _text(word: Any) -> Any:
+    return word.decode("latin-1") if type(word) is bytes else word
+
+
+def _has_bytes(field: Any) -> bool:
+    return type(field) in (tuple, list) and bytes in map(type, field)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
 from typing import NoReturn
+
+from fcgimgr.worker.saying import say, say_bare, text_of, told
 
 
 def end_child(raised: BaseException | None) -> NoReturn:
@@ -20,11 +21,10 @@ def end_child(raised: BaseException | None) -> NoReturn:
         if raised.code is None or isinstance(raised.code, int):
             code = (raised.code or 0) & 0xFF
         else:
-            sys.stderr.write(f"{raised.code}\n")
+            say_bare(f"{text_of(raised.code)}\n")
     elif raised is not None:
-        text = "".join(traceback.format_exception(type(raised), raised, raised.__traceback__))
-        sys.stderr.write(f"fcgimgr worker: a child that the application has forked failed:\n{text}")
+        say(f"a child that the application has forked failed:\n{told(raised)}")
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(BaseException):  # None, closed, or whatever the application has made of it
             stream.flush()
     os._exit(code)

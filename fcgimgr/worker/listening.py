@@ -11,9 +11,10 @@ import ipaddress
 import os
 import socket
 import stat
-import sys
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Union
+
+from fcgimgr.worker.saying import say
 
 FIRST_PASSED: Final = 3
 #: Written with Union because it is evaluated when the module loads, and Python 3.9 has no `|` for types.
@@ -102,7 +103,7 @@ def peer_filter(allowed: str | None) -> Callable[[Any], bool]:
         try:
             networks.append(ipaddress.ip_network(entry, strict=False))
         except ValueError:
-            print(f"fcgimgr worker: socket_allowed: {entry!r} is no IP address and lets nobody in", file=sys.stderr)
+            say(f"socket_allowed: {entry!r} is no IP address and lets nobody in")
 
     def is_allowed(peer: Any) -> bool:
         if not isinstance(peer, tuple):

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from fcgimgr.worker.saying import say, text_of
+
 
 class LoadError(Exception):
     """The application cannot be had; the text holds its traceback, where it has one, and says what to do."""
@@ -61,8 +63,8 @@ def told_when_late(target: str, patience: float | None) -> Iterator[None]:
             del stack[0]
         shown = "".join(stack.format()).rstrip()
         took = time.monotonic() - began
-        head = f"fcgimgr worker: the import of {target!r} has taken {took:.1f} s so far, and is here:"
-        print(f"{head}\n{shown}", file=sys.stderr, flush=True)
+        head = f"the import of {target!r} has taken {took:.1f} s so far, and is here:"
+        say(f"{head}\n{shown}")
 
     timer = threading.Timer(max(patience - max(0.1 * patience, 0.5), 0.5 * patience), tell)
     timer.daemon = True
@@ -89,7 +91,7 @@ def _import(target: str, name: str) -> Any:
         # Python prints what is neither a number nor None, and exits with 1.
         with_number = error.code is None or isinstance(error.code, int)
         called = f"sys.exit({'' if error.code is None else error.code})" if with_number else "sys.exit"
-        message = "" if with_number else f": {_text(error.code)}"
+        message = "" if with_number else f": {text_of(error.code)}"
         what = f"the module called {called} while it was imported{message}"
         raise LoadError(f"cannot load {target!r}: {what}\n{_traceback(error)}") from error
     except BaseException as error:  # whatever the application raises, its author must see where
@@ -138,7 +140,7 @@ def _file(module: object) -> str | None:
 
 
 def _failed(target: str, error: BaseException) -> LoadError:
-    return LoadError(f"cannot load {target!r}: {type(error).__name__}: {_text(error)}\n{_traceback(error)}")
+    return LoadError(f"cannot load {target!r}: {type(error).__name__}: {text_of(error)}\n{_traceback(error)}")
 
 
 def _traceback(error: BaseException) -> str:
@@ -146,16 +148,8 @@ def _traceback(error: BaseException) -> str:
     try:
         shown = traceback.format_exception(type(error), error, below)
     except Exception:  # noqa: BLE001  # the exception is of the application's making, and so are its attributes
-        shown = [*traceback.format_tb(below), f"{type(error).__name__}: {_text(error)}"]
+        shown = [*traceback.format_tb(below), f"{type(error).__name__}: {text_of(error)}"]
     return "".join(shown).rstrip()
-
-
-def _text(told: object) -> str:
-    """As str, also of what cannot be told."""
-    try:
-        return str(told)
-    except BaseException:  # noqa: BLE001  # whatever its __str__ raises, this is about something else
-        return f"<str() of this {type(told).__name__} failed>"
 
 
 def _below_the_import(trace: TracebackType | None) -> TracebackType | None:

@@ -2,8 +2,8 @@
 
 Run by the path of start.py, in the application's interpreter. What the application can import must not depend on how
 fcgimgr is installed, so exactly two of our packages are lent to it, each under its own name and neither through
-sys.path: `fcgimgr`, from beside this file (start.py), and `flup`, only where the application has none (an application's
-own comes first).
+sys.path: `fcgimgr`, from beside this file (start.py), and `flup`, where the application has none. An application's own
+flup is for the application alone: it may be flup6, another package of that name, on which our engine cannot stand.
 
 Exit status: 0 after a graceful stop; 1 when the application or the sockets are not fit to serve, with the reason on
 stderr; 2 for a wrong command line. Importing this module does nothing.
@@ -12,6 +12,7 @@ stderr; 2 for a wrong command line. Importing this module does nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib.machinery
 import os
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
 
     # Now, with all that it needs of the standard library (start.py).
     from fcgimgr.worker import FLUP_VARIABLE, accepting  # noqa: F401
+    from fcgimgr.worker.leaving import let_go_of_streams, name_what_stays
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application, told_when_late
     from fcgimgr.worker.notify import notify
@@ -58,8 +60,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         sys.path.insert(0, first)
     flup_home = os.environ.pop(FLUP_VARIABLE, None)
     if serve is None:
-        _lend_flup(flup_home)
-        serve = _flup_serve()
+        serve = _flup_serve(flup_home)
     # Behind a pipe print() would keep its lines until 8 KB are full, and lose them in a crash.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
@@ -81,16 +82,33 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         if zygote is not None:
             zygote.wait_for_go()
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
+        name_what_stays()
+        let_go_of_streams()
     except (ListenError, LoadError) as error:
         _give_up(str(error))
     return 0
 
 
-def _flup_serve() -> Callable[..., None]:
+def _flup_serve(home: str | None) -> Callable[..., None]:
+    """`home`: the directory that holds the flup that is lent; None: beside fcgimgr."""
+    lent = _FlupFinder(home if home is not None else os.path.dirname(_PACKAGE))
+    sys.meta_path.insert(0, lent)
     try:
         from fcgimgr.worker import flup_engine
     except ImportError as error:
         _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
+    sys.meta_path.remove(lent)
+    if not flup_engine.knows_its_flup():
+        where = os.path.dirname(sys.modules["flup"].__file__ or "")
+        _give_up(
+            f"server = flup: {where} is not flup 1.0.3 (flup6 has the same name), and none was found beside fcgimgr: "
+            'install flup there, or set server = "native"'
+        )
+    own = importlib.machinery.PathFinder.find_spec("flup")
+    if own is not None and own.origin is not None:  # a directory of that name is none
+        for name in [name for name in sys.modules if name.partition(".")[0] == "flup"]:
+            del sys.modules[name]
+    sys.meta_path.append(lent)
     return flup_engine.serve
 
 
@@ -136,13 +154,17 @@ def _count_and_jitter(text: str) -> tuple[int, int]:
 
 def _give_up(reason: str) -> NoReturn:
     """Exit 1 with `reason`, at once: a thread that the application left running must not keep a failed worker alive."""
-    print(f"fcgimgr worker: {reason}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    from fcgimgr.worker.saying import say
+
+    say(reason)
+    with contextlib.suppress(BaseException):  # None, closed, or whatever the application has made of it
+        sys.stdout.flush()
     os._exit(1)
 
 
 class _FlupFinder:
-    """Finds the package `flup` in one directory and nothing else. Stands last, after the application's own path."""
+    """Finds the package `flup` in one directory and nothing else. Stands first for our engine, which it was made for,
+    and last, after the application's own path, for the application."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -151,8 +173,3 @@ class _FlupFinder:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.PathFinder.find_spec(name, [self._directory]) if name == "flup" else None
-
-
-def _lend_flup(home: str | None) -> None:
-    """`home`: the directory that holds it; None: beside fcgimgr."""
-    sys.meta_path.append(_FlupFinder(home if home is not None else os.path.dirname(_PACKAGE)))

@@ -17,8 +17,6 @@ import gc
 import io
 import select
 import socket
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -34,29 +32,26 @@ from fcgimgr.fastcgi.records import (
     end_request,
 )
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
-from fcgimgr.worker.asking import asked
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.exchange import Exchange, FileWrapper
+from fcgimgr.worker.environ import finish, promises, template
+from fcgimgr.worker.exchange import Exchange
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.patience import (
+    HEAD_PATIENCE,
+    LINGER,
+    ClientGoneError,
+    TooSlowError,
+    comes,
+    send_slowly,
+    wait_for_body,
+)
+from fcgimgr.worker.saying import say, say_failed
 from fcgimgr.worker.solo import SoloLoop
 
-#: Seconds that a request may take to come, from its first byte to the last of its parameters (and of a short body).
-HEAD_PATIENCE: Final = 30.0
-#: Seconds for which the application is kept waiting for the next piece of a body, and bytes a second below which it is
-#: not kept waiting for longer than that in all: a peer that sends a byte a second shall not hold a worker for days.
-BODY_PATIENCE: Final = 30.0
-BODY_RATE: Final = 500
 #: A body that is announced with at most so many bytes is there when the application is called.
 SHORT_BODY: Final = 65536
-#: Seconds in which the peer must take something of the answer (nginx gives its own client 60), and bytes a second below
-#: which it is not waited for longer than that in all.
-SEND_PATIENCE: Final = 120.0
-SEND_RATE: Final = 500
-#: Seconds to wait for the peer to close, while it may still be sending: closing with bytes unread resets the connection
-#: under our answer (tcp(7), unix(7)).
-LINGER: Final = 2.0
 #: Bytes of a body that nobody has read, which are passed over so that the connection can go on.
 UNREAD: Final = 262144
 _READ: Final = 65536
@@ -78,10 +73,6 @@ _REHEARSED: Final = (
 _ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
 
-class ClientGoneError(ConnectionError):
-    """The web server has closed the connection, aborted the request, or stopped sending or taking bytes."""
-
-
 def serve(
     application: Callable[..., Any],
     listeners: Sequence[socket.socket],
@@ -91,7 +82,7 @@ def serve(
     observer: Observer | None = None,
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
-    keeping = Keeping(lambda: any(_comes(listener, select.POLLIN, 0) for listener in listeners), threads)
+    keeping = Keeping(lambda: any(comes(listener, select.POLLIN, 0) for listener in listeners), threads)
     engine = _Engine(application, threads, observer, keeping)
     for listener in listeners:
         if listener.family != socket.AF_UNIX:
@@ -159,24 +150,8 @@ class _Engine:
         self.always_asks = threads > 1
         count = str(threads).encode()
         self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
-        self.environ: dict[str, Any] = {
-            # PEP 3333 wants these to be there, whatever the web server says.
-            "REQUEST_METHOD": "GET",
-            "SCRIPT_NAME": "",
-            "QUERY_STRING": "",
-            "SERVER_NAME": "localhost",
-            "SERVER_PORT": "80",
-            "SERVER_PROTOCOL": "HTTP/1.0",
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": threads > 1,
-            "wsgi.multiprocess": True,
-            "wsgi.run_once": False,
-            "wsgi.file_wrapper": FileWrapper,
-            # The input ends where the body does, also of one without a Content-Length (Werkzeug's name for that).
-            "wsgi.input_terminated": True,
-        }
+        self.promised = promises(threads)
+        self.environ = template(self.promised)
 
 
 class _Connection:
@@ -238,7 +213,7 @@ class _Connection:
                 self.until = monotonic() + HEAD_PATIENCE
             return self._gather(self._arrival, incoming)
         except ProtocolError as error:
-            print(f"fcgimgr worker: connection closed: {error}", file=sys.stderr, flush=True)
+            say(f"connection closed: {error}")
             return False
         except OSError:
             if not self.gone:
@@ -261,7 +236,7 @@ class _Connection:
 
     def drop(self) -> None:
         if self._arrival is not None and not (self._lingering or self.hung_up):
-            print("fcgimgr worker: connection closed before its request had come", file=sys.stderr, flush=True)
+            say("connection closed before its request had come")
         self.close()
 
     # --- a request in
@@ -273,7 +248,7 @@ class _Connection:
         except BlockingIOError:
             if self._spoke or self.until:
                 return None
-            if not _comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
+            if not comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
                 self.until = monotonic() + FIRST_BYTE_PATIENCE
                 return None
             return self._receive_first()
@@ -367,13 +342,10 @@ class _Connection:
             try:
                 incoming = self.socket.recv(_READ, _NOW)
             except BlockingIOError:
-                begun = monotonic()
-                patience = min(BODY_PATIENCE, BODY_PATIENCE + arrival.body_length / BODY_RATE - self._waited)
-                if not _comes(self.socket, select.POLLIN, patience):
-                    raise self._given_up(
-                        f"{arrival.body_length} bytes of a body came in {self._waited + patience:.0f} s"
-                    ) from None
-                self._waited += monotonic() - begun
+                try:
+                    self._waited = wait_for_body(self.socket, arrival.body_length, self._waited)
+                except TooSlowError as error:
+                    raise self._given_up(str(error)) from None
             except OSError:
                 self.gone = True
                 raise
@@ -405,11 +377,11 @@ class _Connection:
         # Of one that it kept, SoloLoop hears with the request; one that is new and came from a queue must be asked.
         keeping = engine.keeping
         may_have_left = engine.always_asks or (keeping.busy and self not in keeping.kept)
-        if self.hung_up or (may_have_left and _comes(self.socket, select.POLLRDHUP, 0)):
+        if self.hung_up or (may_have_left and comes(self.socket, select.POLLRDHUP, 0)):
             return False
         self.gone = False  # of an upload that was aborted before
         self._stalled = 0.0
-        _finish(environ)
+        finish(environ, engine.promised)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
         begun = monotonic()
@@ -435,12 +407,12 @@ class _Connection:
         except BaseException as error:  # noqa: BLE001  # an application may raise anything; it ends the request alone
             if self._engine.loop.forked:
                 end_child(None if self.gone else error)  # gone: it returned, and found the connection closed
-            return self._failed(exchange, environ, request_id)
+            return self._failed(exchange, environ, request_id, error)
         if self._engine.loop.forked:
             end_child(None)
         return True
 
-    def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
+    def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int, error: BaseException) -> bool:
         arrival = self._arrival
         if arrival is not None and arrival.aborted:
             self.gone = False
@@ -448,8 +420,7 @@ class _Connection:
             return True
         if self.gone:
             return False  # reading or writing failed because the client has gone: no fault to report
-        sys.stderr.write(f"fcgimgr worker: the application failed at {asked(environ)}\n{traceback.format_exc()}")
-        sys.stderr.flush()
+        say_failed(environ, error)
         if exchange.head_sent:
             return exchange.ended
         exchange.fail(_ERROR_PAGE)
@@ -522,21 +493,13 @@ class _Connection:
                 sent = 0
 
     def _send_rest(self, unsent: memoryview, flags: int) -> None:
-        while unsent:
-            begun = monotonic()
-            patience = max(0.0, min(SEND_PATIENCE, SEND_PATIENCE - self._stalled))
-            if not _comes(self.socket, select.POLLOUT, patience):
-                raise self._given_up(f"an answer was taken too slowly, and nothing of it for {patience:.0f} s")
-            self._stalled += monotonic() - begun
-            try:
-                sent = self.socket.send(unsent, flags)
-            except BlockingIOError:
-                continue
-            except OSError:
-                self.gone = True
-                raise
-            self._stalled -= sent / SEND_RATE
-            unsent = unsent[sent:]
+        try:
+            self._stalled = send_slowly(self.socket, unsent, flags, self._stalled)
+        except TooSlowError as error:
+            raise self._given_up(str(error)) from None
+        except OSError:
+            self.gone = True
+            raise
 
     # --- the end
 
@@ -571,7 +534,7 @@ class _Connection:
         return True
 
     def _given_up(self, why: str) -> ClientGoneError:
-        print(f"fcgimgr worker: connection closed: {why}", file=sys.stderr, flush=True)
+        say(f"connection closed: {why}")
         return self._lost(why)
 
     def _lost(self, why: str) -> ClientGoneError:
@@ -591,23 +554,3 @@ def _enough(arrival: Arrival) -> bool:
     assert arrival.parameters is not None
     announced = arrival.parameters.get("CONTENT_LENGTH", "")
     return not (announced.isascii() and announced.isdigit() and len(announced) < 10 and int(announced) <= SHORT_BODY)
-
-
-def _finish(environ: dict[str, Any]) -> None:
-    """What is left to do before these parameters are a WSGI environ."""
-    if environ.get("HTTPS") in ("on", "1"):
-        environ["wsgi.url_scheme"] = "https"
-    # A web server repeats these two as headers of the client's; PEP 3333 has them without HTTP_ alone.
-    environ.pop("HTTP_CONTENT_LENGTH", None)
-    environ.pop("HTTP_CONTENT_TYPE", None)
-    if "PATH_INFO" not in environ:
-        # It knows of no place where the application is mounted, and gives all of the path as the script's name.
-        environ["PATH_INFO"] = environ["SCRIPT_NAME"]
-        environ["SCRIPT_NAME"] = ""
-
-
-def _comes(connection: socket.socket, event: int, patience: float) -> bool:
-    """Whether the event, an end or a failure comes within `patience` seconds."""
-    poll = select.poll()
-    poll.register(connection, event)
-    return bool(poll.poll(max(0.0, patience) * 1000))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
+
+from fcgimgr.worker.saying import say
 
 
 def notify(message: str) -> None:
@@ -18,7 +19,7 @@ def notify(message: str) -> None:
     try:
         send(address, message)
     except OSError as error:
-        print(f"fcgimgr worker: cannot notify the manager ({message}): {error}", file=sys.stderr, flush=True)
+        say(f"cannot notify the manager ({message}): {error}")
 
 
 def send(address: str, message: str, flags: int = 0) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import select
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fcgimgr.worker.accepting import MOST_WAITING, AcceptLoop, Connection
 from fcgimgr.worker.keeping import Keeping
+from fcgimgr.worker.saying import say, told
 
 #: Events that are fetched at once; what is left comes with the next call, and nobody waits long.
 _EVENTS = 64
@@ -103,8 +102,8 @@ class SoloLoop(AcceptLoop):
         try:
             if connection.serve() and self._wait(connection):
                 return
-        except Exception:  # noqa: BLE001  # a fault of one connection is no reason to lose the process
-            print(f"fcgimgr worker: a connection failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        except Exception as error:  # noqa: BLE001  # a fault of one connection is no reason to lose the process
+            say(f"a connection failed:\n{told(error)}")
         fd = connection.socket.fileno()
         if self._waiting.pop(fd, None) is not None:
             # Closing alone takes it out of epoll only while no forked child holds it too.

@@ -46,9 +46,10 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
+
+from fcgimgr.worker.saying import say, told
 
 #: The manager tells the zygote's time to end by closing the channel; of systemd, who tells all of a unit, it hears
 #: nothing, for until then it has workers to replace.
@@ -166,7 +167,7 @@ class Zygote:
             os._exit(0)  # not sys.exit: what atexit would clean up, the workers still use
         if not number:  # somebody has killed it
             if time.monotonic() - begun < _SHORT_LIFE:
-                print("fcgimgr worker: the process that was to be the next worker dies", file=sys.stderr, flush=True)
+                say("the process that was to be the next worker dies")
                 os._exit(1)
             return
         said = _receive(line)
@@ -207,8 +208,8 @@ class Zygote:
             line.send(number or _HUNG_UP)
             if not number:
                 os._exit(0)
-        except BaseException:  # noqa: BLE001  # nobody is to go on as if it were the zygote
-            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001  # nobody is to go on as if it were the zygote
+            say(f"no worker came of the spare process:\n{told(error)}")
             os._exit(1)
         try:
             self._become_a_worker(entries, fds)
@@ -242,12 +243,10 @@ class Zygote:
         names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         if len(names) < count - 1:
             names.append(f"{count - 1 - len(names)} that Python's threading does not know")
-        print(
-            f"fcgimgr worker: the application has started threads while it was imported ({', '.join(names)}); a fork "
+        say(
+            f"the application has started threads while it was imported ({', '.join(names)}); a fork "
             "does not take them along, so no worker has them: start them at the first request, or by "
-            "os.register_at_fork(after_in_child=…), or set preload = false",
-            file=sys.stderr,
-            flush=True,
+            "os.register_at_fork(after_in_child=…), or set preload = false"
         )
 
 
@@ -342,7 +341,7 @@ def _receive(line: socket.socket) -> bytes:
 def _flush() -> None:
     """What was printed and not written yet would be written by every worker."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, or a pipe without a reader
+        with contextlib.suppress(BaseException):  # None, closed, a pipe without a reader, or the application's own
             stream.flush()
 
 

@@ -81,14 +81,14 @@ class Outcome:
             f"seed {self.seed}: {count} requests in {self.seconds:.0f} s, {len(self.acts)} acts, {len(self.lost)} lost",
             "",
         ]
-        lines += [*_table(("act", "times", "longest"), list(self._acts())), ""]
+        lines += [*table(("act", "times", "longest"), list(self._acts())), ""]
         kills = Counter(pool for _, pool in self.kills)
         explained = Counter(lost.pool for lost in self.lost if lost.cause)
         unexplained = Counter(lost.pool for lost in self.unexplained)
         heads = ("pool", "requests", "processes killed", "lost in their hands", "lost otherwise")
         pools = [(name, self.requests[name], kills[name], explained[name], unexplained[name]) for name in self.requests]
         total = ("all", count, kills.total(), explained.total(), unexplained.total())
-        lines += [*_table(heads, [*pools, total]), ""]
+        lines += [*table(heads, [*pools, total]), ""]
         if self.alone:
             lines.append(f"without a manager: {len(self.alone)} times, at most {max(self.alone):.1f} s")
         causes: dict[str, list[Lost]] = {}
@@ -110,7 +110,7 @@ class Outcome:
             yield name, len(lengths), f"{max(lengths):.1f} s"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lines, the first column left-aligned and all others right-aligned below their heads."""
     cells = [list(heads), *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -163,13 +163,13 @@ def write(name: str, text: str) -> Callable[[Path], None]:
 def go(directory: Path) -> None:
     """The Go program, as `serve`."""
     need("go")
-    _place(_built("go", GO), directory / "serve")
+    _place(built("go", GO), directory / "serve")
 
 
 def c(directory: Path) -> None:
     """The C program, as `serve`."""
     need("cc")
-    _place(_built("c", C), directory / "serve")
+    _place(built("c", C), directory / "serve")
 
 
 def php(directory: Path) -> None:
@@ -183,7 +183,7 @@ def _place(program: Path, path: Path) -> None:
 
 
 @functools.cache
-def _built(language: str, source: str) -> Path:
+def built(language: str, source: str) -> Path:
     """The program built from this source: once a machine and version, for it takes seconds."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     kept = Path(tempfile.gettempdir()) / f"fcgimgr-tests-{os.getuid()}"

@@ -14,6 +14,7 @@ from pathlib import Path
 import flup  # type: ignore[import-untyped,unused-ignore]
 
 from fcgimgr.fastcgi.client import Request, Response, fetch
+from fcgimgr.fastcgi.records import Record, RecordReader, RecordType, begin_request, encode_pairs, encode_record
 from fcgimgr.worker import FLUP_VARIABLE, MAIN
 from tests.waiting import eventually
 
@@ -165,3 +166,27 @@ def ask_rest(connection: socket.socket) -> Response:
         if not incoming:
             request.eof()
     return response
+
+
+def announce(path: str, **more: str) -> bytes:
+    """A request up to the end of its parameters, on a connection that is to be kept."""
+    return announce_exactly(parameters(path, **more))
+
+
+def announce_exactly(params: dict[str, str]) -> bytes:
+    pairs = encode_pairs((name.encode(), value.encode()) for name, value in params.items())
+    opening = begin_request(1, keep_connection=True) + encode_record(RecordType.PARAMS, 1, pairs)
+    return opening + encode_record(RecordType.PARAMS, 1)
+
+
+def records(connection: socket.socket) -> Iterator[Record]:
+    reader = RecordReader()
+    while incoming := connection.recv(65536):
+        yield from reader.feed(incoming)
+
+
+def notes(bench: Bench) -> list[str]:
+    """What native_app.py has noted."""
+    with contextlib.suppress(FileNotFoundError):
+        return (bench.directory / "notes").read_text().splitlines()
+    return []

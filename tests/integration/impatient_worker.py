@@ -1,28 +1,37 @@
-"""A native worker with short patience, so that a test need not have more. Run as a program, on fd 0.
+"""A worker with short patience, so that a test need not have more. Run as a program, on fd 0.
 
-Its arguments: the number of threads, and settings as NAME=NUMBER.
+Its arguments: the engine, the number of threads, the application's module, and settings as NAME=NUMBER.
 """
 
+import importlib
 import os
 import sys
 
-import native_app  # type: ignore[import-not-found]
-
-from fcgimgr.worker import accepting, native_engine, solo
+from fcgimgr.worker import accepting, flup_engine, native_engine, patience, solo
 from fcgimgr.worker.listening import inherited_listeners
 from fcgimgr.worker.notify import notify
 
-if __name__ == "__main__":
-    for name in ("FIRST_BYTE_PATIENCE", "HEAD_PATIENCE", "BODY_PATIENCE", "SEND_PATIENCE", "KEPT_PATIENCE"):
-        assert hasattr(native_engine, name)
-        setattr(native_engine, name, 0.3)
-    for setting in sys.argv[2:]:
+SERVE = {"flup": flup_engine.serve, "native": native_engine.serve}
+IMPATIENT = ("FIRST_BYTE_PATIENCE", "HEAD_PATIENCE", "BODY_PATIENCE", "SEND_PATIENCE", "LINGER", "KEPT_PATIENCE")
+
+
+def main(engine: str, threads: str, module: str, *settings: str) -> None:
+    for name in IMPATIENT:
+        settle(name, 0.3)
+    for setting in settings:
         name, number = setting.split("=")
-        found = [module for module in (accepting, solo, native_engine) if hasattr(module, name)]
-        assert found
-        for module in found:
-            setattr(module, name, float(number))
+        settle(name, float(number))
+    application = importlib.import_module(module).application
     listeners = inherited_listeners(os.environ)
-    native_engine.serve(
-        native_app.application, listeners, int(sys.argv[1]), lambda peer: True, lambda: notify("READY=1")
-    )
+    SERVE[engine](application, listeners, int(threads), lambda peer: True, lambda: notify("READY=1"))
+
+
+def settle(name: str, number: float) -> None:
+    found = [module for module in (accepting, solo, patience, native_engine, flup_engine) if hasattr(module, name)]
+    assert found, name
+    for module in found:
+        setattr(module, name, number)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,10 +1,11 @@
-"""The application that test_native_worker.py runs in real workers: what WSGI allows, and what it does not."""
+"""The application that test_promises.py and others run in real workers: what WSGI allows, and what it does not."""
 
 import asyncio
 import io
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from wsgiref.validate import validator
@@ -14,7 +15,10 @@ PLAIN = [("Content-Type", "text/plain")]
 
 
 def application(environ, start_response):
-    return globals()["answer_" + environ["PATH_INFO"].strip("/")](environ, start_response)
+    path = environ["PATH_INFO"].strip("/")
+    if environ["QUERY_STRING"].startswith("to="):  # where the path itself is what is tried
+        path = environ["QUERY_STRING"][3:]
+    return globals()[f"answer_{path}"](environ, start_response)
 
 
 def note(what):
@@ -53,6 +57,24 @@ def answer_called(environ, start_response):
     return [b"called"]
 
 
+def answer_hold(environ, start_response):
+    """Say that a request is in hand by a FIFO of its own, and answer when the test has opened and closed that."""
+    held = HERE / f"held-{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
+    os.mkfifo(held)
+    held.read_bytes()
+    held.unlink()
+    return answer_pid(environ, start_response)
+
+
+def answer_fail(environ, start_response):
+    raise LookupError("the cupboard is bare")
+
+
+def answer_environ(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [repr({name: repr(value) for name, value in environ.items()}).encode()]
+
+
 @validator
 def answer_valid(environ, start_response):
     """Whatever the server does against PEP 3333 raises AssertionError here, and is a 500."""
@@ -67,6 +89,38 @@ def answer_lines(environ, start_response):
     found = [source.readline(), source.readline(3), source.readline(), *source.readlines(1), *source, source.read()]
     start_response("200 OK", PLAIN)
     return [repr(found).encode()]
+
+
+def answer_file_like(environ, start_response):
+    """The body, read in one of the ways in which Python reads files."""
+    source, way = environ["wsgi.input"], environ["QUERY_STRING"]
+    if way == "none":
+        body = source.read(None)
+    elif way == "text":
+        body = io.TextIOWrapper(source, "ascii", newline="").read().encode()
+    elif way == "lines":
+        body = b"".join(source.readlines(None))
+    elif way == "into":
+        body = bytearray(int(environ["CONTENT_LENGTH"]))
+        got = 0
+        while got < len(body):
+            got += source.readinto(memoryview(body)[got:])
+        body = bytes(body)
+    else:
+        body = b"".join(iter(lambda: source.read(1), b""))
+    start_response("200 OK", PLAIN)
+    return [body]
+
+
+def answer_upload(environ, start_response):
+    """Reads all, and notes why it could not."""
+    note("reading")
+    try:
+        environ["wsgi.input"].read()
+    except Exception as error:
+        note(f"{type(error).__name__}: {error}")
+        raise
+    return answer_pid(environ, start_response)
 
 
 def answer_large(environ, start_response):
@@ -183,6 +237,30 @@ def answer_bodiless(environ, start_response):
     return Closing([b"no", b"body"])
 
 
+def answer_bodiless_written(environ, start_response):
+    write = start_response(environ["QUERY_STRING"], [*PLAIN, ("X-Name", "\xe9t\xe9")])
+    write(b"no")
+    return Closing([b"body"])
+
+
+def answer_iterable(environ, start_response):
+    start_response("200 OK", PLAIN)
+    blocks = [b"123", b"", b"45"]
+    return {
+        "list": blocks,
+        "tuple": tuple(blocks),
+        "iter": iter(blocks),
+        "generator": (block for block in blocks),
+        "one": [b"123"],
+        "none": [],
+    }[environ["QUERY_STRING"]]
+
+
+def answer_lengths(environ, start_response):
+    start_response("200 OK", [*PLAIN, ("Content-Length", "5"), ("content-length", "6")])
+    return [b"12345"]
+
+
 def answer_header(environ, start_response):
     name, value = environ["QUERY_STRING"].encode("latin-1").decode("unicode_escape").split("=")
     start_response("200 OK", [*PLAIN, (name, value)])
@@ -205,9 +283,29 @@ def answer_silence(environ, start_response):
     return [b"start_response was not called"]
 
 
+def answer_number(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [5]
+
+
 def answer_text(environ, start_response):
     start_response("200 OK", PLAIN)
-    return ["text"]
+    return ["caf", b"\xe9"]
+
+
+def answer_text_blocks(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return Closing(["caf", b"\xe9"])
+
+
+def answer_text_written(environ, start_response):
+    start_response("200 OK", PLAIN)("caf")
+    return [b"\xe9"]
+
+
+def answer_bytes(environ, start_response):
+    start_response(b"200 OK", [(b"Content-Type", b"text/plain")])
+    return [b"caf\xe9"]
 
 
 def answer_paths(environ, start_response):
@@ -271,3 +369,55 @@ def answer_close_late(environ, start_response):
             (HERE / "gate").read_bytes()
 
     return Late([b"done"])
+
+
+def answer_sendfile(environ, start_response):
+    """The web server sends the file, whose length is known, in place of a body."""
+    start_response("200 OK", [*PLAIN, ("Content-Length", "7"), ("X-Accel-Redirect", "/protected/file")])
+    return [] if environ["QUERY_STRING"] == "list" else iter([b""])
+
+
+class ReadOnly:
+    """All that PEP 3333 asks of a file. `Inherited`: with a read1 that raises."""
+
+    def __init__(self, content):
+        self.content = io.BytesIO(content)
+
+    def read(self, size=-1):
+        return self.content.read(size)
+
+
+class Inherited(ReadOnly, io.BufferedIOBase):
+    pass
+
+
+def answer_wrapped(environ, start_response):
+    start_response("200 OK", PLAIN)
+    kind = Inherited if environ["QUERY_STRING"] == "inherited" else ReadOnly
+    return environ["wsgi.file_wrapper"](kind(bytes(100_000)))
+
+
+def answer_moved(environ, start_response):
+    """A range of a file that would take for ever from its beginning, as Werkzeug finds it."""
+    file = (HERE / "huge").open("r+b")
+    file.truncate(1 << 40)
+    file.seek((1 << 40) - 4)
+    file.write(b"last")
+    wrapped = iter(environ["wsgi.file_wrapper"](file))
+    assert wrapped.seekable()
+    wrapped.seek((1 << 40) - 4)
+    start_response("206 Partial Content", [*PLAIN, ("X-At", str(wrapped.tell()))])
+    return Closing(wrapped)
+
+
+def answer_nothing_yet(environ, start_response):
+    """A stream that has nothing to say for a long time."""
+    start_response("200 OK", PLAIN)
+
+    def blocks():
+        yield b"first"
+        while True:
+            yield b""
+            time.sleep(0.01)
+
+    return Closing(blocks())

@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import venv
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 
 from fcgimgr.control.messages import ReloadParams, Status
 from fcgimgr.fastcgi.client import fetch
-from fcgimgr.worker import MAIN
+from fcgimgr.worker import FLUP_VARIABLE, MAIN
 from tests.integration.benches import Bench, parameters, unix_bench
 from tests.integration.pythons import old_pythons, other_pythons
 from tests.integration.scenes import managing, scene
@@ -57,6 +58,68 @@ def started_by(directory: Path, *options: str) -> str:
 
 
 # --- what the application finds is its own
+
+
+WHOSE_FLUP = """\
+import flup
+from flup.server.fcgi import WSGIServer
+from worker_app import application
+
+def answer(environ, start_response):
+    if environ["PATH_INFO"] != "/flup":
+        return application(environ, start_response)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [flup.__file__.encode()]
+"""
+
+
+def install_flup6(into: Path) -> None:
+    """Another package of the name `flup`, of other classes: old `*.fcgi` projects list it."""
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--disable-pip-version-check",
+    ]
+    installed = subprocess.run(
+        [*words, "--target", str(into), "flup6==1.1.1"], capture_output=True, text=True, timeout=120, check=False
+    )
+    if installed.returncode:
+        message = f"cannot install flup6: {installed.stderr}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@pytest.mark.parametrize("place", ["virtualenv", "directory"])
+def test_flup6_is_for_the_application_alone(bench: Bench, python: str, place: str) -> None:
+    """flup_engine stands on flup 1.0.3, and would fail on flup6 at each connection."""
+    own = packages(python) if place == "virtualenv" else bench.directory
+    install_flup6(own)
+    (bench.directory / "with_flup.py").write_text(WHOSE_FLUP)
+    bench.start("with_flup:answer", "--server", "flup", python=python)
+    assert bench.fetch("/flup").body == str(own / "flup" / "__init__.py").encode()
+    assert bench.fetch("/echo", b"x" * 100_000).body == b"x" * 100_000
+    assert bench.stderr() == ""
+
+
+def test_without_a_flup_of_ours_one_that_is_flup6_is_refused_at_the_start(bench: Bench, python: str) -> None:
+    install_flup6(packages(python))
+    bench.engine = ("--server", "flup")
+    worker = bench.start(ready=False, python=python, env={FLUP_VARIABLE: str(bench.directory)})
+    assert worker.wait(20) == 1
+    assert f"server = flup: {packages(python)}/flup is not flup 1.0.3 (flup6 has the same name)" in bench.stderr()
+
+
+def test_a_directory_that_is_called_flup_is_no_flup(bench: Bench, python: str) -> None:
+    (bench.directory / "flup").mkdir()
+    (bench.directory / "with_flup.py").write_text(WHOSE_FLUP)
+    bench.start("with_flup:answer", "--server", "flup", python=python)
+    assert bench.fetch("/flup").body == flup.__file__.encode()
 
 
 def test_packages_of_the_virtualenv_are_what_the_application_imports(bench: Bench, python: str) -> None:

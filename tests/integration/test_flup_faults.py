@@ -7,6 +7,7 @@ passes would not find the fault. Plain flup is started as its own documentation 
 import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fcgimgr.fastcgi.client import Request
+from fcgimgr.fastcgi.client import Request, Response
 from fcgimgr.fastcgi.records import (
     FastCGIError,
     PairStream,
@@ -26,15 +27,26 @@ from fcgimgr.fastcgi.records import (
     begin_request,
     encode_pairs,
     encode_record,
+    end_request,
 )
-from tests.integration.benches import Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.benches import (
+    Bench,
+    announce_exactly,
+    ask,
+    ask_rest,
+    in_background,
+    parameters,
+    tcp_bench,
+    unix_bench,
+)
 from tests.integration.servers import need
 from tests.waiting import eventually
 
 PLAIN = """\
 import sys
 from flup.server.fcgi import WSGIServer
-from worker_app import application
+import importlib
+application = importlib.import_module(sys.argv[2]).application
 threads = int(sys.argv[1])
 WSGIServer(application, maxSpare=min(threads, 5), maxThreads=threads).run()
 """
@@ -68,12 +80,15 @@ class Trial:
         self.patience = PATIENCE[engine]
         self._engine = engine
         (bench.directory / "plain.py").write_text(PLAIN)
+        shutil.copy(Path(__file__).with_name("native_app.py"), bench.directory)
 
-    def start(self, threads: int = 16, *, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, threads: int = 16, *, before: tuple[str, ...] = (), app: str = "worker_app", **environment: str
+    ) -> subprocess.Popen[bytes]:
         """A process that serves, with so many threads at most. `before`: words of a program that executes the rest."""
         if self._engine == OURS:
-            return self.bench.start("worker_app:application", "--threads", str(threads), before=before, env=environment)
-        worker = self.bench.launch([*before, sys.executable, "plain.py", str(threads)], env=environment)
+            return self.bench.start(f"{app}:application", "--threads", str(threads), before=before, env=environment)
+        worker = self.bench.launch([*before, sys.executable, "plain.py", str(threads), app], env=environment)
         # It says nothing, but once it sleeps in select it has its signal handlers.
         eventually(lambda: system_call(worker) == "select" or worker.poll() is not None, within=20)
         return worker
@@ -243,7 +258,8 @@ def test_term_lets_go_of_an_idle_kept_connection(trial: Trial) -> None:
         kept.settimeout(trial.patience)
         assert ask(kept).status == 200
         worker.terminate()
-        assert kept.recv(1) == b""
+        with kept.makefile("rb") as rest:
+            assert rest.read() in (b"", encode_record(RecordType.STDERR, 1))  # nothing, or that it is over
         assert worker.wait(20) == 0
 
 
@@ -320,8 +336,11 @@ def test_a_broken_pipe_of_the_applications_own_is_a_failure_like_any_other(trial
     with trial.asking(f"/pipe_{where}") as connection:
         if where == "call":
             assert ask_rest(connection).status == 500
-        else:
+        elif where == "iteration":
             assert_broken_off(connection)
+        else:  # all of the answer was there
+            assert ask_rest(connection).body == b"all of it"
+            assert not connection.recv(1)  # it is closed when all is over
     said = trial.bench.stderr()
     assert f"the application failed at GET /pipe_{where}\nTraceback (most" in said
     assert said.endswith("\nBrokenPipeError: [Errno 32] the database has gone\n")
@@ -336,6 +355,98 @@ def test_what_is_not_fastcgi_is_said_in_the_log(trial: Trial) -> None:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(1) == b""
     assert "connection closed: not FastCGI" in trial.bench.stderr()
+
+
+# --- PEP 3333 (test_promises.py has all of it, for every server)
+
+
+def answer(trial: Trial, wire: bytes) -> Response:
+    with trial.bench.connect() as connection:
+        connection.settimeout(trial.patience)
+        connection.sendall(wire)
+        return ask_rest(connection)
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", "200 OK"), ("GET", "204 No Content"), ("GET", "304 Same")])
+@plain_fails
+def test_what_has_no_body_gets_none(trial: Trial, method: str, status: str) -> None:
+    """HAProxy makes 502 of every HEAD; h2o passes the body on, into the client's next answer."""
+    trial.start(app="native_app")
+    response = trial.bench.fetch("/bodiless", REQUEST_METHOD=method, QUERY_STRING=status)
+    assert (response.status, response.body) == (int(status[:3]), b"")
+
+
+@pytest.mark.parametrize(("path", "uri"), [("/a b", "/a%20b"), ("/x/y", "/x//y"), ("/app", "/old/uri"), ("/", "/")])
+@plain_fails
+def test_the_path_is_right_behind_nginxs_own_parameters(trial: Trial, path: str, uri: str) -> None:
+    """flup cuts PATH_INFO out of the undecoded REQUEST_URI, by the length of the decoded SCRIPT_NAME."""
+    trial.start(app="native_app")
+    params = parameters("", SCRIPT_NAME=path, DOCUMENT_URI=path, REQUEST_URI=uri, QUERY_STRING="to=paths")
+    del params["PATH_INFO"]
+    assert answer(trial, announce_exactly(params) + encode_record(RecordType.STDIN, 1)).body == f"|{path}|http".encode()
+    assert trial.bench.stderr() == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/header", r"X-A=b\r\nX-Evil: c"),
+        ("/header", r"X-A\nX-Evil=c"),
+        ("/status", r"200 OK\r\nX-Evil: c"),
+        ("/status", "103 Early Hints"),
+        ("/lengths", ""),
+        ("/length", "6,1"),
+    ],
+)
+@plain_fails
+def test_what_would_break_the_response_is_refused(trial: Trial, path: str, query: str) -> None:
+    """flup sends a second response, or half of one, if the application says so, or if its client does by it."""
+    trial.start(app="native_app")
+    response = trial.bench.fetch(path, QUERY_STRING=query)
+    assert (response.status, response.header("x-evil")) == (500, None)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@plain_fails
+def test_the_validator_of_the_standard_library_finds_nothing(trial: Trial, method: str) -> None:
+    """flup leaves HTTP_CONTENT_TYPE and HTTP_CONTENT_LENGTH, which nginx sends with the client's headers."""
+    trial.start(app="native_app")
+    headers = {"HTTP_CONTENT_LENGTH": "3", "HTTP_CONTENT_TYPE": "text/plain"}
+    assert trial.bench.fetch("/valid", b"abc", REQUEST_METHOD=method, **headers).status == 200
+
+
+@pytest.mark.parametrize("way", ["none", "text", "into"])
+@plain_fails
+def test_the_input_is_a_file_as_python_has_them(trial: Trial, way: str) -> None:
+    trial.start(app="native_app")
+    assert trial.bench.fetch("/file_like", b"abc", QUERY_STRING=way).body == b"abc"
+
+
+@plain_fails
+def test_the_application_knows_that_its_input_ends(trial: Trial) -> None:
+    """Without wsgi.input_terminated a chunked upload is silently empty in Flask and in Django."""
+    trial.start(app="native_app")
+    assert b"wsgi.input_terminated" in trial.bench.fetch("/environ").body
+
+
+@pytest.mark.parametrize(("way", "status"), [("exit,7", b"7"), ("raise", b"1"), ("return", b"0")])
+@plain_fails
+def test_a_child_that_the_application_has_forked_ends_as_it_wants_to(trial: Trial, way: str, status: bytes) -> None:
+    """flup logs its SystemExit, answers the client by it too, and goes on in it as a server."""
+    trial.start(app="native_app")
+    assert trial.bench.fetch("/fork", QUERY_STRING=way).body == status
+    assert "SystemExit" not in trial.bench.stderr()
+
+
+@plain_fails
+def test_a_request_that_is_aborted_in_its_parameters_is_ended(trial: Trial) -> None:
+    """flup forgets to, and refuses the next request on the connection."""
+    trial.start()
+    with trial.bench.connect() as connection:
+        connection.settimeout(trial.patience)
+        connection.sendall(begin_request(1, keep_connection=True) + encode_record(RecordType.ABORT_REQUEST, 1))
+        assert connection.recv(16) == end_request(1)
+        assert ask(connection).status == 200
 
 
 # --- Python

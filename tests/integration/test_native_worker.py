@@ -1,6 +1,5 @@
-"""The native server over the wire: all of PEP 3333, bodies and answers of any length, peers that are slow or gone."""
+"""The native server over the wire: what it promises beyond what every server does (test_promises.py)."""
 
-import ast
 import contextlib
 import os
 import select
@@ -19,18 +18,25 @@ import pytest
 import fcgimgr
 from fcgimgr.fastcgi.client import Request
 from fcgimgr.fastcgi.records import (
-    FastCGIError,
-    ProtocolStatus,
     Record,
     RecordReader,
     RecordType,
     begin_request,
-    encode_pairs,
     encode_record,
     encode_stream,
-    end_request,
 )
-from tests.integration.benches import ENGINES, Bench, ask, ask_rest, in_background, parameters, tcp_bench, unix_bench
+from tests.integration.benches import (
+    ENGINES,
+    Bench,
+    announce,
+    ask,
+    ask_rest,
+    notes,
+    parameters,
+    records,
+    tcp_bench,
+    unix_bench,
+)
 from tests.integration.servers import need
 from tests.waiting import eventually
 
@@ -48,44 +54,7 @@ def start(bench: Bench, *options: str, before: tuple[str, ...] = ()) -> subproce
     return bench.start("native_app:application", *options, before=before)
 
 
-def notes(bench: Bench) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
-        return (bench.directory / "notes").read_text().splitlines()
-    return []
-
-
-def announce(path: str, **more: str) -> bytes:
-    """A request up to the end of its parameters, on a connection that is to be kept."""
-    pairs = encode_pairs((name.encode(), value.encode()) for name, value in parameters(path, **more).items())
-    opening = begin_request(1, keep_connection=True) + encode_record(RecordType.PARAMS, 1, pairs)
-    return opening + encode_record(RecordType.PARAMS, 1)
-
-
-def records(connection: socket.socket) -> Iterator[Record]:
-    reader = RecordReader()
-    while incoming := connection.recv(65536):
-        yield from reader.feed(incoming)
-
-
-# --- PEP 3333
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-@pytest.mark.parametrize("length", [0, 5, 1000, 100_000, 1_000_000])
-def test_the_validator_of_the_standard_library_finds_nothing(bench: Bench, method: str, length: int) -> None:
-    start(bench)
-    body = b"x" * length
-    response = bench.fetch("/valid", body, REQUEST_METHOD=method, HTTP_CONTENT_LENGTH="7", HTTP_CONTENT_TYPE="x/y")
-    assert (response.status, response.body) == (200, b"" if method == "HEAD" else str(length).encode())
-    assert bench.stderr() == ""
-
-
-@pytest.mark.parametrize("padding", [0, 100_000])
-def test_a_body_is_read_by_lines(bench: Bench, padding: int) -> None:
-    start(bench)
-    body = b"one\ntwo three\nfour\nfive\n" + b"x" * padding + b"\nend"
-    expected = [b"one\n", b"two", b" three\n", b"four\n", b"five\n", b"x" * padding + b"\n", b"end", b""]
-    assert ast.literal_eval(bench.fetch("/lines", body).body.decode()) == expected
+# --- memory
 
 
 def test_a_gigabyte_without_a_length_takes_no_memory(bench: Bench) -> None:
@@ -121,222 +90,7 @@ def most_resident(worker: subprocess.Popen[bytes]) -> int:
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
-def test_a_body_that_is_not_read_is_passed_over(bench: Bench) -> None:
-    start(bench)
-    assert bench.fetch("/ignore", b"x" * 3_000_000).body == b"not read"
-    with bench.connect() as connection:
-        for _ in range(2):
-            whole = announce("/ignore", CONTENT_LENGTH="100000") + encode_stream(RecordType.STDIN, 1, bytes(100_000))
-            connection.sendall(whole + encode_record(RecordType.STDIN, 1))
-            assert ask_rest(connection).body == b"not read"
-
-
-def test_write_and_blocks_come_in_order_and_close_is_called(bench: Bench) -> None:
-    start(bench)
-    assert bench.fetch("/write").body == b"one two three four"
-    eventually(lambda: notes(bench) == ["closed"])
-
-
-def test_a_file_is_wrapped_and_closed(bench: Bench) -> None:
-    start(bench)
-    content = os.urandom(1_500_001)
-    (bench.directory / "large").write_bytes(content)
-    assert bench.fetch("/file").body == content
-    eventually(lambda: notes(bench) == ["closed"])
-
-
-def test_exc_info_replaces_what_is_not_sent_and_raises_what_is(bench: Bench) -> None:
-    start(bench)
-    response = bench.fetch("/second_thought")
-    assert (response.status, response.body) == (503, b"sorry")
-    with pytest.raises(FastCGIError):
-        bench.fetch("/late_thought")
-    assert "LookupError: too late\n" in bench.stderr()
-
-
-@pytest.mark.parametrize(("method", "status"), [("HEAD", "200 OK"), ("GET", "204 No Content"), ("GET", "304 Same")])
-def test_what_has_no_body_gets_none(bench: Bench, method: str, status: str) -> None:
-    start(bench)
-    with bench.connect() as connection:
-        for _ in range(2):
-            connection.sendall(announce("/bodiless", REQUEST_METHOD=method, QUERY_STRING=status))
-            connection.sendall(encode_record(RecordType.STDIN, 1))
-            response = ask_rest(connection)
-            assert (response.status, response.body) == (int(status[:3]), b"")
-            assert response.header("x-name") == "\xe9t\xe9"
-    eventually(lambda: notes(bench) == ["closed"] * 2)
-
-
-def test_the_path_is_found_wherever_the_web_server_puts_it(bench: Bench) -> None:
-    start(bench)
-    assert bench.fetch("/paths", HTTPS="on").body == b"|/paths|https"
-    assert bench.fetch("/paths", SCRIPT_NAME="/shop").body == b"/shop|/paths|http"
-    with bench.connect() as connection:
-        connection.sendall(announce("/", SCRIPT_NAME="/paths").replace(b"PATH_INFO", b"PATH_XXXX"))
-        connection.sendall(encode_record(RecordType.STDIN, 1))
-        assert ask_rest(connection).body == b"|/paths|http"
-
-
-@pytest.mark.parametrize(
-    ("path", "query", "said"),
-    [
-        ("/header", r"X-A=b\r\nSet-Cookie: c", "ValueError: a line break or NUL"),
-        ("/header", r"X-A=b\nc", "ValueError: a line break or NUL"),
-        ("/header", r"X-A\r\nB=c", "ValueError: a line break or NUL"),
-        ("/header", r"X-A=\x00", "ValueError: a line break or NUL"),
-        ("/header", r"X A=b", "ValueError: 'X A' is not the name"),
-        ("/header", r"Status=200 OK", "ValueError: 'Status' is not the name"),
-        ("/header", r"X-A=\u20ac", "UnicodeEncodeError"),
-        ("/header", r"Content-Length=many", "ValueError: the Content-Length 'many'"),
-        ("/status", r"200 OK\r\nX: y", "ValueError: a line break or NUL"),
-        ("/status", r"OK", "ValueError: 'OK' is not a status"),
-        ("/status", r"200", "ValueError: '200' is not a status"),
-        ("/length", "6,1", "ValueError: the body has 5 bytes, its Content-Length says 6"),
-        ("/silence", "", "ValueError: the application gave a body before it called start_response"),
-        ("/text", "", "TypeError: a block of the response is bytes, not str"),
-    ],
-)
-def test_what_would_break_the_response_is_refused_where_it_was_done(
-    bench: Bench, path: str, query: str, said: str
-) -> None:
-    start(bench)
-    response = bench.fetch(path, QUERY_STRING=query)
-    assert (response.status, response.header("set-cookie")) == (500, None)
-    assert said in bench.stderr()
-    assert f"the application failed at GET {path}" in bench.stderr()
-
-
-def test_a_streamed_body_shorter_than_declared_does_not_look_whole(bench: Bench) -> None:
-    start(bench)
-    with pytest.raises(FastCGIError):
-        bench.fetch("/length", QUERY_STRING="6,2")
-    assert "Content-Length" in bench.stderr()
-
-
-@pytest.mark.parametrize("blocks", ["1", "2"])
-def test_a_body_longer_than_declared_is_cut_and_the_connection_goes_on(bench: Bench, blocks: str) -> None:
-    start(bench)
-    with bench.connect() as connection:
-        for _ in range(2):
-            connection.sendall(announce("/length", QUERY_STRING=f"4,{blocks}") + encode_record(RecordType.STDIN, 1))
-            response = ask_rest(connection)
-            assert (response.status, response.body) == (200, b"1234")
-    line = f"a body was longer than its Content-Length, and was cut after 4 bytes, at GET /length?4,{blocks}\n"
-    eventually(lambda: bench.stderr() == f"fcgimgr worker: {line}" * 2)
-
-
-def test_a_part_of_a_file_and_one_that_grows_are_sent_as_declared(bench: Bench) -> None:
-    start(bench)
-    content = os.urandom(400_000)
-    (bench.directory / "large").write_bytes(content)
-    response = bench.fetch("/range", QUERY_STRING="100,50")
-    assert (response.status, response.body) == (206, content[100:150])
-    assert bench.fetch("/grown").body == content
-    assert bench.stderr() == ""
-
-
 # --- the connection
-
-
-def test_a_request_in_any_number_of_pieces_is_the_same(bench: Bench) -> None:
-    start(bench)
-    wire = announce("/valid", CONTENT_LENGTH="3", REQUEST_METHOD="POST")
-    wire += encode_record(RecordType.STDIN, 1, b"abc") + encode_record(RecordType.STDIN, 1)
-    with bench.connect() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        for at in range(0, len(wire), 16):
-            connection.sendall(wire[at : at + 16])
-        assert ask_rest(connection).body == b"3"
-
-
-def test_what_is_no_request_is_answered_on_the_connection_and_the_next_request_served(bench: Bench) -> None:
-    worker = bench.start()
-    asked = encode_pairs([(b"FCGI_MPXS_CONNS", b"")])
-    with bench.connect() as connection:
-        connection.sendall(
-            encode_record(RecordType.GET_VALUES, 0, asked)
-            + encode_record(99, 0)
-            + begin_request(7, 3, keep_connection=True)
-            + begin_request(1, keep_connection=True)
-            + begin_request(2, keep_connection=True)
-            + encode_record(RecordType.ABORT_REQUEST, 1)
-        )
-        found = records(connection)
-        assert next(found).type == RecordType.GET_VALUES_RESULT
-        assert next(found) == Record(RecordType.UNKNOWN_TYPE, 0, bytes([99]) + bytes(7))
-        refusals = (next(found), next(found), next(found))
-        assert b"".join(encode_record(*record) for record in refusals) == (
-            end_request(7, protocol_status=ProtocolStatus.UNKNOWN_ROLE)
-            + end_request(2, protocol_status=ProtocolStatus.CANT_MPX_CONN)
-            + end_request(1)
-        )
-        assert ask(connection).body == str(worker.pid).encode()
-
-
-@pytest.mark.parametrize("length", ["", "-1", "many", "\xb2", "9" * 5000])
-def test_a_length_that_is_none_is_the_applications_to_judge(bench: Bench, length: str) -> None:
-    start(bench)
-    assert bench.fetch("/count", b"abc", CONTENT_LENGTH=length).body.split()[0] == b"3"
-    assert bench.stderr() == ""
-
-
-def test_a_request_with_another_number_is_answered_with_it(bench: Bench) -> None:
-    bench.start()
-    with bench.connect() as connection:
-        wire = announce("/pid") + encode_record(RecordType.STDIN, 1)
-        for record in RecordReader().feed(wire):
-            connection.sendall(encode_record(record.type, 300, record.content))
-        kinds = []
-        for record in records(connection):
-            assert record.request_id == 300
-            kinds.append(record.type)
-            if record.type == RecordType.END_REQUEST:
-                break
-        assert kinds == [RecordType.STDOUT, RecordType.STDOUT, RecordType.END_REQUEST]
-
-
-def test_a_client_that_left_the_queue_is_not_served(bench: Bench) -> None:
-    """The application is not called for somebody who has gone."""
-    shutil.copy(bench.directory / "worker_app.py", bench.directory / "both.py")
-    with (bench.directory / "both.py").open("a") as both:
-        both.write("\nfrom native_app import answer_called\n")
-    bench.start("both:application", "--threads", "1")
-    with in_background(bench, "/hold") as answer:
-        eventually(bench.held)
-        for _ in range(3):
-            with bench.connect() as impatient:
-                impatient.sendall(Request(parameters("/called")).to_send())
-        with bench.connect() as patient:
-            patient.sendall(Request(parameters("/called")).to_send())
-            bench.release(*bench.held())
-            assert answer()[0].status == 200
-            assert ask_rest(patient).body == b"called"
-    assert notes(bench) == ["called"]
-
-
-def test_a_stream_ends_when_its_client_goes(bench: Bench) -> None:
-    start(bench)
-    with bench.connect() as connection:
-        connection.sendall(Request(parameters("/stream")).to_send())
-        connection.recv(100)
-    eventually(lambda: notes(bench) == ["closed"])
-    assert bench.stderr() == ""
-
-
-def test_a_client_that_goes_is_noticed_at_the_next_block_on_tcp_too(tmp_path: Path) -> None:
-    """There a first send to somebody who has gone still succeeds."""
-    with contextlib.closing(tcp_bench(tmp_path)) as bench:
-        shutil.copy(Path(__file__).with_name("native_app.py"), tmp_path)
-        gate = tmp_path / "gate"
-        os.mkfifo(gate)
-        bench.engine = ENGINES["solo"]
-        start(bench)
-        with bench.connect() as connection:
-            connection.sendall(Request(parameters("/slowly")).to_send())
-            assert b"first" in connection.recv(65536)
-        gate.write_bytes(b"")
-        eventually(lambda: notes(bench) == ["closed"])
-        assert bench.stderr() == ""
 
 
 def test_an_answer_does_not_wait_for_what_the_application_does_behind_it(tmp_path: Path) -> None:
@@ -358,22 +112,6 @@ def test_an_answer_does_not_wait_for_what_the_application_does_behind_it(tmp_pat
         eventually(lambda: "MSG_MORE" in (tmp_path / "trace").read_text())
 
 
-def test_an_aborted_request_ends_at_its_next_block_and_its_connection_goes_on(bench: Bench) -> None:
-    gate = bench.directory / "gate"
-    os.mkfifo(gate)
-    start(bench)
-    with bench.connect() as connection:
-        connection.sendall(announce("/slowly") + encode_record(RecordType.STDIN, 1))
-        assert b"first" in connection.recv(65536)
-        connection.sendall(encode_record(RecordType.ABORT_REQUEST, 1))
-        gate.write_bytes(b"")
-        assert next(records(connection)).type == RecordType.END_REQUEST
-        assert notes(bench) == ["closed"]
-        connection.sendall(announce("/paths") + encode_record(RecordType.STDIN, 1))
-        assert ask_rest(connection).body == b"|/paths|http"
-    assert bench.stderr() == ""
-
-
 @pytest.mark.parametrize("bench", ["solo"], indirect=True)
 def test_an_application_with_a_signal_handler_of_its_own_leaves_the_worker_its_signals(bench: Bench) -> None:
     worker = start(bench)
@@ -383,55 +121,13 @@ def test_an_application_with_a_signal_handler_of_its_own_leaves_the_worker_its_s
     assert worker.wait(20) == 0
 
 
-# --- children of the application
-
-
-@pytest.mark.parametrize(
-    ("way", "status", "said"),
-    [("exit,0", b"0", ""), ("exit,7", b"7", ""), ("raise", b"1", "LookupError: the child's own"), ("return", b"0", "")],
-)
-def test_a_forked_child_that_comes_back_ends_and_its_parent_serves_on(
-    bench: Bench, way: str, status: bytes, said: str
-) -> None:
-    worker = start(bench)
-    with bench.connect() as kept, bench.connect() as other:
-        assert ask(kept).body == ask(other).body == str(worker.pid).encode()
-        for _ in range(2):  # on a new connection, and on one that is kept
-            assert bench.fetch("/fork", QUERY_STRING=way).body == status
-            other.sendall(announce("/fork", QUERY_STRING=way) + encode_record(RecordType.STDIN, 1))
-            assert ask_rest(other).body == status
-        assert ask(kept).body == str(worker.pid).encode()
-        assert bench.fetch("/fork_halfway").body == b"first parent"
-    worker.terminate()
-    assert worker.wait(20) == 0
-    assert said in bench.stderr()
-    assert ("Traceback" in bench.stderr()) == bool(said)
-
-
-def test_a_forked_child_that_lives_on_holds_nothing_of_its_parents(bench: Bench) -> None:
-    gate = bench.directory / "gate"
-    os.mkfifo(gate)
-    worker = start(bench)
-    with bench.connect() as asked, bench.connect() as kept:
-        assert ask(kept).status == 200
-        asked.sendall(Request(parameters("/fork_on")).to_send())
-        assert ask_rest(asked).body == str(worker.pid).encode()
-        assert asked.recv(1) == b""
-        (child,) = eventually(lambda: notes(bench))
-        held = [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
-        assert not [link for link in held if "socket" in link or "eventpoll" in link]
-        worker.terminate()
-        assert worker.wait(20) == 0
-    gate.write_bytes(b"")
-
-
 # --- peers that are slow
 
 
 def impatient(bench: Bench, *settings: str) -> subprocess.Popen[bytes]:
     threads = "1" if bench.engine == ENGINES["solo"] else "4"
     worker = bench.launch(
-        [sys.executable, "impatient_worker.py", threads, *settings],
+        [sys.executable, "impatient_worker.py", "native", threads, "native_app", *settings],
         env={"PYTHONPATH": str(Path(fcgimgr.__file__).parents[1])},
     )
     bench.wait_until_ready()
@@ -481,44 +177,6 @@ def test_who_is_slow_is_closed_also_while_there_is_always_something_to_do(bench:
             each.result(20)
 
 
-def test_a_long_body_that_does_not_come_is_given_up(bench: Bench) -> None:
-    impatient(bench)
-    with bench.connect() as connection:
-        connection.sendall(announce("/count", CONTENT_LENGTH="1000000") + encode_record(RecordType.STDIN, 1, b"abc"))
-        assert connection.recv(65536) == b""
-    assert bench.fetch("/called").body == b"called"
-    assert "connection closed: 3 bytes of a body came in" in bench.stderr()
-
-
-def test_an_answer_that_nobody_takes_is_given_up(bench: Bench) -> None:
-    impatient(bench)
-    with bench.connect() as connection:
-        connection.sendall(Request(parameters("/stream")).to_send())
-        eventually(lambda: notes(bench) == ["closed"])
-    assert bench.fetch("/called").body == b"called"
-    assert "connection closed: an answer was taken too slowly, and nothing of it for" in bench.stderr()
-
-
-def test_an_answer_that_is_taken_too_slowly_in_all_is_given_up(bench: Bench) -> None:
-    impatient(bench, "SEND_RATE=1e12")
-    with bench.connect() as connection:
-        connection.sendall(Request(parameters("/stream")).to_send())
-        # Each time before the worker's patience is over.
-        while connection.recv(65536):
-            assert not select.select([], [], [], 0.02)[0]
-    assert notes(bench) == ["closed"]
-
-
-def test_who_does_not_read_what_he_asks_for_is_closed(bench: Bench) -> None:
-    """Whoever serves would wait for him, and with one request at a time that is the whole process."""
-    start(bench)
-    with bench.connect() as connection:
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            connection.sendall(encode_record(99, 0) * 1_000_000)
-        assert bench.fetch("/called").body == b"called"
-    assert "connection closed: the replies to management records are not read" in bench.stderr()
-
-
 def test_what_is_sent_ahead_without_end_is_no_fault_of_the_application(bench: Bench) -> None:
     start(bench)
     with bench.connect() as connection:
@@ -530,18 +188,6 @@ def test_what_is_sent_ahead_without_end_is_no_fault_of_the_application(bench: Be
     eventually(lambda: notes(bench) == ["closed"])
     eventually(lambda: "connection closed: more than 1048576 bytes were sent ahead of an answer" in bench.stderr())
     assert "the application failed" not in bench.stderr()
-
-
-def test_after_an_aborted_upload_the_next_request_is_like_any_other(bench: Bench) -> None:
-    start(bench)
-    with bench.connect() as connection:
-        connection.sendall(announce("/undeterred", CONTENT_LENGTH="100000"))
-        eventually(lambda: notes(bench) == ["reading"])
-        connection.sendall(encode_record(RecordType.STDIN, 1, b"abc") + encode_record(RecordType.ABORT_REQUEST, 1))
-        assert ask_rest(connection).body == b"a part of it"
-        connection.sendall(announce("/text") + encode_record(RecordType.STDIN, 1))
-        assert ask_rest(connection).status == 500
-    assert "the application failed at GET /text" in bench.stderr()
 
 
 # --- several workers

@@ -29,6 +29,7 @@ from fcgimgr.core.generation import (
     OpenFailed,
     PoolState,
     QueueEmpty,
+    RetryDue,
     SignalProcess,
     SpawnProcess,
     new_generation,
@@ -67,7 +68,7 @@ class History:
         """Go on to `now`, with every timer that is due until then firing at its time."""
         while (due := self.next_due()) is not None and due[0] <= now:
             self.now = due[0]
-            self.feed(DrainDue() if due[1] is None else Happened(due[1], Due(f"app_{due[1]:02}" in self.busy)))
+            self.feed(due[1])
         self.now = now
         return self
 
@@ -174,12 +175,16 @@ class History:
     def timers(self) -> list[float]:
         return sorted(state.due for state in self.pool.processes if state.due is not None)
 
-    def next_due(self) -> tuple[float, int | None] | None:
-        dues: list[tuple[float, int | None]] = [
-            (state.due, index) for index, state in enumerate(self.pool.processes) if state.due is not None
+    def next_due(self) -> tuple[float, core.Event] | None:
+        dues: list[tuple[float, core.Event]] = [
+            (state.due, Happened(index, Due(f"app_{index:02}" in self.busy)))
+            for index, state in enumerate(self.pool.processes)
+            if state.due is not None
         ]
         if self.pool.draining is not None:
-            dues.append((self.pool.draining, None))
+            dues.append((self.pool.draining, DrainDue()))
+        if self.pool.retry_at is not None:
+            dues.append((self.pool.retry_at, RetryDue()))
         return min(dues, key=lambda due: due[0], default=None)
 
     def index(self, name: str) -> int:

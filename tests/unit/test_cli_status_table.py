@@ -74,7 +74,7 @@ def test_of_a_thousand_those_with_something_to_say_are_shown():
     ]
     lines = table(pool(*map(running, range(996)), *odd, state="DEGRADED"))
     assert [line.split()[0] for line in lines[4:]] == ["app:app_996", "app:app_997", "app:app_998", "997"]
-    assert lines[4].endswith("exit code 3")
+    assert lines[4].endswith("exit code 3; once it is mended: fcgimgr start app:app_996")
     assert lines[5].endswith("killed by SIGSEGV")
     assert lines[7] == "  997 more RUNNING (-v lists them)"
 

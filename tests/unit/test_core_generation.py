@@ -1,10 +1,11 @@
 """A pool: its listener, its rolling restart, its size, and the bound on crash loops."""
 
+from fcgimgr.core import generation as core
 from fcgimgr.core.crashes import full
 from fcgimgr.core.generation import Close, Forget, Happened, Open, PoolState, SpawnProcess, WaitFor, step
 from fcgimgr.core.process import Running, StopAsked
 
-from .history import History
+from .history import History, settings
 
 SIGTERM, SIGKILL = 15, 9
 
@@ -244,3 +245,118 @@ def test_close_is_ordered_once():
     history.exits("app_00", signal=SIGTERM)
     assert history.actions.count(Close()) == 1
     assert history.stop().actions == []
+
+
+# -- on_fatal = "retry"
+
+
+RETRYING = {"on_fatal": "retry", "startretries": 0, "startsecs": 1.0}
+
+
+def test_what_is_fatal_is_tried_once_more_after_growing_pauses_and_refused_meanwhile():
+    history = History(numprocs=2, **RETRYING).start()
+    for first, last in ((48.0, 60.0), (96.0, 120.0), (192.0, 240.0), (384.0, 480.0), (480.0, 600.0), (480.0, 600.0)):
+        history.exits("app_00", code=1).exits("app_01", code=1)
+        assert history.state is PoolState.FATAL
+        assert not history.listening
+        pause = history.pool.retry_at - history.now
+        assert first <= pause <= last
+        history.actions  # noqa: B018 - what came before
+        history.at(history.pool.retry_at)
+        assert history.actions == [Open(), SpawnProcess(0), SpawnProcess(1)]
+        assert history.state is PoolState.STARTING
+
+
+def test_one_try_is_all_that_it_has():
+    history = History(**(RETRYING | {"startretries": 3})).start()
+    for _ in range(3):
+        history.exits("app_00", code=1)
+        history.at(history.timers[0])
+    history.exits("app_00", code=1)
+    history.at(history.pool.retry_at)
+    assert history.states == ["STARTING"]
+    history.exits("app_00", code=1)
+    assert history.states == ["FATAL"]
+
+
+def test_after_a_try_that_was_good_for_longer_than_the_next_pause_it_all_begins_anew():
+    history = History(**RETRYING).start().exits("app_00", code=1)
+    history.at(history.pool.retry_at).exits("app_00", code=1)  # the next one would be some 120 s
+    history.at(history.pool.retry_at).at(history.now + 300)
+    assert history.state is PoolState.RUNNING
+    assert history.pool.retry_at is None
+    history.cannot_spawn = "no such file"
+    history.exits("app_00", code=1)
+    assert history.state is PoolState.FATAL
+    assert history.pool.retry_at - history.now < 61.0
+
+
+def test_a_port_that_was_in_use_is_tried_again_too():
+    history = History(port_in_use="in use", numprocs=2, **RETRYING).start()
+    assert history.state is PoolState.FATAL
+    history.at(history.pool.retry_at)
+    assert history.state is PoolState.FATAL
+    history.port_in_use = None
+    history.at(history.pool.retry_at)
+    assert history.states == ["STARTING", "STARTING"]
+    assert history.listening
+
+
+def test_of_several_the_one_that_is_fatal_is_tried_again_and_the_others_are_not_touched():
+    history = History(numprocs=2, **RETRYING).start().exits("app_01", code=1)
+    history.at(2.0)
+    assert history.state is PoolState.DEGRADED
+    history.actions  # noqa: B018 - what came before
+    history.at(history.pool.retry_at)
+    assert history.actions == [SpawnProcess(1)]
+
+
+def test_what_is_stopped_is_not_tried_again_and_a_start_does_not_wait_for_it():
+    history = History(**RETRYING).start().exits("app_00", code=1)
+    history.stop()
+    assert history.pool.retry_at is None
+    assert history.states == ["STOPPED"]
+    history.start().exits("app_00", code=1)
+    history.start()
+    assert history.states == ["STARTING"]
+    assert history.pool.retry_at is None
+
+
+def test_it_is_begun_and_ended_by_an_update_of_the_key():
+    history = History(startretries=0).start().exits("app_00", code=1)
+    assert history.pool.retry_at is None
+    history.settings = settings(**RETRYING)
+    history.feed(core.Adopted())
+    assert history.pool.retry_at is not None
+    history.settings = settings(startretries=0)
+    history.feed(core.Adopted())
+    assert history.pool.retry_at is None
+
+
+# -- another generation has taken its place, and may give it back
+
+
+def test_one_that_is_held_stays_whole_and_takes_no_orders():
+    history = History(numprocs=2).start().at(5).feed(core.Hold())
+    history.restart().scale(1).start()
+    assert history.states == ["RUNNING", "RUNNING"]
+    history.exits("app_00", signal=SIGKILL)
+    assert history.states == ["STARTING", "RUNNING"]
+    history.at(7).leave()
+    assert history.signals
+    assert history.states == ["STOPPING", "STOPPING"]
+
+
+def test_one_that_drains_is_whole_again_when_it_comes_back():
+    history = History(numprocs=3).start().at(5)
+    history.busy = {"app_02"}
+    history.leave()
+    assert history.states == ["STOPPING", "STOPPING", "STOPPING"]
+    history.exits("app_00", signal=SIGTERM)
+    history.feed(core.Return())
+    assert history.states == ["STARTING", "STOPPING", "RUNNING"]  # ended, told to, and at work
+    history.exits("app_01", signal=SIGTERM).at(10)
+    assert history.states == ["RUNNING", "RUNNING", "RUNNING"]
+    assert not history.pool.left
+    history.restart("app_00")
+    assert history.states[0] == "STOPPING"

@@ -4,7 +4,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fcgimgr.core.generation import PoolState
+from fcgimgr.core.generation import Hold, PoolState, Return
 from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, State, Stopped, Stopping
 
 from .history import History
@@ -21,7 +21,7 @@ class PoolMachine(RuleBasedStateMachine):
         startretries=st.sampled_from([-1, 0, 2]),
         autorestart=st.sampled_from([True, False, "unexpected"]),
         ready=st.sampled_from(["startsecs", "notify"]),
-        on_fatal=st.sampled_from(["close", "keep"]),
+        on_fatal=st.sampled_from(["close", "keep", "retry"]),
         max_lifetime=st.sampled_from([None, None, 0.5, 7.0]),
         ours=st.booleans(),
     )
@@ -78,6 +78,15 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def leave(self):
         self.history.leave()
+
+    @rule()
+    def hold(self):
+        self.history.feed(Hold())
+
+    @precondition(lambda self: self.history.pool.left and self.history.pool.open)
+    @rule()
+    def come_back(self):
+        self.history.feed(Return())
 
     @rule(queued=st.integers(0, 2))
     def let_connections_wait(self, queued):
@@ -156,6 +165,13 @@ class PoolMachine(RuleBasedStateMachine):
         if history.listening and all(isinstance(s, Stopped | Exited | Fatal) for s in history.pool.processes):
             assert history.settings.on_fatal == "keep"
             assert any(isinstance(state, Fatal) for state in history.pool.processes)
+
+    @invariant()
+    def what_is_fatal_is_tried_again_if_that_is_asked_for_and_nothing_else_is(self):
+        history, pool = self.history, self.history.pool
+        fatal = history.pool.fault is not None or "FATAL" in history.states[: pool.wanted]
+        wanted = pool.up and not pool.refusing and history.settings.on_fatal == "retry"
+        assert (pool.retry_at is not None) == (fatal and wanted)
 
     @invariant()
     def every_wait_has_a_timer(self):

@@ -108,6 +108,7 @@ def test_a_stop_kills_it_for_it_has_nothing_in_hand() -> None:
         (Exited(exit=EXIT, expected=True), 3, True),
         (Fatal(why=""), 0, True),
         (Fatal(why=""), 1, False),
+        (Fatal(why=""), 4, True),  # more than startretries: it has been FATAL, and is tried once more
         (Backoff(due=9.0, tries=1, why=""), 0, True),
         (Backoff(due=9.0, tries=1, why=""), 1, False),
     ],
@@ -115,7 +116,7 @@ def test_a_stop_kills_it_for_it_has_nothing_in_hand() -> None:
 def test_a_worker_that_has_failed_before_does_not_try_a_zygote_that_has_failed(
     state: State, tries: int, started: bool
 ) -> None:
-    assert zygote.asked_for(state, tries) == (StartAsked() if started else None)
+    assert zygote.asked_for(settings(startretries=3), state, tries) == (StartAsked() if started else None)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,12 @@ PACKAGE = Path(fcgimgr.__file__).parent
 BELOW = {
     "linux": set(),
     "fastcgi": {"linux"},
+    "answers": {"fastcgi"},
     "config": {"fastcgi", "linux"},
     "core": {"config"},
     "control": {"config", "fastcgi", "linux"},
     "worker": {"fastcgi"},
-    "manager": {"core", "control", "config", "fastcgi", "linux"},
+    "manager": {"core", "control", "config", "answers", "fastcgi", "linux"},
     "demo": {"fastcgi"},
     "cli": {"demo", "core", "control", "config", "fastcgi", "linux"},
 }
@@ -37,6 +38,7 @@ BELOW = {
 DEPENDENCIES = {
     "linux": {"msgspec"},
     "fastcgi": set(),
+    "answers": set(),
     "config": {"msgspec", "tomli"},
     "core": {"msgspec"},
     "control": {"msgspec"},

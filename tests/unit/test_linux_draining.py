@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.linux import procfs
-from fcgimgr.linux.draining import EXPECTED, Connection, Watch, handshakes
+from fcgimgr.linux.draining import Connection, Watch, handshakes
+from fcgimgr.linux.idle import EXPECTED
 from fcgimgr.linux.listeners import Listener, open_tcp, open_unix
 from tests.unit.handshakes import let_hear, needs_filter, shy_client
 from tests.waiting import eventually
@@ -97,7 +98,7 @@ class Worker:
 
     def __init__(self, stack: ExitStack, listener: Listener, program: str) -> None:
         self.listener = listener
-        self.watch = Watch([listener.sock.getsockname()])
+        self.watch = Watch([listener.sock.getsockname()], quiet=EXPECTED)
         wake, self._wake = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-E", "-c", f"import os; os.dup2({wake}, 3)\n{program}"],
@@ -165,7 +166,7 @@ def test_what_a_held_process_seems_to_wait_for_must_have_been_seen_before(listen
     worker = Worker(stack, listener, BLOCKING)
     client = worker.connect()
     assert ask(client) == b"ok"
-    fresh = Watch([listener.sock.getsockname()])
+    fresh = Watch([listener.sock.getsockname()], quiet=EXPECTED)
 
     def idle(*, held: bool) -> list[bool | None]:
         found = fresh.look([worker.pid], time.monotonic() + EXPECTED, held=held)

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.linux import procfs, ptrace
-from fcgimgr.linux.draining import hang_up
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.gate import AT_ONCE, Gates
 from fcgimgr.linux.listeners import Listener, open_tcp
+from fcgimgr.linux.parting import hang_up
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import Death, reap
+from fcgimgr.linux.transfers import transfer
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not ptrace.AVAILABLE, reason="system calls can be seen on x86-64 only")
@@ -404,15 +406,16 @@ def test_a_signal_is_not_lost_when_the_gate_opens(scene: Scene) -> None:
 
 def test_what_a_thread_has_written_over_is_not_looked_for_where_it_cannot_be() -> None:
     beyond = (ctypes.c_uint64 * 2)(2**64 - 4096, 16)
-    call = ptrace.Call(20, (1, ctypes.addressof(beyond), 1))
-    assert ptrace.sent_by(os.getpid(), call, 16, 16) == b""
+    moved = transfer(os.getpid(), ptrace.Call(20, (1, ctypes.addressof(beyond), 1, 0)))
+    assert moved is not None
+    assert (moved.read(0, 16), moved.read_all()) == (b"", None)
 
 
 def test_what_is_no_socket_is_not_hung_up_on_and_not_kept() -> None:
-    with open(os.devnull, "rb") as null:
+    with open(os.devnull, "rb") as null, PidFd(os.getpid()) as process:
         before = os.listdir("/proc/self/fd")
         with pytest.raises(LinuxError, match="is no socket"):
-            hang_up(os.getpid(), null.fileno(), [])
+            hang_up(process, null.fileno(), [])
         assert os.listdir("/proc/self/fd") == before
 
 

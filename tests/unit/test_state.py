@@ -57,6 +57,17 @@ def test_the_configuration_that_ran_is_known_from_it() -> None:
     assert config.manager.environment == {"LANG": "C.UTF-8"}
 
 
+def test_environments_and_paths_that_are_not_utf8_are_kept() -> None:
+    before = decode(V1)
+    manager = msgspec.structs.replace(before.manager, path="/srv/caf\udce9/pool.toml")
+    app = before.generations["app", 1]
+    settings = msgspec.structs.replace(app.settings, environment={"A": "caf\udce9 \\udce9 \U0001f642"})
+    after = decode(encode(manager) + encode(msgspec.structs.replace(app, as_pool=settings)))
+    assert after.trouble == ""
+    assert after.manager == manager
+    assert after.generations["app", 1].settings == settings
+
+
 def test_what_a_later_release_has_added_is_passed_over() -> None:
     lines = [msgspec.json.decode(line) for line in V1.splitlines()]
     for line in lines:
