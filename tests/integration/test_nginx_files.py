@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.ports import free_port
+from tests.integration.ports import free_address, free_port
 from tests.integration.running import copy_example, running_example
 from tests.integration.servers import CHECKOUT, Nginx, as_user, need, run, which
 
@@ -28,6 +28,25 @@ def test_a_snippet_is_taken_by_nginx_unchanged(snippet: str, tmp_path: Path) -> 
     said = run([which("nginx") or "nginx", "-t", "-p", str(tmp_path), "-c", str(conf)], tmp_path)
     assert "test is successful" in said
     assert "[warn]" not in said
+
+
+def test_site_conf_serves_a_pool_on_kept_connections(tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    port = free_port()
+    shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", tmp_path / "fcgimgr")
+    site = (CHECKOUT / "nginx" / "site.conf").read_text()
+    assert site.count("127.0.0.1:9001;") == site.count("listen 80;") == 1
+    site = site.replace("127.0.0.1:9001;", f"{address};").replace("listen 80;", f"listen 127.0.0.1:{port};")
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(
+        f"daemon off; pid nginx.pid; error_log stderr; {as_user()} events {{}}\n"
+        "http { access_log off; client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;\n"
+        f"uwsgi_temp_path temp; scgi_temp_path temp;\n{site}}}\n"
+    )
+    with running_example("flask", tmp_path, address) as manager, Nginx(tmp_path, conf, port) as nginx:
+        for _ in range(5):  # on a connection to the pool that nginx keeps from one to the next
+            assert nginx.get("/").status == 200
+        assert sum(process.requests or 0 for process in manager.status(detail=True).pools[0].processes) == 5
 
 
 def test_demo_conf_serves_the_examples(tmp_path: Path) -> None:
