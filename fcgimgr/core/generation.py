@@ -60,6 +60,7 @@ from fcgimgr.core.process import (
     StopAsked,
     Stopped,
     Stopping,
+    Takes,
     TookTooLong,
     died_early,
 )
@@ -106,6 +107,8 @@ class Generation(msgspec.Struct, frozen=True):
     retried: float | None = None  # when it was last
     retrying: bool = False  # the listeners are opened for that
     to_open: tuple[int, ...] = ()  # the processes that were to start when the listeners could not be bound
+    proved: bool = False  # since then one was seen to take the listener
+    trust: crashes.Budget = crashes.Budget(tokens=0.0, at=0.0)  # in those that end before they were seen to
 
 
 def new_generation(settings: ProcessSettings, now: float, seed: float = 0.0) -> Generation:
@@ -345,6 +348,8 @@ def pool_state(pool: Generation) -> PoolState:
         return PoolState.STOPPED if at_rest == pool.wanted else PoolState.STOPPING
     running = counts["RUNNING"]
     running += sum(isinstance(pool.processes[index], Running) for index in pool.stand_ins)
+    if counts["STARTING"]:
+        running += sum(_follows(state) for state in pool.processes[: pool.wanted])
     if running >= pool.wanted:
         return PoolState.RUNNING
     if at_rest == pool.wanted:
@@ -361,6 +366,14 @@ def _count(processes: Iterable[State]) -> dict[str, int]:
     for state in process.STATES:
         counts[state.name] += by_type[state]
     return counts
+
+
+def _follows(state: State) -> bool:
+    """Whether it is just being replaced, having recycled itself: that is no less ready than before."""
+    match state:
+        case Spawning(follows=True) | Starting(follows=True, missed=False):
+            return True
+    return False
 
 
 class _Draft:
@@ -480,21 +493,35 @@ class _Draft:
         if index >= len(self.processes):
             raise process.ImpossibleEventError(f"there is no process {index} that could take {event}")
         state = self.processes[index]
-        if isinstance(event, Died) and isinstance(state, Running):
+        if isinstance(event, Died) and isinstance(state, Starting | Running):
             event = self._charge(state, event)
+        elif isinstance(event, Takes) and event.known:
+            self.fields["proved"] = True
         elif isinstance(event, Due) and isinstance(state, Backoff):
             event = self._let_try_or_hold(event)
         elif isinstance(event, Due) and isinstance(state, Running):
             self._recycle(Recycle(index, f"max_lifetime ({self.settings.max_lifetime:g} s) is over"))
         self._tell(index, event)
 
-    def _charge(self, state: Running, event: Died) -> Died:
-        """An early death costs the pool a token; one that came late shows that the pool is sound."""
-        if not died_early(self.settings, self.now - state.since):
+    def _charge(self, state: Starting | Running, event: Died) -> Died:
+        """An early death costs the pool a token; one that came late shows that the pool is sound.
+
+        An expected end of one that was seen to accept is none of a crash; of one that was not, it costs a token of
+        another kind. (Any other death before it was ready is a failed start.)
+        """
+        event = Died(event.exit, proved=self.pool.proved)
+        if isinstance(state, Running) and not died_early(self.settings, self.now - state.since):
             self.budget = crashes.full(self.wanted, self.now)
-            return event
-        spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
-        return event if spare else Died(event.exit, spare=False)
+        elif event.proved and process.expected(self.settings, event.exit):
+            if state.seen:
+                self.fields["trust"] = crashes.full(self.wanted, self.now)
+            else:
+                spare, self.fields["trust"] = crashes.spend(self.pool.trust, self.wanted, self.now)
+                event = Died(event.exit, spare=spare, proved=True)
+        elif isinstance(state, Running):
+            spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
+            event = Died(event.exit, spare=spare, proved=event.proved)
+        return event
 
     def _let_try_or_hold(self, event: Due) -> Due | Held:
         spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
@@ -511,7 +538,7 @@ class _Draft:
 
     def _start(self, indexes: tuple[int, ...] | None) -> None:
         if indexes is None:
-            self.fields["complete"] = False
+            self.fields.update(complete=False, proved=False)
         indexes = self._wanted(indexes)
         if self.refusing:
             self.again = tuple(dict.fromkeys(self.again + indexes))

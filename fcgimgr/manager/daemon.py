@@ -39,6 +39,7 @@ from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.spawning import spawn_due
 from fcgimgr.manager.statefile import StateFile
+from fcgimgr.manager.taking import Taking
 from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
@@ -83,6 +84,7 @@ class Daemon:
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
+        self.taking = Taking(self)
         self.canaries = Canaries(self)
         self.gates = Gates()
         self.draining = Draining(self)
@@ -229,9 +231,15 @@ class Daemon:
         else:
             self._spawning = False
 
+    @property
+    def is_spawning(self) -> bool:
+        """Whether processes wait for their turn to be spawned."""
+        return self._spawning
+
     def process_changed(self, generation: Generation, index: int) -> None:
         """A process went into another state."""
         self.readiness.process_changed(generation)
+        self.taking.process_changed(generation, index)
         self.limits.process_changed(generation, index)
         for watcher in tuple(self.watchers):
             watcher.process_changed(generation, index)

@@ -16,10 +16,11 @@ from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core_generation
 from fcgimgr.core import pool as core
 from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning
+from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
+from fcgimgr.manager.pinging import starting
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -256,7 +257,8 @@ class Pool:
         process, lines = self._who_failed(generation)
         if why == core.NOT_READY:
             ping = f"; ping: {generation.ping_failure}" if generation.ping_failure else ""
-            why = f"{process}: {why}{ping}"
+            whys = (f"; {state.astray}" for state in starting(generation).values() if state.astray)
+            why = f"{process}: {why}{ping}{next(whys, '')}"
         self.daemon.canaries.forget(generation)
         self.discarded = f"generation {number} was discarded: {why}"
         self._tell(number, f"is discarded: {why}", error=True)
@@ -319,7 +321,9 @@ class Pool:
         if self.core.coming is None or self.core.coming.number != generation.number:
             return
         if isinstance(change.after, Backoff | Fatal | Exited) or (
-            isinstance(change.before, Running) and isinstance(change.after, Spawning)
+            isinstance(change.before, Starting | Running)
+            and isinstance(change.after, Spawning)
+            and not change.after.follows  # one that recycles itself is none that dies
         ):
             why = describe(change.after) or str(generation.slots[change.index].exit)
             self.feed(core.Failed(generation.number, f"{generation.process_name(change.index)}: {why}"))

@@ -177,6 +177,12 @@ def php(directory: Path) -> None:
     (directory / "index.php").write_text(PHP)
 
 
+def built_go(source: str) -> Path:
+    """This Go program, built."""
+    need("go")
+    return built("go", source)
+
+
 def _place(program: Path, path: Path) -> None:
     if not path.exists():  # a program that runs cannot be written
         shutil.copy2(program, path)

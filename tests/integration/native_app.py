@@ -369,3 +369,55 @@ def answer_close_late(environ, start_response):
             (HERE / "gate").read_bytes()
 
     return Late([b"done"])
+
+
+def answer_sendfile(environ, start_response):
+    """The web server sends the file, whose length is known, in place of a body."""
+    start_response("200 OK", [*PLAIN, ("Content-Length", "7"), ("X-Accel-Redirect", "/protected/file")])
+    return [] if environ["QUERY_STRING"] == "list" else iter([b""])
+
+
+class ReadOnly:
+    """All that PEP 3333 asks of a file. `Inherited`: with a read1 that raises."""
+
+    def __init__(self, content):
+        self.content = io.BytesIO(content)
+
+    def read(self, size=-1):
+        return self.content.read(size)
+
+
+class Inherited(ReadOnly, io.BufferedIOBase):
+    pass
+
+
+def answer_wrapped(environ, start_response):
+    start_response("200 OK", PLAIN)
+    kind = Inherited if environ["QUERY_STRING"] == "inherited" else ReadOnly
+    return environ["wsgi.file_wrapper"](kind(bytes(100_000)))
+
+
+def answer_moved(environ, start_response):
+    """A range of a file that would take for ever from its beginning, as Werkzeug finds it."""
+    file = (HERE / "huge").open("r+b")
+    file.truncate(1 << 40)
+    file.seek((1 << 40) - 4)
+    file.write(b"last")
+    wrapped = iter(environ["wsgi.file_wrapper"](file))
+    assert wrapped.seekable()
+    wrapped.seek((1 << 40) - 4)
+    start_response("206 Partial Content", [*PLAIN, ("X-At", str(wrapped.tell()))])
+    return Closing(wrapped)
+
+
+def answer_nothing_yet(environ, start_response):
+    """A stream that has nothing to say for a long time."""
+    start_response("200 OK", PLAIN)
+
+    def blocks():
+        yield b"first"
+        while True:
+            yield b""
+            time.sleep(0.01)
+
+    return Closing(blocks())

@@ -232,12 +232,12 @@ def _(site: Site) -> object:
     return much(site, 3000)
 
 
-@row("of 12 KB")
+@row("headers of an answer: 12 KB")
 def _(site: Site) -> object:
     return much(site, 12000)
 
 
-@row("of 30 KB")
+@row("headers of an answer: 30 KB")
 def _(site: Site) -> object:
     return much(site, 30000)
 
@@ -289,7 +289,7 @@ def _(site: Site) -> object:
     return chunked(site, os.urandom(20))
 
 
-@row("of 3 MB")
+@row("a chunked upload of 3 MB")
 def _(site: Site) -> object:
     return chunked(site, os.urandom(3_000_000))
 

@@ -216,6 +216,15 @@ PATHS = {
         {"SCRIPT_NAME": "/app", "PATH_INFO": "", "DOCUMENT_URI": "/app", "REQUEST_URI": "/old/long/uri"},
         ("/app", ""),
     ),
+    "mounted, lighttpd": (
+        {"SCRIPT_NAME": "/shop", "REQUEST_URI": "/shop", "SERVER_SOFTWARE": "lighttpd/1.4.69"},
+        ("/shop", ""),
+    ),
+    "ProxyPass": (
+        {"SCRIPT_NAME": "/a b", "REQUEST_URI": "/a%20b", "SCRIPT_FILENAME": "proxy:fcgi://127.0.0.1:9001/a%20b"},
+        ("", "/a b"),
+    ),
+    "nothing": ({"SCRIPT_NAME": "", "PATH_INFO": "", "REQUEST_URI": "/caf%C3%A9?q"}, ("", "/caf\xc3\xa9")),
     "mounted, space": ({"SCRIPT_NAME": "/shop", "PATH_INFO": "/a b", "REQUEST_URI": "/shop/a%20b"}, ("/shop", "/a b")),
 }
 
@@ -335,6 +344,27 @@ def test_a_part_of_a_file_and_one_that_grows_are_sent_as_declared(bench: Served)
     assert (response.status, response.body) == (206, content[100:150])
     assert bench.fetch("/grown").body == content
     assert bench.stderr() == ""
+
+
+@pytest.mark.parametrize("way", ["list", "iterator"])
+def test_an_empty_body_has_the_length_of_the_file_that_the_web_server_sends(bench: Served, way: str) -> None:
+    with bench.connect() as connection:
+        connection.sendall(Request(parameters("/sendfile", QUERY_STRING=way)).to_send())
+        response = ask_rest(connection)
+    assert (response.status, response.header("Content-Length"), response.body) == (200, "7", b"")
+    assert response.header("X-Accel-Redirect") == "/protected/file"
+    assert bench.stderr() == ""
+
+
+@pytest.mark.parametrize("kind", ["inherited", "only"])
+def test_whatever_has_a_read_is_a_file(bench: Served, kind: str) -> None:
+    assert bench.fetch("/wrapped", QUERY_STRING=kind).body == bytes(100_000)
+
+
+def test_a_range_at_the_end_of_a_terabyte_is_read_from_there(bench: Served) -> None:
+    (bench.directory / "huge").touch()
+    response = bench.fetch("/moved")
+    assert (response.status, response.header("X-At"), response.body) == (206, str((1 << 40) - 4), b"last")
 
 
 def test_exc_info_replaces_what_is_not_sent_and_raises_what_is(bench: Served) -> None:
@@ -569,6 +599,14 @@ def test_a_client_that_goes_is_noticed_at_the_next_block(bench: Served) -> None:
         connection.sendall(Request(parameters("/slowly")).to_send())
         assert b"first" in connection.recv(65536)
     (bench.directory / "gate").write_bytes(b"")
+    eventually(lambda: notes(bench) == ["closed"])
+    assert bench.stderr() == ""
+
+
+def test_a_stream_that_has_nothing_to_say_ends_when_its_client_goes(bench: Served) -> None:
+    with bench.connect() as connection:
+        connection.sendall(Request(parameters("/nothing_yet")).to_send())
+        assert b"first" in connection.recv(65536)
     eventually(lambda: notes(bench) == ["closed"])
     assert bench.stderr() == ""
 

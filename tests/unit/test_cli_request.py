@@ -90,3 +90,25 @@ def test_no_answer_is_1_and_says_why(server: Server, capsys: pytest.CaptureFixtu
     server.answer = answer
     assert main(["request", "/s", "/x"]) == 1
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mount", "path", "expected"),
+    [
+        ("", "/cart?id=7", "/cart"),
+        ("", "/a%20b/caf%C3%A9", "/a b/caf\u00e9"),
+        ("/shop", "/shop/cart", "/cart"),
+        ("/shop", "/shop", ""),
+        ("/shop", "/shopping", None),
+    ],
+)
+def test_the_path_below_a_mount_that_is_given_is_sent(
+    server: Server, mount: str, path: str, expected: str | None
+) -> None:
+    assert main(["request", "/s", path, "-p", f"SCRIPT_NAME={mount}"]) == 0
+    params = server.sent["params"]
+    assert (params["SCRIPT_NAME"], params.get("PATH_INFO")) == (mount, expected)
+    assert main(["request", "/s", path, "-p", f"SCRIPT_NAME={mount}", "-p", "PATH_INFO=/own"]) == 0
+    assert server.sent["params"]["PATH_INFO"] == "/own"
+    assert main(["request", "/s", path]) == 0
+    assert "PATH_INFO" not in server.sent["params"]

@@ -198,3 +198,22 @@ def test_a_worker_asks_to_be_replaced_before_it_writes_its_line():
     watch.begin({})
     assert not watch.end(200, 0)
     assert acts == ["asks", "writes"]
+
+
+def test_no_locale_of_the_applications_names_a_month_or_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No locale but C is sure to be there: what would ask one for a word never comes to strftime."""
+    asked: list[str] = []
+    real = time.strftime
+
+    def strftime(form: str, moment: time.struct_time) -> str:
+        asked.append(form)
+        return real(form, moment)
+
+    monkeypatch.setattr("time.strftime", strftime)
+    for month in range(12):
+        then = served()._replace(ended=ENDED + 31 * 86_400 * month, took=0.0)
+        moment = time.localtime(then.ended)
+        for form in ("%d/%b/%Y:%H:%M:%S %z", "%A %a %B %b %h %I %p %% %%b %-d"):
+            assert text_line(f"%{{{form}}}t")(then) == real(form, moment)
+        assert text_line("%t")(then) == real("%d/%b/%Y:%H:%M:%S %z", moment)
+    assert not [form for form in asked if re.search("%[aAbBhp]", form.replace("%%", ""))]

@@ -251,6 +251,90 @@ def test_what_is_no_file_of_the_system_is_read_whole() -> None:
     assert b"".join(FileWrapper(gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(content))))) == content  # type: ignore[arg-type]
 
 
+class Promised(io.BufferedIOBase):
+    """A file of which somebody has written `read`, and has inherited a `read1` that raises."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = io.BytesIO(content)
+        self.asked: list[int | None] = []
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.asked.append(size)
+        return self.content.read(size)
+
+
+def test_a_read1_that_is_none_is_no_reason_not_to_read() -> None:
+    file = Promised(bytes(25))
+    assert [len(block) for block in FileWrapper(file, 10)] == [10, 10, 5]  # type: ignore[arg-type]
+    assert set(file.asked) == {10}
+
+
+def test_a_wrapped_file_can_be_moved_as_far_as_the_file_can(tmp_path: Path) -> None:
+    """Werkzeug asks the iterator of what it was given, and else reads all that comes before a range."""
+    (tmp_path / "large").write_bytes(bytes(range(200)))
+    with (tmp_path / "large").open("rb") as file:
+        wrapped: Any = iter(FileWrapper(file))
+        assert wrapped.seekable()
+        wrapped.seek(190)
+        assert wrapped.tell() == 190
+        assert next(wrapped) == bytes(range(190, 200))
+    unmoved = FileWrapper(Counted())  # type: ignore[arg-type]
+    assert not any(hasattr(unmoved, name) for name in ("seekable", "seek", "tell"))
+    assert hasattr(unmoved, "close")
+
+
+# --- what is sent in place of a body
+
+
+SENT_BY_ANOTHER = ["X-Accel-Redirect", "X-Sendfile", "X-SENDFILE2", "x-lighttpd-send-file", "X-Reproxy-URL"]
+
+
+@pytest.mark.parametrize("name", SENT_BY_ANOTHER)
+@pytest.mark.parametrize("blocks", [[], [b""], (), (b"", b"")], ids=repr)
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_an_empty_body_has_the_length_of_the_file_that_is_sent_in_its_place(name: str, blocks: Any, kind: Any) -> None:
+    headers = [("Content-Length", "7"), (name, "/protected/file")]
+    status, sent, body = run(returning(kind(blocks), *headers))[1].response()
+    assert (status, sent["Content-Length"], sent[name], body) == (200, "7", "/protected/file", b"")
+
+
+@pytest.mark.parametrize("blocks", [[b"x"], iter([b"x"])], ids=["list", "iterator"])
+def test_a_body_that_is_begun_has_its_own_length_all_the_same(blocks: Any) -> None:
+    with pytest.raises(ValueError, match="Content-Length"):
+        run(returning(blocks, ("Content-Length", "7"), ("X-Sendfile", "/protected/file")))
+
+
+@pytest.mark.parametrize("header", [("X-Sendfile-Type", "X-Sendfile"), ("X-Note", "X-Sendfile: /file")])
+def test_what_only_speaks_of_such_a_header_is_none(header: tuple[str, str]) -> None:
+    for blocks in ([], iter(())):
+        with pytest.raises(ValueError, match="Content-Length"):
+            run(returning(blocks, ("Content-Length", "7"), header))
+
+
+# --- an application that has nothing to say
+
+
+class Left(Peer):
+    """Has gone, as is found out by looking."""
+
+    def check(self) -> None:
+        raise ConnectionResetError
+
+
+def test_who_yields_nothing_hears_that_the_client_has_gone() -> None:
+    result = Counted(b"first", b"", b"last")
+    with pytest.raises(ConnectionResetError):
+        Exchange(Left(), 1, False).run(returning(result), {})
+    assert (result.given, result.closed) == (2, 1)
+
+
+def test_who_yields_nothing_behind_a_whole_body_does_not() -> None:
+    """The client may go when it has all that was declared."""
+    peer = Left()
+    Exchange(peer, 1, False).run(returning(iter([b"all", b"", b""]), ("Content-Length", "3")), {})
+    assert peer.response()[2] == b"all"
+
+
 # --- a body and its declared length
 
 
@@ -501,3 +585,23 @@ def test_what_is_no_head_is_refused_by_name(status: Any, headers: Any, error: ty
 def test_text_for_a_body_is_refused(blocks: Any, length: list[tuple[str, str]]) -> None:
     with pytest.raises(TypeError, match="a block of the response is bytes, not str"):
         run(returning(blocks, *length))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (
+            "200 OK",
+            [*PLAIN, ("X-A", "\u20ac")],
+            "the response header X-A holds '\u20ac', which is not in Latin-1",
+        ),
+        ("200 \u20ac", PLAIN, "the status holds '\u20ac', which is not in Latin-1"),
+    ],
+)
+def test_a_header_that_is_not_latin_1_is_named(status: str, headers: list[tuple[str, str]], said: str) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response(status, headers)
+        return [b""]
+
+    with pytest.raises(ValueError, match=re.escape(said)):
+        run(application)
