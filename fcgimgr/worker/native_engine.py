@@ -53,9 +53,13 @@ from fcgimgr.worker.solo import SoloLoop
 
 #: A body that is announced with at most so many bytes is there when the application is called.
 SHORT_BODY: Final = 65536
-#: Bytes of a body that nobody has read, which are passed over so that the connection can go on. The peer may send them
-#: late, and the end of a body always: httpd writes it for itself.
+#: Bytes of a body that nobody has read, which are passed over before the end of the answer so that the connection can
+#: go on.
 UNREAD: Final = 262144
+#: Bytes of it that may come after that. The end of a body often does: httpd writes it for itself. And a web server may
+#: have sent all of it, into the buffers of both sockets (tcp_wmem, tcp_rmem), and its next request behind it. One that
+#: has not sent all of it when it reads the answer stops there.
+LATE: Final = 1 << 25
 _READ: Final = 65536
 _NOW: Final = socket.MSG_DONTWAIT
 _REHEARSED: Final = (
@@ -190,7 +194,8 @@ class _Connection:
 
     @property
     def idle(self) -> bool:
-        return self._spoke and self._arrival is None and not self._lingering
+        arrival = self._arrival
+        return self._spoke and (arrival is None or arrival.between_requests) and not self._lingering
 
     def serve(self) -> bool:
         try:
@@ -234,7 +239,7 @@ class _Connection:
         self.socket.close()
 
     def drop(self) -> None:
-        if self._arrival is not None and not (self._lingering or self.hung_up):
+        if self._arrival is not None and not (self.idle or self._lingering or self.hung_up):
             say("connection closed before its request had come")
         self.close()
 
@@ -285,10 +290,11 @@ class _Connection:
                 self.until = monotonic() + HEAD_PATIENCE
             else:
                 self._send_replies(arrival)
-                if (not arrival.begun and not arrival.keep) or arrival.passed_over > UNREAD:
+                if (not arrival.begun and not arrival.keep) or arrival.passed_over > LATE:
                     return self._linger()
                 if arrival.between_requests:
-                    self._arrival = None
+                    if not arrival.passed_over:  # else it counts on, to the next request
+                        self._arrival = None
                     self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
             arrival.feed(b"", self._engine.environ.copy())

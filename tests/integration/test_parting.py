@@ -289,6 +289,16 @@ def test_a_connection_goes_on_when_much_of_the_body_comes_after_the_answer(bench
         assert ask(connection, HTTPD).body == str(worker.pid).encode()
 
 
+def test_a_request_behind_a_large_body_that_nobody_reads_is_served(bench: Bench) -> None:
+    """nginx has sent all of both before it reads the first answer, if the buffers take it."""
+    worker = bench.start("native_app:application")
+    with bench.connect() as connection:
+        connection.sendall(announced("/ignore", NGINX, CONTENT_LENGTH="3000000"))
+        assert Answer(connection).body == b"not read"
+        connection.sendall(encode_stream(RecordType.STDIN, 1, bytes(3_000_000)) + encode_record(RecordType.STDIN, 1))
+        assert ask(connection, NGINX).body == str(worker.pid).encode()
+
+
 def test_a_last_answer_waits_for_the_end_of_the_body(bench: Bench) -> None:
     """Who still has something to write must not find the connection broken: httpd answers 503 for that."""
     worker = bench.start()
