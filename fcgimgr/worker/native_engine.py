@@ -38,6 +38,7 @@ from fcgimgr.worker.exchange import Exchange
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.patched import poll
 from fcgimgr.worker.patience import (
     HEAD_PATIENCE,
     LINGER,
@@ -430,12 +431,12 @@ class _Connection:
 
     def check(self) -> None:
         """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
-        poll = select.poll()
+        polled = poll()
         try:
-            poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+            polled.register(self.socket, select.POLLIN | select.POLLRDHUP)
         except ValueError:  # in a child that the application has forked
             raise self._lost("the connection is not this process's") from None
-        events = poll.poll(0)
+        events = polled.poll(0)
         if not events:
             return
         if events[0][1] & ~select.POLLIN:
