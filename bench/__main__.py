@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from bench import asking, idle, logs, preload, reload, resident, respawn, startstop, wsgi
+from bench.busy import busy
 from bench.figure import Figure, Setting, say
-from bench.peers import find_peers
+from bench.peers import find_peers, versions
 from bench.proc import precise_sleeps
 from bench.programs import build
 from bench.table import as_json, load, machine, markdown, revision
@@ -45,7 +46,7 @@ def main() -> int:
     say(f"{machine()}; load averages {before}")
     figures: list[Figure] = []
     failed = False
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as directory:
+    with busy(options.busy), tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as directory:
         place = Path(directory)
 
         @functools.cache
@@ -61,7 +62,10 @@ def main() -> int:
                 failed = True
     # The managers import from the checkout: a table of two revisions is a table of neither.
     changed = "" if revision() == code else f" (CHANGED during the run, to {revision()})"
-    under = f"fcgimgr {code}{changed}. {machine()}. Load averages before: {before}; after: {load()}."
+    beside = f" {options.busy} endless loops ran beside it." if options.busy else ""
+    under = (
+        f"fcgimgr {code}{changed}; {versions()}. {machine()}.{beside} Load averages before: {before}; after: {load()}."
+    )
     print(f"{markdown(figures, [peer.name for peer in peers])}\n\n{under}")
     for failure in setting.failures:
         say(f"could not be measured: {failure}")
@@ -79,7 +83,17 @@ def arguments() -> argparse.Namespace:
         "--only",
         action="append",
         metavar="MANAGER",
-        help="this one only: fcgimgr, supervisor, php-fpm; for reload also gunicorn, uwsgi; for wsgi also flup",
+        help="this one only: fcgimgr, supervisor, php-fpm; of reload also gunicorn, uwsgi; of wsgi these and flup, "
+        "granian, bjoern",
+    )
+    parser.add_argument(
+        "--busy",
+        type=int,
+        nargs="?",
+        const=2,
+        default=0,
+        metavar="N",
+        help="with N endless loops beside it (2 when N is left out)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write all samples there")
     parser.add_argument(

@@ -7,6 +7,7 @@ ask for a log file. PHP-FPM cannot run our programs; its children are its own wo
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -156,14 +157,36 @@ pm.max_children = {fleet.count}
         return {}
 
 
+def own_program(name: str) -> Path:
+    """Where a program of the peers' virtualenv is, if scripts/bench has installed it."""
+    return Path(sys.prefix, "peers", "bin", name)
+
+
+def own_module(name: str) -> bool:
+    """Whether the peers' virtualenv has this module."""
+    python = own_program("python")
+    return python.exists() and subprocess.run([python, "-c", f"import {name}"], capture_output=True).returncode == 0
+
+
+def versions() -> str:
+    """Of all that is installed there, but for what installs it and what others need."""
+    python = own_program("python")
+    if not python.exists():
+        return ""
+    words = [str(python), "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    named = (f"{each['name']} {each['version']}" for each in json.loads(found))
+    return ", ".join(name for name in named if name.split()[0] not in ("pip", "setuptools", "click", "packaging"))
+
+
 def find_peers() -> tuple[list[Peer], list[str]]:
     """fcgimgr and the others that are installed, and a line for each one that is not."""
     peers: list[Peer] = [Fcgimgr()]
     missing = []
     found = shutil.which("supervisord")
-    own = Path(sys.prefix, "peers", "bin")
-    if (own / "supervisord").exists():
-        peers.append(Supervisor(own))
+    own = own_program("supervisord")
+    if own.exists():
+        peers.append(Supervisor(own.parent))
     elif found is not None:
         peers.append(Supervisor(Path(found).parent))
     else:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from bench.peers import Process
+from bench.peers import Process, own_program
 from bench.proc import wait_until
 
 WORKERS: Final = 4
@@ -101,10 +101,8 @@ def find_servers(go: Callable[[], str]) -> tuple[list[Server], list[str]]:
         else:
             missing.append(f"{manager} is left out of reload: it is not installed (scripts/bench installs it)")
 
-    own = Path(sys.prefix, "peers", "bin")
-    supervisord, gunicorn = own / "supervisord", own / "gunicorn"
+    supervisord, gunicorn, uwsgi = own_program("supervisord"), own_program("gunicorn"), own_program("uwsgi")
     php_fpm = sorted(Path("/usr/sbin").glob("php-fpm*"))
-    uwsgi = shutil.which("uwsgi")
     has_go = shutil.which("go") is not None
     add("Go", has_go)
     if has_go:
@@ -115,8 +113,8 @@ def find_servers(go: Callable[[], str]) -> tuple[list[Server], list[str]]:
                 "supervisor",
                 "supervisord, Go, `restart`",
                 "fastcgi",
-                _supervisor(own, go),
-                _supervisorctl(own),
+                _supervisor(supervisord, go),
+                _supervisorctl,
                 "supervisor",
             ),
         )
@@ -139,7 +137,7 @@ def find_servers(go: Callable[[], str]) -> tuple[list[Server], list[str]]:
     )
     add(
         "uwsgi",
-        uwsgi,
+        uwsgi.exists(),
         Server("uwsgi", "uWSGI, HUP", "uwsgi", _uwsgi(uwsgi), _signal(signal.SIGHUP)),
         Server("uwsgi", "uWSGI, chain reload (lazy-apps)", "uwsgi", _uwsgi(uwsgi, "--lazy-apps"), _chain),
     )
@@ -180,7 +178,7 @@ def _fcgimgr_reload(process: Process) -> None:
     _ask([_fcgimgr_program(), "-s", f"{process.directory}/control.sock", "reload", "app"])
 
 
-def _supervisor(own: Path, go: Callable[[], str]) -> Callable[[Place], list[str]]:
+def _supervisor(program: Path, go: Callable[[], str]) -> Callable[[Place], list[str]]:
     def configure(place: Place) -> list[str]:
         here = place.directory
         (here / "supervisord.conf").write_text(f"""
@@ -206,16 +204,13 @@ command = {go()}
 numprocs = {WORKERS}
 process_name = %(program_name)s_%(process_num)02d
 """)
-        return [str(own / "supervisord"), "-c", str(here / "supervisord.conf")]
+        return [str(program), "-c", str(here / "supervisord.conf")]
 
     return configure
 
 
-def _supervisorctl(own: Path) -> Callable[[Process], None]:
-    def restart(process: Process) -> None:
-        _ask([str(own / "supervisorctl"), "-c", str(process.directory / "supervisord.conf"), "restart", "app:*"])
-
-    return restart
+def _supervisorctl(process: Process) -> None:
+    _ask([str(own_program("supervisorctl")), "-c", str(process.directory / "supervisord.conf"), "restart", "app:*"])
 
 
 def _php_fpm(programs: list[Path], more: str) -> Callable[[Place], list[str]]:
@@ -247,11 +242,11 @@ def _gunicorn(program: Path) -> Callable[[Place], list[str]]:
     return configure
 
 
-def _uwsgi(program: str | None, *more: str) -> Callable[[Place], list[str]]:
+def _uwsgi(program: Path, *more: str) -> Callable[[Place], list[str]]:
     def configure(place: Place) -> list[str]:
         here = place.directory
         # die-on-term: without it SIGTERM is one more kind of reload.
-        words = ["--plugin", "python3", "--master", "--die-on-term", "--need-app", "--disable-logging"]
+        words = ["--master", "--die-on-term", "--need-app", "--disable-logging"]
         words += ["--processes", str(WORKERS), "--socket", place.address(""), "--wsgi-file", str(here / "app.py")]
         return [str(program), *words, "--master-fifo", str(here / "fifo"), "--logto", str(here / "manager.log"), *more]
 

@@ -24,7 +24,7 @@ from typing import Final, Literal
 
 from bench.figure import OURS, Figure, Setting, say
 from bench.front import Counted, Front, Load, free_port, front
-from bench.peers import SETTLED, Process, start
+from bench.peers import SETTLED, Process, own_module, own_program, start
 from bench.proc import children, memory
 from bench.servers import TRANSPORTS, WORKERS, Place, Transport
 
@@ -50,6 +50,30 @@ def app(environ, start_response):
     return [body]
 
 application = app
+"""
+
+# bjoern is one process; its documentation has several of them by fork, on one listener.
+BJOERN: Final = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+import bjoern
+from app import app
+
+if sys.argv[1].startswith("unix:"):
+    bjoern.listen(app, sys.argv[1])
+else:
+    host, port = sys.argv[1].split(":")
+    bjoern.listen(app, host, int(port))
+workers = []
+for _ in range(int(sys.argv[2])):
+    pid = os.fork()
+    if not pid:
+        bjoern.run()
+        os._exit(0)
+    workers.append(pid)
+signal.sigwait({signal.SIGTERM})
+for pid in workers:
+    os.kill(pid, signal.SIGKILL)
 """
 
 PLAIN_FLUP: Final = """
@@ -89,7 +113,16 @@ class Server:
 
 #: With whom fcgimgr's native server is compared, and in how many answers a second it shall be ahead of them: hello
 #: world on TCP and on Unix sockets; in all else it shall not be behind.
-PEERS: Final = {"uWSGI": (1.4, 1.1), "gunicorn": (3.0, 3.0), "gunicorn, gthread": (3.0, 3.0), "plain flup": (4.0, 4.0)}
+PEERS: Final = {
+    "uWSGI": (1.4, 1.1),
+    "Granian": (1.25, 1.25),
+    "bjoern": (1.0, 1.0),
+    "gunicorn": (3.0, 3.0),
+    "gunicorn, gthread": (3.0, 3.0),
+    "plain flup": (4.0, 4.0),
+}
+#: Whose slowest answers its own shall not outlast.
+PROMPT: Final = ("uWSGI", "Granian")
 NATIVE: Final = "fcgimgr, native"
 
 
@@ -113,31 +146,28 @@ def measure(setting: Setting) -> list[Figure]:
         for run in range(setting.times(5, 1)):
             for task in TASKS:
                 for transport in TRANSPORTS:
-                    rates: dict[str, float] = {}
+                    name = f"{task.name}, {transport}"
+                    counts: dict[str, Counted] = {}
                     for server in servers:
-                        counted = running[server.title, transport].ask(task, setting.quick)
-                        said = f"wsgi: run {run + 1}, {task.name}, {transport}, {server.title}: {counted.rate:,.0f}/s"
+                        counted = counts[server.title] = running[server.title, transport].ask(task, setting.quick)
                         say(
-                            f"{said}, p99 {counted.p99 * 1000:.1f} ms"
-                            + f", {counted.failed} failed" * bool(counted.failed)
+                            f"wsgi: run {run + 1}, {name}, {server.title}: {counted.rate:,.0f}/s, "
+                            f"p99 {counted.p99 * 1000:.1f} ms" + f", {counted.failed} failed" * bool(counted.failed)
                         )
-                        rates[server.title] = counted.rate
-                        add(task.name, f"{task.name}, {transport}", "1/s", server.title, counted.rate, "more")
-                        add(
-                            task.name,
-                            f"{task.name}, {transport}, p99",
-                            "ms",
-                            server.title,
-                            counted.p99 * 1000,
-                            "less",
-                        )
+                        add(task.name, name, "1/s", server.title, counted.rate, "more")
+                        add(task.name, f"{name}, p99", "ms", server.title, counted.p99 * 1000, "less")
+                    native = counts.get(NATIVE)
                     for peer, ahead in PEERS.items():
-                        if rates.get(peer) and NATIVE in rates:
+                        if native and peer in counts and counts[peer].rate:
                             must = ahead[TRANSPORTS.index(transport)] if task.name == "hello" else 1.0
                             row = f"{NATIVE} ÷ {peer}"
-                            name = f"{task.name}, {transport}"
-                            add("ratios", name, "×", row, rates[NATIVE] / rates[peer], "more")
+                            add("ratios", name, "×", row, native.rate / counts[peer].rate, "more")
                             add("ratios", f"{name}, at least", "×", row, must, "more")
+                    for peer in PROMPT:
+                        if native and peer in counts and counts[peer].p99:
+                            row = f"{NATIVE} ÷ {peer}, p99"
+                            add("ratios of p99", name, "×", row, native.p99 / counts[peer].p99, "less")
+                            add("ratios of p99", f"{name}, at most", "×", row, 1.0, "less")
         for (title, transport), server_running in running.items():
             if transport == "TCP":
                 add("memory", "a worker, PSS", "MB", title, server_running.memory() / 1e6, "less")
@@ -212,18 +242,21 @@ def find() -> list[Server]:
             "flup", "plain flup", "fastcgi", _fcgimgr(f'command = "{sys.executable} plain.py"\nsocket_blocking = false')
         ),
     ]
-    gunicorn = Path(sys.prefix, "peers", "bin", "gunicorn")
-    uwsgi = shutil.which("uwsgi")
-    if uwsgi:
-        servers.append(Server("uwsgi", "uWSGI", "uwsgi", _uwsgi(uwsgi)))
-    else:
-        say("uwsgi is left out of wsgi: it is not installed (scripts/bench installs it)")
-    if gunicorn.exists():
-        threads = ("--worker-class", "gthread", "--threads", "1")
-        servers.append(Server("gunicorn", "gunicorn", "http", _gunicorn(gunicorn)))
-        servers.append(Server("gunicorn", "gunicorn, gthread", "http", _gunicorn(gunicorn, *threads), keep=True))
-    else:
-        say("gunicorn is left out of wsgi: it is not installed (scripts/bench installs it)")
+    threads = ("--worker-class", "gthread", "--threads", "1")
+    for server, installed in (
+        (Server("uwsgi", "uWSGI", "uwsgi", _uwsgi), own_program("uwsgi").exists()),
+        (Server("granian", "Granian", "http", _granian, keep=True), own_program("granian").exists()),
+        (Server("bjoern", "bjoern", "http", _bjoern, keep=True), own_module("bjoern")),
+        (Server("gunicorn", "gunicorn", "http", _gunicorn()), own_program("gunicorn").exists()),
+        (
+            Server("gunicorn", "gunicorn, gthread", "http", _gunicorn(*threads), keep=True),
+            own_program("gunicorn").exists(),
+        ),
+    ):
+        if installed:
+            servers.append(server)
+        else:
+            say(f"{server.title} is left out of wsgi: it is not installed (scripts/bench installs it)")
     return servers
 
 
@@ -246,20 +279,32 @@ numprocs = {WORKERS}
     return configure
 
 
-def _uwsgi(program: str) -> Callable[[Place], list[str]]:
-    def configure(place: Place) -> list[str]:
-        here = place.directory
-        words = ["--plugin", "python3", "--master", "--die-on-term", "--need-app", "--disable-logging"]
-        words += ["--processes", str(WORKERS), "--socket", place.address(""), "--wsgi-file", str(here / "app.py")]
-        return [program, *words, "--logto", str(here / "manager.log")]
-
-    return configure
+def _uwsgi(place: Place) -> list[str]:
+    here = place.directory
+    words = ["--master", "--die-on-term", "--need-app", "--disable-logging"]
+    words += ["--processes", str(WORKERS), "--socket", place.address(""), "--wsgi-file", str(here / "app.py")]
+    return [str(own_program("uwsgi")), *words, "--logto", str(here / "manager.log")]
 
 
-def _gunicorn(program: Path, *more: str) -> Callable[[Place], list[str]]:
+def _granian(place: Place) -> list[str]:
+    if place.transport == "TCP":
+        where = ["--host", "127.0.0.1", "--port", str(place.port)]
+    else:
+        where = ["--uds", place.address("")]
+    words = ["--interface", "wsgi", "--workers", str(WORKERS), "--log-level", "warning", *where]
+    return [str(own_program("granian")), *words, "app:app"]
+
+
+def _bjoern(place: Place) -> list[str]:
+    (place.directory / "many.py").write_text(BJOERN)
+    return [str(own_program("python")), "many.py", place.address("unix:"), str(WORKERS)]
+
+
+def _gunicorn(*more: str) -> Callable[[Place], list[str]]:
     def configure(place: Place) -> list[str]:
         log = ["--log-level", "warning", "--error-logfile", str(place.directory / "manager.log")]
         log += ["--timeout", "0"]  # else it kills those who were stopped
-        return [str(program), "--workers", str(WORKERS), "--bind", place.address("unix:"), *log, *more, "app:app"]
+        bind = ["--bind", place.address("unix:")]
+        return [str(own_program("gunicorn")), "--workers", str(WORKERS), *bind, *log, *more, "app:app"]
 
     return configure

@@ -48,6 +48,11 @@ class Conversation:
     def is_fastcgi(self) -> bool:
         return isinstance(self._speaks, _FastCGI)
 
+    @property
+    def is_upgraded(self) -> bool:
+        """Whether it has left HTTP, for WebSocket say."""
+        return isinstance(self._speaks, _HTTP) and self._speaks.is_upgraded
+
     def came(self, count: int, read: Bytes) -> None:
         """The server has read `count` bytes."""
         first = read(0, _LAST)
@@ -94,6 +99,10 @@ class _HTTP:
         return self._answers.at is http.At.LOST
 
     @property
+    def is_upgraded(self) -> bool:
+        return self._answers.at is http.At.UPGRADED
+
+    @property
     def is_in_use(self) -> bool:
         if self._answers.at is http.At.LOST:
             return False  # that is: unknown
@@ -109,7 +118,7 @@ class _HTTP:
                 self._answers.asked = ()
 
     def came(self, count: int, read: Bytes) -> None:
-        if self._answers.at is http.At.UPGRADED:
+        if self.is_upgraded:
             return
         _follow(self._requests, count, read)
         self._answers.asked += self._requests.asked

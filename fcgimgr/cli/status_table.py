@@ -140,6 +140,8 @@ def _aligned(row: Sequence[str], widths: list[int], state: str) -> str:
 
 def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     running = sum(process.state == "RUNNING" for process in pool.processes)
+    if pool.state == "RUNNING" and len(pool.processes) >= pool.numprocs:
+        running = max(running, pool.numprocs)  # one that has just recycled itself is missed no more than its forerunner
     known = f"{running} of {pool.numprocs} running"
     facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
     if pool.reason:

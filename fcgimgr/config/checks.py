@@ -41,8 +41,10 @@ def check_table(read: TableRead, config: Config, findings: Findings) -> None:
     if isinstance(settings, PoolSettings):
         _sockets(read, settings, findings)
         _wsgi(read, settings, findings)
-    elif settings.ready == "ping":
-        findings.problem(read, "ready", '"ping" is for pools: a program has no socket; write "notify" or leave it out')
+    elif settings.ready not in ("startsecs", "notify"):
+        findings.problem(
+            read, "ready", f'"{settings.ready}" is for pools: a program has no socket; write "notify" or leave it out'
+        )
     _plans(read, settings, config, findings)
 
 
@@ -62,7 +64,7 @@ def _numbers(read: TableRead, settings: PoolSettings | ProgramSettings, findings
         )
     if settings.stopasgroup and not settings.killasgroup:
         findings.problem(read, "killasgroup", "stopasgroup = true needs killasgroup = true; leave killasgroup out")
-    if read.own("exitcodes") and settings.autorestart != "unexpected":
+    if read.own("exitcodes") and settings.autorestart != "unexpected" and isinstance(settings, ProgramSettings):
         findings.warning(read, "exitcodes", 'has no effect without autorestart = "unexpected"')
     if settings.max_rss is not None and settings.max_rss < LEAST_RSS:
         findings.problem(read, "max_rss", f'{settings.max_rss} bytes are less than any process uses; as in "512MB"')
@@ -134,6 +136,8 @@ def _wsgi(read: TableRead, settings: PoolSettings, findings: Findings) -> None:
                 findings.problem(read, key, 'a file cannot be opened from within a chroot; write "-"')
     if read.own("drain"):
         findings.problem(read, "drain", "the workers of a wsgi pool always finish what they have in hand; leave it out")
+    if settings.ready_path is not None:
+        findings.problem(read, "ready", 'the workers of a wsgi pool speak FastCGI; write "ping" or leave it out')
     if read.own("socket_blocking"):
         findings.problem(read, "socket_blocking", "a wsgi pool sets it by itself; leave it out")
     if settings.socket_pass == "env" and settings.socket_env != "FCGI_LISTEN_FD":

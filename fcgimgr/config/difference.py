@@ -19,7 +19,8 @@ POLICY: Final = frozenset(
     {
         "autostart", "autorestart", "exitcodes", "startsecs", "startretries", "backoff_initial", "backoff_max",
         "on_fatal", "priority", "depends_on", "ready", "ready_timeout", "stopsignal", "stopwaitsecs", "stopasgroup",
-        "killasgroup", "drain", "reload_timeout", "reload_canary", "max_lifetime", "max_rss", "request_timeout",
+        "killasgroup", "drain", "reload_timeout", "reload_watch", "reload_canary", "max_lifetime", "max_rss",
+        "request_timeout",
     }
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from fcgimgr.config.scalars import (
     Octal,
     Path,
     Percent,
+    Readiness,
     Restart,
     Seconds,
     Signal,
@@ -199,7 +200,10 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[int, ...],
         Codes(),
         Meta(
-            description='Exit codes that are expected: with `autorestart = "unexpected"` they end a process for good.'
+            description=(
+                "Exit codes that are expected. A process of a pool that has served and ends so is replaced at once, "
+                'however young it is; with `autorestart = "unexpected"` they end a process for good.'
+            )
         ),
     ] = (0,)
     startsecs: Annotated[
@@ -208,7 +212,7 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Seconds that a process must live to count as started (RUNNING). One that ends sooner has failed to "
-                "start. 0: it is started at once."
+                "start, unless it has served and ends with one of `exitcodes`. 0: it need not live any time."
             )
         ),
     ] = 1.0
@@ -261,21 +265,34 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     ready: Annotated[
-        Literal["startsecs", "ping", "notify"],
-        Choice(words=("startsecs", "ping", "notify"), meant={"sd_notify": 'write "notify"'}),
+        str,
+        Readiness(
+            words=("accepts", "startsecs", "ping", "http", "notify"),
+            meant={
+                "sd_notify": 'write "notify"',
+                "accept": 'write "accepts"',
+                "https": 'the pool\'s own socket is asked, without TLS; write "http:/PATH"',
+            },
+        ),
         Meta(
             description=(
-                "When a process is ready: once it has lived `startsecs`; once it answers a FastCGI request of the "
-                'manager (`"ping"`, pools only); or once it says READY=1 on $NOTIFY_SOCKET, as systemd services do '
+                "When a process is ready: once it has lived `startsecs` and was seen to take the pool's socket "
+                '(`"accepts"`, the default of a pool with `command`); once it has lived `startsecs`, whatever it does '
+                '(`"startsecs"`, the default of a program); once it answers a FastCGI request of the manager '
+                '(`"ping"`), or an HTTP request for `/` or the path that is named (`"http"`, `"http:/healthz"`) with a '
+                "status from 200 to 399, pools only; or once it says READY=1 on $NOTIFY_SOCKET, as systemd services do "
                 '(`"notify"`, the default of a `wsgi` pool, which says it when the application is imported).'
-            )
+            ),
+            extra={"default": '`"accepts"`; `"notify"` with `wsgi`, `"startsecs"` of a program'},
         ),
     ] = "startsecs"
     ready_timeout: Annotated[
         float,
         Seconds(positive=True),
         Meta(
-            description='Seconds that a process has to become ready with `"ping"` or `"notify"`; then its start failed.'
+            description=(
+                'Seconds that a process has to become ready, but with `ready = "startsecs"`; then its start failed.'
+            )
         ),
     ] = 30.0
     stopsignal: Annotated[
@@ -371,6 +388,17 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Choice(words=("raw", "json"), meant={"text": 'write "raw"'}),
         Meta(description="Lines as the process writes them, or each one in a JSON object with its time and process."),
     ] = "raw"
+
+    @property
+    def ready_path(self) -> str | None:
+        """What an HTTP request that tells whether a process is ready asks for; None: there is no such request."""
+        word, _, path = self.ready.partition(":")
+        return (path or "/") if word == "http" else None
+
+    @property
+    def is_pinged(self) -> bool:
+        """Whether a process is ready when it has answered a request of the manager's."""
+        return self.ready == "ping" or self.ready_path is not None
 
 
 class ProgramSettings(ProcessSettings, frozen=True, kw_only=True):
@@ -610,6 +638,16 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             "failed, and the old ones serve on."
         ),
     ] = 60.0
+    reload_watch: Annotated[
+        float,
+        Seconds(),
+        Meta(
+            description="Seconds after the switch of a reload in which the new processes are not trusted: if more than "
+            "half of them die, and the old ones are still there, those serve again and the reload has failed. The old "
+            "ones are kept for `startsecs` after the switch, for longer while the new ones leave connections waiting, "
+            "and while they finish what they have. 0 for never."
+        ),
+    ] = 10.0
     reload_canary: Annotated[
         float | None,
         Percent(),

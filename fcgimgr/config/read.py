@@ -185,8 +185,11 @@ class _ProcessTable:
             values.setdefault("ready", "notify")
             if len(values["sockets"]) > 1:
                 values.setdefault("socket_pass", "systemd")
-        elif drains_itself(values.get("command", ()), values.get("stopsignal", signal.SIGTERM)):
-            values.setdefault("drain", "self")
+        else:
+            # The same of any program: time alone says nothing of whether it will serve.
+            values.setdefault("ready", "accepts")
+            if drains_itself(values.get("command", ()), values.get("stopsignal", signal.SIGTERM)):
+                values.setdefault("drain", "self")
         return PoolSettings(name=self._table.name, **values)
 
 

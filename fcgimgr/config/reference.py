@@ -22,6 +22,7 @@ from fcgimgr.config.scalars import (
     Octal,
     Path,
     Percent,
+    Readiness,
     Restart,
     Seconds,
     Signal,
@@ -46,7 +47,7 @@ POOL_TOPICS: Final = {
     "socket": "Sockets",
     "wsgi": "WSGI",
     "max_requests": "Requests of a WSGI application",
-    "reload_timeout": "Reloading",
+    "drain": "Reloading",
 }
 
 OPENING: Final = """\
@@ -194,7 +195,8 @@ _WORDS: Final[dict[type[Kind], str]] = {
 def _values(kind: Kind) -> str:
     """The values of a kind in the table's second column."""
     if isinstance(kind, Choice):
-        return ", ".join(f'`"{word}"`' for word in kind.words)
+        words = ", ".join(f'`"{word}"`' for word in kind.words)
+        return f'{words}, `"http:/PATH"`' if isinstance(kind, Readiness) else words
     if isinstance(kind, Whole):
         return f"{kind.low} to {kind.high}" if kind.high < 10**6 else f"number, {kind.low} or more"
     if isinstance(kind, Limit):

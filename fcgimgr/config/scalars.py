@@ -156,11 +156,14 @@ class Choice(Kind, frozen=True, kw_only=True):
     meant: dict[str, str] = msgspec.field(default_factory=dict)
 
     def read(self, value: object, place: Place) -> str:
-        wanted = "one of " + ", ".join(f'"{word}"' for word in self.words)
-        text = self.expand(text_of(value, wanted), place)
+        text = self.expand(text_of(value, self._wanted), place)
         if text not in self.words:
-            raise refusal(wanted, text, self._mend(text))
+            raise refusal(self._wanted, text, self._mend(text))
         return text
+
+    @property
+    def _wanted(self) -> str:
+        return "one of " + ", ".join(f'"{word}"' for word in self.words)
 
     def _mend(self, text: str) -> str:
         if text.lower() in self.words:
@@ -174,6 +177,25 @@ class Choice(Kind, frozen=True, kw_only=True):
 
     def schema(self) -> Schema:
         return {"anyOf": [{"enum": list(self.words)}, EXPANSION]}
+
+
+class Readiness(Choice, frozen=True, kw_only=True):
+    """ready: a word, or "http:" and the path that is asked for."""
+
+    def read(self, value: object, place: Place) -> str:
+        if isinstance(value, str) and value.startswith("http:"):
+            text = self.expand(value, place)
+            path = text.removeprefix("http:")
+            if re.fullmatch(r"/[!-~]{0,1000}", path) and not path.startswith("//"):
+                return text
+            mend = 'the pool\'s own socket is asked; write "http:/PATH"' if path.startswith("//") else ""
+            raise refusal('"http:" and a path, as in "http:/healthz"', text, mend)
+        if isinstance(value, str) and value.startswith("/"):
+            raise refusal(f'{self._wanted} or "http:/PATH"', value, f'write "http:{value}"')
+        return super().read(value, place)
+
+    def schema(self) -> Schema:
+        return {"anyOf": [{"enum": list(self.words)}, {"type": "string", "pattern": "^http:/[!-~]*$"}, EXPANSION]}
 
 
 class Restart(Kind, frozen=True):

@@ -12,16 +12,13 @@ from typing import Final
 
 _TERM: Final = frozenset({signal.SIGTERM})
 _TERM_OR_INT: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-_QUIT: Final = frozenset({signal.SIGQUIT})
 
 #: By the name of the program or of Python's module, the signals on which it does.
 SERVERS: Final = {
     "gunicorn": _TERM,  # on INT and QUIT it cuts
     "uvicorn": _TERM_OR_INT,
-    "php-fpm": _QUIT,  # on TERM it cuts
 }
 _PYTHON: Final = re.compile(r"python[0-9.]*\Z")
-_PHP_FPM: Final = re.compile(r"php-fpm[0-9.]*\Z")
 # Options of Python that have a value of their own.
 _WITH_VALUE: Final = frozenset({"-W", "-X"})
 
@@ -36,8 +33,6 @@ def server(command: Sequence[str]) -> str:
     if not command:
         return ""
     name = os.path.basename(command[0])
-    if _PHP_FPM.match(name):
-        return "php-fpm"
     if not _PYTHON.match(name):
         return name
     words = iter(command[1:])

@@ -5,6 +5,13 @@ machine. So a pool has a budget, a token bucket: each early death (of a process 
 second) that is to be replaced at once costs a token. With the bucket empty such a death counts as a failed start,
 so that it backs off and in the end is FATAL, and tries that are due wait for a token. The bucket fills at one token
 a second, and is full again as soon as any process has proved stable: then whatever was wrong is over.
+
+A process that ends as expected after some requests (php-cgi does) is none that crashes, however young it is: if it was
+seen to accept, that costs nothing. One that lives some milliseconds between two ends may not have been looked at in
+time. If its program is known to accept it is believed, for a token of a bucket of its own, which is full again as soon
+as another ends that was seen to; but no more often than process.MOST_UNSEEN times in a row in one place, for others of
+its pool may be seen while this one never is. The bucket of the crashes takes no part in this: those that recycle
+themselves say nothing for one that crashes beside them.
 """
 
 from typing import Final

@@ -60,6 +60,7 @@ from fcgimgr.core.process import (
     StopAsked,
     Stopped,
     Stopping,
+    Takes,
     TookTooLong,
     died_early,
 )
@@ -96,6 +97,7 @@ class Generation(msgspec.Struct, frozen=True):
     stand_ins: tuple[int, ...] = ()  # the processes, behind the others, that serve meanwhile
     recycle_from: float = 0.0  # no sooner: a replacement was no good
     left: bool = False  # another generation has taken its place
+    held: bool = False  # but it may have to come back, so that it stays whole
     draining: float | None = None  # it gets no new connection; when it has to end, whatever is still in the queue
     refusing: bool = False  # the listener lets no new connection in, and cannot be made to any more
     again: tuple[int, ...] = ()  # to be started anew, on a new listener, once this one is closed
@@ -105,6 +107,8 @@ class Generation(msgspec.Struct, frozen=True):
     retried: float | None = None  # when it was last
     retrying: bool = False  # the listeners are opened for that
     to_open: tuple[int, ...] = ()  # the processes that were to start when the listeners could not be bound
+    proved: bool = False  # since then one was seen to take the listener
+    trust: crashes.Budget = crashes.Budget(tokens=0.0, at=0.0)  # in those that end before they were seen to
 
 
 def new_generation(settings: ProcessSettings, now: float, seed: float = 0.0) -> Generation:
@@ -130,6 +134,14 @@ class Stop(msgspec.Struct, frozen=True):
     """Stop these processes, or the pool (None)."""
 
     indexes: tuple[int, ...] | None = None
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """New connections go to another generation: stay as you are, for they may come back."""
+
+
+class Return(msgspec.Struct, frozen=True):
+    """They have come back: be whole again, whatever you were told since."""
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -215,6 +227,8 @@ class Happened(msgspec.Struct, frozen=True):
 Event: TypeAlias = (
     Start
     | Stop
+    | Hold
+    | Return
     | Leave
     | QueueEmpty
     | DrainDue
@@ -334,6 +348,8 @@ def pool_state(pool: Generation) -> PoolState:
         return PoolState.STOPPED if at_rest == pool.wanted else PoolState.STOPPING
     running = counts["RUNNING"]
     running += sum(isinstance(pool.processes[index], Running) for index in pool.stand_ins)
+    if counts["STARTING"]:
+        running += sum(_follows(state) for state in pool.processes[: pool.wanted])
     if running >= pool.wanted:
         return PoolState.RUNNING
     if at_rest == pool.wanted:
@@ -350,6 +366,14 @@ def _count(processes: Iterable[State]) -> dict[str, int]:
     for state in process.STATES:
         counts[state.name] += by_type[state]
     return counts
+
+
+def _follows(state: State) -> bool:
+    """Whether it is just being replaced, having recycled itself: that is no less ready than before."""
+    match state:
+        case Spawning(follows=True) | Starting(follows=True, missed=False):
+            return True
+    return False
 
 
 class _Draft:
@@ -414,8 +438,13 @@ class _Draft:
                 self._start(indexes)
             case Stop(None):
                 self._stop()
+            case Hold():
+                self.fields.update(left=True, held=True)
+                self.rolling, self.recycling, self.replacing = (), (), False
+            case Return():
+                self._return()
             case Leave(served):
-                self.fields["left"] = True
+                self.fields.update(left=True, held=False)
                 if served:
                     self._drain()
                 else:  # what waits in its queue is a ping that it has left unanswered
@@ -464,21 +493,35 @@ class _Draft:
         if index >= len(self.processes):
             raise process.ImpossibleEventError(f"there is no process {index} that could take {event}")
         state = self.processes[index]
-        if isinstance(event, Died) and isinstance(state, Running):
+        if isinstance(event, Died) and isinstance(state, Starting | Running):
             event = self._charge(state, event)
+        elif isinstance(event, Takes) and event.known:
+            self.fields["proved"] = True
         elif isinstance(event, Due) and isinstance(state, Backoff):
             event = self._let_try_or_hold(event)
         elif isinstance(event, Due) and isinstance(state, Running):
             self._recycle(Recycle(index, f"max_lifetime ({self.settings.max_lifetime:g} s) is over"))
         self._tell(index, event)
 
-    def _charge(self, state: Running, event: Died) -> Died:
-        """An early death costs the pool a token; one that came late shows that the pool is sound."""
-        if not died_early(self.settings, self.now - state.since):
+    def _charge(self, state: Starting | Running, event: Died) -> Died:
+        """An early death costs the pool a token; one that came late shows that the pool is sound.
+
+        An expected end of one that was seen to accept is none of a crash; of one that was not, it costs a token of
+        another kind. (Any other death before it was ready is a failed start.)
+        """
+        event = Died(event.exit, proved=self.pool.proved)
+        if isinstance(state, Running) and not died_early(self.settings, self.now - state.since):
             self.budget = crashes.full(self.wanted, self.now)
-            return event
-        spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
-        return event if spare else Died(event.exit, spare=False)
+        elif event.proved and process.expected(self.settings, event.exit):
+            if state.seen:
+                self.fields["trust"] = crashes.full(self.wanted, self.now)
+            else:
+                spare, self.fields["trust"] = crashes.spend(self.pool.trust, self.wanted, self.now)
+                event = Died(event.exit, spare=spare, proved=True)
+        elif isinstance(state, Running):
+            spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
+            event = Died(event.exit, spare=spare, proved=event.proved)
+        return event
 
     def _let_try_or_hold(self, event: Due) -> Due | Held:
         spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
@@ -495,7 +538,7 @@ class _Draft:
 
     def _start(self, indexes: tuple[int, ...] | None) -> None:
         if indexes is None:
-            self.fields["complete"] = False
+            self.fields.update(complete=False, proved=False)
         indexes = self._wanted(indexes)
         if self.refusing:
             self.again = tuple(dict.fromkeys(self.again + indexes))
@@ -550,6 +593,16 @@ class _Draft:
             self._drain()
             self.refusing = True
             self.actions.append(Refuse())
+
+    def _return(self) -> None:
+        if self.refusing or not self.open:
+            return  # it was on its way down before, and nobody comes to it any more
+        self.fields.update(left=False, held=False)
+        self.draining = None
+        self.up = True
+        for index in range(self.wanted):
+            self._hurry(index)
+            self._tell(index, StartAsked())  # also of one that was told to end: it is started anew when it has
 
     def _drain(self) -> None:
         self._go_down()

@@ -6,9 +6,15 @@ finish what it has accepted. If anything goes wrong before that (a process of th
 time), the new one is discarded and the old one has served all along. A canary is the same with a pause in the middle,
 in which the new generation gets a share of the traffic.
 
-    steady ──Reload──▶ arriving ──Ready──▶ steady, the old one leaving
-                          │  └───Ready──▶ canary ──Promote──▶ steady, the old one leaving
+    steady ──Reload──▶ arriving ──Ready──▶ steady, the old one held and watched over, then leaving
+                          │  └───Ready──▶ canary ──Promote──▶ as above
                           └──Failed, Due, Abort──▶ steady, as before
+
+Code that is ready may still be no good: it dies of the first requests, say. So what has been switched to is watched for
+a while. If more than half of its processes are lost in that time, and the old generation is still there, the traffic
+goes back to that one. To be sure that it is, it is held for a moment before it leaves, idle, but whole; and for longer
+while what serves leaves connections waiting, or is not whole. After that it is there as long as it finishes what it has
+accepted.
 
 One at a time: a reload that is asked for while a generation is still leaving waits until that has gone; one that is
 asked for while another is arriving is refused, because nobody can say what its author expects of it.
@@ -39,6 +45,20 @@ class Canary(msgspec.Struct, frozen=True):
     percent: float
 
 
+class Watch(msgspec.Struct, frozen=True):
+    """What serves since a moment ago is not trusted yet, and `old` could serve again.
+
+    `until`: when it is trusted; `held_until`: how long `old` stays whole, None: it is leaving; `hold`: by how much that
+    is put off while there are signs of trouble; `lost`: the indexes of the processes that have died since the switch.
+    """
+
+    old: int
+    until: float
+    hold: float
+    held_until: float | None = None
+    lost: frozenset[int] = frozenset()
+
+
 class Pool(msgspec.Struct, frozen=True):
     """A pool's generations by number, as they are started; `serving` gets the traffic."""
 
@@ -47,10 +67,15 @@ class Pool(msgspec.Struct, frozen=True):
     coming: Arriving | Canary | None = None
     leaving: frozenset[int] = frozenset()
     waiting: Reload | None = None  # to be done when nothing is leaving any more
+    watch: Watch | None = None  # over what serves, since the last switch
 
     @property
     def due(self) -> float | None:
-        return self.coming.due if isinstance(self.coming, Arriving) else None
+        if isinstance(self.coming, Arriving):
+            return self.coming.due
+        if self.watch is None:
+            return None
+        return self.watch.until if self.watch.held_until is None else self.watch.held_until
 
 
 # Events -------------------------------------------------------------------------------------------------------------
@@ -64,9 +89,11 @@ class Reload(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Every process of this generation is ready."""
+    """Every process of this generation is ready. `hold`, `watch`: seconds, as for Promote."""
 
     number: int
+    hold: float = 0.0
+    watch: float = 0.0
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -77,11 +104,35 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Due(msgspec.Struct, frozen=True):
-    """The moment that the pool's `due` names has come."""
+    """The moment that the pool's `due` names has come.
+
+    `unproven`: what serves has connections that wait to be accepted, or is not whole.
+    """
+
+    unproven: bool = False
 
 
 class Promote(msgspec.Struct, frozen=True):
-    """The canary is to get all the traffic."""
+    """The canary is to get all the traffic; it is watched for `watch` seconds, the old one held for `hold`."""
+
+    hold: float = 0.0
+    watch: float = 0.0
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A process of this generation, which has `of` in all, has died although nobody wanted that."""
+
+    number: int
+    index: int
+    of: int
+
+
+class CameBack(msgspec.Struct, frozen=True):
+    """The traffic goes to the generation before again."""
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """What serves stays: nothing is to be gone back to any more."""
 
 
 class Abort(msgspec.Struct, frozen=True):
@@ -96,7 +147,7 @@ class Gone(msgspec.Struct, frozen=True):
     number: int
 
 
-Event: TypeAlias = Reload | Ready | Failed | Due | Promote | Abort | Gone
+Event: TypeAlias = Reload | Ready | Failed | Due | Promote | Lost | CameBack | Settle | Abort | Gone
 
 
 # Actions ------------------------------------------------------------------------------------------------------------
@@ -119,6 +170,25 @@ class Switch(msgspec.Struct, frozen=True):
     """Lead all new connections to this generation, at once."""
 
     number: int
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """Let this generation stay as it is, without new connections."""
+
+    number: int
+
+
+class ComeBack(msgspec.Struct, frozen=True):
+    """Lead all new connections back to this generation; answer with CameBack, or Settle where that cannot be."""
+
+    number: int
+
+
+class Return(msgspec.Struct, frozen=True):
+    """Let this generation, which was held or leaving, be whole again, and do away with `bad`, which has served."""
+
+    number: int
+    bad: int
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -145,7 +215,7 @@ class Refused(msgspec.Struct, frozen=True):
     why: str
 
 
-Action: TypeAlias = Begin | Share | Switch | Leave | Discard | Queued | Refused
+Action: TypeAlias = Begin | Share | Switch | Hold | ComeBack | Return | Leave | Discard | Queued | Refused
 
 
 def step(pool: Pool, event: Event, now: float) -> tuple[Pool, list[Action]]:
@@ -154,18 +224,26 @@ def step(pool: Pool, event: Event, now: float) -> tuple[Pool, list[Action]]:
     match event:
         case Reload():
             return _reload(pool, event, now)
-        case Ready(number) if isinstance(coming, Arriving) and coming.number == number:
+        case Ready(number, hold, watch) if isinstance(coming, Arriving) and coming.number == number:
             if coming.percent is None:
-                return _switch(pool, number)
+                return _switch(pool, number, hold, watch, now)
             canary = Canary(number, coming.percent)
             return msgspec.structs.replace(pool, coming=canary), [Share(number, coming.percent)]
         case Failed(number, why) if coming is not None and coming.number == number:
             return _discard(pool, number, why)
         case Due() if isinstance(coming, Arriving):
             return _discard(pool, coming.number, NOT_READY)
-        case Promote():
+        case Due(unproven) if pool.watch is not None:
+            return _watch_on(pool, pool.watch, unproven, now)
+        case Lost(number, index, of) if pool.watch is not None and pool.serving == number:
+            return _lose(pool, pool.watch, index, of)
+        case CameBack() if pool.watch is not None:
+            return _return(pool, pool.watch.old)
+        case Settle() if pool.watch is not None:
+            return _let_leave(pool, pool.watch, None)
+        case Promote(hold, watch):
             if isinstance(coming, Canary):
-                return _switch(pool, coming.number)
+                return _switch(pool, coming.number, hold, watch, now)
             return pool, [Refused("there is no canary to promote")]
         case Abort(why):
             if coming is not None:
@@ -190,10 +268,41 @@ def _reload(pool: Pool, event: Reload, now: float) -> tuple[Pool, list[Action]]:
     return msgspec.structs.replace(pool, coming=arriving, last=number), [Begin(number)]
 
 
-def _switch(pool: Pool, number: int) -> tuple[Pool, list[Action]]:
+def _switch(pool: Pool, number: int, hold: float, watch: float, now: float) -> tuple[Pool, list[Action]]:
     old = pool.serving
-    after = msgspec.structs.replace(pool, serving=number, coming=None, leaving=pool.leaving | {old})
-    return after, [Switch(number), Leave(old)]
+    held = min(hold, watch)
+    held_until = now + held if held > 0 else None
+    watched = Watch(old, until=now + watch, hold=held, held_until=held_until) if watch > 0 else None
+    after = msgspec.structs.replace(pool, serving=number, coming=None, leaving=pool.leaving | {old}, watch=watched)
+    return after, [Switch(number), Hold(old) if held > 0 else Leave(old)]
+
+
+def _watch_on(pool: Pool, watch: Watch, unproven: bool, now: float) -> tuple[Pool, list[Action]]:
+    if watch.held_until is not None and now >= watch.held_until:
+        longer = min(watch.until, now + watch.hold)
+        if unproven and longer > now:
+            return msgspec.structs.replace(pool, watch=msgspec.structs.replace(watch, held_until=longer)), []
+        return _let_leave(pool, watch, msgspec.structs.replace(watch, held_until=None))
+    if watch.held_until is None and now >= watch.until:
+        return msgspec.structs.replace(pool, watch=None), []
+    return pool, []
+
+
+def _let_leave(pool: Pool, watch: Watch, after: Watch | None) -> tuple[Pool, list[Action]]:
+    held = watch.held_until is not None
+    return msgspec.structs.replace(pool, watch=after), [Leave(watch.old)] if held else []
+
+
+def _lose(pool: Pool, watch: Watch, index: int, of: int) -> tuple[Pool, list[Action]]:
+    lost = watch.lost | {index}
+    after = msgspec.structs.replace(pool, watch=msgspec.structs.replace(watch, lost=lost))
+    return after, [ComeBack(watch.old)] if 2 * len(lost) > of else []
+
+
+def _return(pool: Pool, old: int) -> tuple[Pool, list[Action]]:
+    bad = pool.serving
+    after = msgspec.structs.replace(pool, serving=old, leaving=pool.leaving - {old} | {bad}, watch=None)
+    return after, [Return(old, bad)]
 
 
 def _discard(pool: Pool, number: int, why: str) -> tuple[Pool, list[Action]]:
@@ -202,7 +311,8 @@ def _discard(pool: Pool, number: int, why: str) -> tuple[Pool, list[Action]]:
 
 
 def _forget(pool: Pool, number: int, now: float) -> tuple[Pool, list[Action]]:
-    after = msgspec.structs.replace(pool, leaving=pool.leaving - {number})
+    watch = pool.watch if pool.watch is not None and pool.watch.old != number else None
+    after = msgspec.structs.replace(pool, leaving=pool.leaving - {number}, watch=watch)
     if after.leaving or after.waiting is None:
         return after, []
     waiting = after.waiting

@@ -39,6 +39,10 @@ ASK_AGAIN: Final = 60.0
 # A process that lived shorter than this many seconds, or than startsecs, died early: it may be in a crash loop.
 EARLY: Final = 1.0
 
+# Expected ends in a row, in one place, of processes that were not seen to accept though their program is known to: so
+# many are believed to have served too fast to be seen (docs/processes.md).
+MOST_UNSEEN: Final = 30
+
 # One that is waited for patiently is looked at every stopwaitsecs, and at least at this distance, in seconds.
 PATIENCE: Final = 1.0
 
@@ -74,12 +78,18 @@ class Stopped(msgspec.Struct, frozen=True, tag=True):
 
 
 class Spawning(msgspec.Struct, frozen=True, tag=True):
-    """The manager is to spawn it and has not yet said how that went. `tries`: failed starts before."""
+    """The manager is to spawn it and has not yet said how that went. `tries`: failed starts before.
+
+    follows: it takes the place of one that was ready and has ended as expected, having recycled itself: for a while it
+    counts as no less ready. unseen: so many before it ended so, in a row, without having been seen to accept.
+    """
 
     name: ClassVar[str] = "STARTING"
     due: ClassVar[None] = None
     pid: ClassVar[None] = None
     tries: int
+    follows: bool = False
+    unseen: int = 0
 
 
 class Starting(msgspec.Struct, frozen=True, tag=True):
@@ -87,6 +97,10 @@ class Starting(msgspec.Struct, frozen=True, tag=True):
 
     executed: False while it is a fork of the manager that has not come to its program, and `due` is the end of the
     patience for that. fault: why it will not come to it, and is about to end.
+
+    takes: it was seen to take its listener, or may not be looked at; seen: not only the latter; served: it had a
+    connection in its hands. astray: what it does instead, as far as that is known. follows, unseen: as of Spawning.
+    missed: it follows, and should have been ready by now.
     """
 
     name: ClassVar[str] = "STARTING"
@@ -96,12 +110,19 @@ class Starting(msgspec.Struct, frozen=True, tag=True):
     due: float
     executed: bool = True
     fault: str = ""
+    takes: bool = False
+    seen: bool = False
+    served: bool = False
+    astray: str = ""
+    follows: bool = False
+    missed: bool = False
+    unseen: int = 0
 
 
 class Running(msgspec.Struct, frozen=True, tag=True):
     """Ready: fit to serve. `since`: when it was spawned; `tries`: failed starts before, until it has proved stable.
 
-    `due`: when its max_lifetime is over, or when it is to be said again that it is.
+    `due`: when its max_lifetime is over, or when it is to be said again that it is. seen, unseen: as of Starting.
     """
 
     name: ClassVar[str] = "RUNNING"
@@ -109,6 +130,8 @@ class Running(msgspec.Struct, frozen=True, tag=True):
     since: float
     tries: int = 0
     due: float | None = None
+    seen: bool = False
+    unseen: int = 0
 
 
 class Backoff(msgspec.Struct, frozen=True, tag=True):
@@ -245,11 +268,31 @@ class Ready(msgspec.Struct, frozen=True):
     """It has shown that it is fit to serve: it answered a ping, or said READY=1."""
 
 
+class Takes(msgspec.Struct, frozen=True):
+    """It, or a process below it, was seen to wait for connections on its listener; or, `served`, to have one in hand.
+
+    known: False, nothing was seen, for it may not be looked at.
+    """
+
+    served: bool = False
+    known: bool = True
+
+
+class Astray(msgspec.Struct, frozen=True):
+    """It does not take its listener, but does this."""
+
+    what: str
+
+
 class Died(msgspec.Struct, frozen=True):
-    """It is dead and reaped. `spare`: the pool can afford an early death (see crashes.py)."""
+    """It is dead and reaped. `spare`: the pool can afford an early death (see crashes.py).
+
+    proved: its program is known to take its listener.
+    """
 
     exit: Exit
     spare: bool = True
+    proved: bool = False
 
 
 class Idle(msgspec.Struct, frozen=True):
@@ -279,6 +322,8 @@ Event: TypeAlias = (
     | Executed
     | SpawnFailed
     | Ready
+    | Takes
+    | Astray
     | Died
     | Idle
     | Due
@@ -286,6 +331,7 @@ Event: TypeAlias = (
 )
 EVENTS: Final = (
     StartAsked, StopAsked, RestartAsked, RetryAsked, TookTooLong, KillAsked, Spawned, Executed, SpawnFailed, Ready,
+    Takes, Astray,
     Died, Idle, Due, Held,
 )  # fmt: skip
 
@@ -350,31 +396,63 @@ def wait_longer(slot: Slot, state: Backoff, event: Held, now: float) -> Outcome:
 def come_up(slot: Slot, state: Spawning, event: Spawned, now: float) -> Outcome:
     if not event.executed:
         due = now + EXECUTED_WITHIN
-        return Starting(pid=event.pid, since=now, tries=state.tries, due=due, executed=False), ()
-    return _become_ready(slot, event.pid, state.tries, now)
+        return _starting(state, event.pid, now, due, executed=False), ()
+    return _become_ready(slot, event.pid, state, now)
 
 
 def go_on_starting(slot: Slot, state: Starting, event: Executed, now: float) -> Outcome:
     if state.executed or state.fault:
         return state, ()
-    return _become_ready(slot, state.pid, state.tries, now)
+    return _become_ready(slot, state.pid, state, now)
 
 
-def _become_ready(slot: Slot, pid: int, tries: int, now: float) -> Outcome:
+def _become_ready(slot: Slot, pid: int, before: Spawning | Starting, now: float) -> Outcome:
     settings = slot.settings
-    if settings.ready == "startsecs":
-        if settings.startsecs <= 0:
-            return running(settings, pid, now, tries, now), ()
+    if settings.ready == "startsecs" and settings.startsecs <= 0:
+        return running(settings, pid, now, before.tries, now, unseen=before.unseen), ()
+    if settings.ready == "startsecs" or (settings.ready == "accepts" and settings.startsecs > 0):
         patience = settings.startsecs
     else:
-        patience = settings.ready_timeout
-    return Starting(pid=pid, since=now, tries=tries, due=now + patience), ()
+        patience = ready_within(settings)
+    if before.follows:
+        patience = min(ready_within(settings), max(settings.startsecs, EARLY))
+    return _starting(before, pid, now, now + patience), ()
 
 
-def running(settings: ProcessSettings, pid: int, since: float, tries: int, now: float) -> Running:
+def _starting(before: Spawning | Starting, pid: int, now: float, due: float, *, executed: bool = True) -> Starting:
+    tries, follows, unseen = before.tries, before.follows, before.unseen
+    return Starting(pid=pid, since=now, tries=tries, due=due, executed=executed, follows=follows, unseen=unseen)
+
+
+def ready_within(settings: ProcessSettings) -> float:
+    """Seconds from its start in which a process has to be ready."""
+    match settings.ready:
+        case "startsecs":
+            return settings.startsecs
+        case "accepts":
+            return max(settings.startsecs, settings.ready_timeout)
+        case _:
+            return settings.ready_timeout
+
+
+def running(
+    settings: ProcessSettings,
+    pid: int,
+    since: float,
+    tries: int,
+    now: float,
+    *,
+    seen: bool = False,
+    unseen: int = 0,
+) -> Running:
     """With the end of its lifetime, if it has one."""
     due = None if settings.max_lifetime is None else max(now, since + settings.max_lifetime)
-    return Running(pid=pid, since=since, tries=tries, due=due)
+    return Running(pid=pid, since=since, tries=tries, due=due, seen=seen, unseen=unseen)
+
+
+def _run(slot: Slot, state: Starting, now: float) -> Running:
+    seen, unseen = state.seen, state.unseen
+    return running(slot.settings, state.pid, state.since, state.tries, now, seen=seen, unseen=unseen)
 
 
 def outlive(slot: Slot, state: Running, event: Due, now: float) -> Outcome:
@@ -396,9 +474,43 @@ def _end_before_program(state: Starting, why: str, now: float) -> Outcome:
 
 
 def be_ready(slot: Slot, state: Starting, event: Ready, now: float) -> Outcome:
-    if slot.settings.ready == "startsecs" or state.fault:
-        return state, ()  # readiness is a matter of time here; a READY=1 that nobody asked for changes nothing
-    return running(slot.settings, state.pid, state.since, state.tries, now), ()
+    if slot.settings.ready in ("startsecs", "accepts") or state.fault:
+        return state, ()  # readiness is not a matter of its word here; a READY=1 that nobody asked for changes nothing
+    return _run(slot, state, now), ()
+
+
+def take(slot: Slot, state: Starting, event: Takes, now: float) -> Outcome:
+    """It serves, or will: ready as soon as it has lived startsecs too, unless its forerunners have shown enough."""
+    if state.fault or not state.executed:
+        return state, ()
+    settings = slot.settings
+    seen, served = state.seen or event.known, state.served or event.served
+    if state.takes and (seen, served) == (state.seen, state.served):
+        return state, ()
+    after = msgspec.structs.replace(
+        state,
+        takes=True,
+        seen=seen,
+        served=served,
+        tries=0 if served else state.tries,
+        unseen=0 if seen else state.unseen,
+        astray="" if seen else state.astray,
+    )
+    if settings.ready != "accepts":
+        return after, ()
+    if (state.follows and event.known) or now - state.since >= settings.startsecs:
+        return _run(slot, after, now), ()
+    return msgspec.structs.replace(after, due=state.since + settings.startsecs), ()
+
+
+def be_seen(slot: Slot, state: Running, event: Takes, now: float) -> Outcome:
+    if not event.known or state.seen:
+        return state, ()
+    return msgspec.structs.replace(state, seen=True, unseen=0), ()
+
+
+def go_astray(slot: Slot, state: Starting, event: Astray, now: float) -> Outcome:
+    return (state if state.takes else msgspec.structs.replace(state, astray=event.what)), ()
 
 
 def be_ready_or_give_up(slot: Slot, state: Starting, event: Due, now: float) -> Outcome:
@@ -406,32 +518,66 @@ def be_ready_or_give_up(slot: Slot, state: Starting, event: Due, now: float) -> 
     if state.fault or not state.executed:
         why = state.fault or f"had not come to execute its program within {EXECUTED_WITHIN:g} s"
         return _end_before_program(state, why, now)
-    if settings.ready == "startsecs":
-        return running(settings, state.pid, state.since, state.tries, now), ()
-    why = f"not ready within ready_timeout ({settings.ready_timeout:g} s)"
-    stopping = Stopping(pid=state.pid, due=now + settings.stopwaitsecs, after=CountAsFailed(state.tries, why))
+    if settings.ready == "startsecs" or (settings.ready == "accepts" and state.takes):
+        return _run(slot, state, now), ()
+    last = state.since + ready_within(settings)
+    if now < last:
+        return msgspec.structs.replace(state, due=last, missed=state.follows), ()
+    stopping = Stopping(
+        pid=state.pid, due=now + settings.stopwaitsecs, after=CountAsFailed(state.tries, _not_ready(settings, state))
+    )
     return stopping, (_stop_signal(settings),)
 
 
+def _not_ready(settings: ProcessSettings, state: Starting) -> str:
+    what = "did not take the pool's socket" if settings.ready == "accepts" else "not ready"
+    astray = f": {state.astray}" if state.astray else ""
+    return f"{what} within ready_timeout ({settings.ready_timeout:g} s){astray}"
+
+
 def die_young(slot: Slot, state: Starting, event: Died, now: float) -> Outcome:
+    settings = slot.settings
     if state.fault:
         return back_off_or_give_up(slot, state.tries, state.fault, now)
-    if slot.settings.autorestart is not True and _expected(slot.settings, event.exit):
-        return Exited(exit=event.exit, expected=True), ()  # a one-shot that was quicker than startsecs
+    if expected(settings, event.exit):
+        if settings.autorestart is not True:
+            return Exited(exit=event.exit, expected=True), ()  # a one-shot that was quicker than startsecs
+        if state.seen or _is_believed(state, event):
+            # Having served proves as much as the time it did not live; but an answer or a word that is waited for, not.
+            follows = state.follows or (state.served and settings.ready in ("startsecs", "accepts"))
+            return _recycled(state, follows=follows), _SPAWN
     why = f"{event.exit} {_seconds(now - state.since)} after its start, before it was ready"
     return back_off_or_give_up(slot, state.tries, why, now)
 
 
 def respawn_or_rest(slot: Slot, state: Running, event: Died, now: float) -> Outcome:
     settings = slot.settings
-    expected = _expected(settings, event.exit)
-    if settings.autorestart is False or (settings.autorestart == "unexpected" and expected):
-        return Exited(exit=event.exit, expected=expected), ()
+    as_expected = expected(settings, event.exit)
+    if settings.autorestart is False or (settings.autorestart == "unexpected" and as_expected):
+        return Exited(exit=event.exit, expected=as_expected), ()
     age = now - state.since
-    if died_early(settings, age) and not event.spare:
+    if not died_early(settings, age):
+        return Spawning(tries=0, follows=as_expected and event.proved), _SPAWN
+    if as_expected and (state.seen or _is_believed(state, event)):
+        return _recycled(state, follows=True), _SPAWN
+    if not event.spare or (as_expected and event.proved):
         why = f"{event.exit} {_seconds(age)} after its start, as others of this pool just did"
         return back_off_or_give_up(slot, state.tries, why, now)
-    return Spawning(tries=state.tries if died_early(settings, age) else 0), _SPAWN
+    return Spawning(tries=state.tries), _SPAWN
+
+
+def _is_believed(state: Starting | Running, event: Died) -> bool:
+    """Whether one that ended as expected has accepted, for all that is known, and only was not seen to.
+
+    Not after a failed start.
+    """
+    return event.proved and event.spare and state.unseen < MOST_UNSEEN and state.tries == 0
+
+
+def _recycled(state: Starting | Running, *, follows: bool) -> Spawning:
+    if state.seen:
+        return Spawning(tries=0, follows=follows)
+    return Spawning(tries=state.tries, follows=follows, unseen=state.unseen + 1)
 
 
 def back_off_or_give_up(slot: Slot, tries: int, why: str, now: float) -> Outcome:
@@ -547,7 +693,8 @@ def died_early(settings: ProcessSettings, age: float) -> bool:
     return age < max(settings.startsecs, EARLY)
 
 
-def _expected(settings: ProcessSettings, exit: Exit) -> bool:
+def expected(settings: ProcessSettings, exit: Exit) -> bool:
+    """Whether a process may end so of its own accord."""
     return exit.code is not None and exit.code in settings.exitcodes
 
 
@@ -573,6 +720,8 @@ _DOWN: Final[dict[type, Decision]] = {
     Executed: impossible,
     SpawnFailed: impossible,
     Ready: impossible,
+    Takes: impossible,
+    Astray: impossible,
     Died: impossible,
     Idle: impossible,
     Due: impossible,
@@ -595,6 +744,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         Executed: impossible,
         SpawnFailed: fail_to_spawn,
         Ready: impossible,
+        Takes: impossible,
+        Astray: impossible,
         Died: impossible,
         Idle: impossible,
         Due: impossible,
@@ -611,6 +762,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         Executed: go_on_starting,
         SpawnFailed: fail_to_execute,
         Ready: be_ready,
+        Takes: take,
+        Astray: go_astray,
         Died: die_young,
         Idle: impossible,
         Due: be_ready_or_give_up,
@@ -627,6 +780,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         Executed: stay,
         SpawnFailed: stay,  # its death follows
         Ready: stay,
+        Takes: be_seen,
+        Astray: stay,
         Died: respawn_or_rest,
         Idle: impossible,
         Due: outlive,
@@ -644,6 +799,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         Executed: stay,
         SpawnFailed: stay,
         Ready: stay,
+        Takes: stay,
+        Astray: stay,
         Died: end_stop,
         Idle: stop_at_last,
         Due: stop_at_last,
@@ -660,6 +817,8 @@ TRANSITIONS: Final[dict[type, dict[type, Decision]]] = {
         Executed: stay,
         SpawnFailed: stay,
         Ready: stay,
+        Takes: stay,
+        Astray: stay,
         Died: end_stop,
         Idle: stay,
         Due: wait_or_take_no_excuses,

@@ -106,7 +106,8 @@ class Arrival:
     After each `feed`: `replies` are to be sent; `begun` says whether a request is being announced or served;
     `parameters` is None until they are complete; `body` holds the pieces of STDIN that have come and were not taken;
     `body_ended`; `aborted`. `over` ends the request; what came after it is in `rest`: feed b"" to go on with that.
-    `keep`: whether the peer wants to go on using the connection, by its last request.
+    `keep`: whether the peer wants to go on using the connection, by its last request; `passed_over`: bytes that have
+    come since that began and belonged to no request, as the rest of a body does whose request is over.
 
     `values`: what GET_VALUES is answered with.
     """
@@ -116,6 +117,7 @@ class Arrival:
         self._limit = max_parameters
         self.replies: list[bytes] = []
         self.keep = True
+        self.passed_over = 0
         # The record that is being read: its type, its request, bytes of content and of padding still to come.
         self._kind = 0
         self._of = NO_REQUEST
@@ -212,6 +214,8 @@ class Arrival:
         # What is read at the end of its record, and forgotten: no more than one record is ever held.
         if kind == (RecordType.GET_VALUES if of == NO_REQUEST else RecordType.BEGIN_REQUEST):
             self._collected += piece
+        else:
+            self.passed_over += len(piece)
 
     def _end_record(self, parameters: dict[str, str] | None) -> None:
         kind, of = self._kind, self._of
@@ -248,6 +252,7 @@ class Arrival:
             self.replies.append(end_request(of, protocol_status=ProtocolStatus.CANT_MPX_CONN))
             return
         self.keep = keep
+        self.passed_over = 0
         if role == Role.RESPONDER:
             self.request_id = of
         else:

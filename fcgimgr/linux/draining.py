@@ -49,12 +49,13 @@ _RECEIVING, _SENDING = _CALLS.get(platform.machine(), (frozenset[int](), frozens
 
 class Connection(NamedTuple):
     """An accepted connection in a process's hands, its fd there. idle: None is unknown. silent: seconds; None on Unix
-    sockets."""
+    sockets where nothing was seen. talk: what was seen."""
 
     inode: int
     fd: int
     idle: bool | None
     silent: float | None
+    talk: Talk | None = None
 
 
 class Handshake(NamedTuple):
@@ -149,7 +150,9 @@ class Watch:
             )
             if held and insight is None:
                 evidence = evidence._replace(is_read=evidence.is_read and fd in heard)
-            connections.append(Connection(inode, fd, is_idle(sign, evidence, self._quiet), evidence.silent(sign)))
+            connections.append(
+                Connection(inode, fd, is_idle(sign, evidence, self._quiet), evidence.silent(sign), evidence.talk)
+            )
         return connections
 
     def _is_read(self, inode: int, sign: Signs, seems_so: bool) -> bool:

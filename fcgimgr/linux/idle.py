@@ -38,11 +38,12 @@ class Signs(NamedTuple):
 
 class Talk(NamedTuple):
     """What was seen to be said on a connection. in_use: None is unknown; last: when, seconds, monotonic; has_ended: the
-    client has been told that there will be no more."""
+    client has been told that there will be no more; is_upgraded: it has left HTTP, for WebSocket say."""
 
     in_use: bool | None
     last: float
     has_ended: bool = False
+    is_upgraded: bool = False
 
 
 class Evidence(NamedTuple):

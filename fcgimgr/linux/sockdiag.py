@@ -112,6 +112,25 @@ def listening_at(name: tuple[Any, ...]) -> set[int] | None:
         return None
 
 
+def listening_names(inodes: Container[int]) -> list[str]:
+    """Where these sockets listen, those of them that do, as 127.0.0.1:80, [::1]:80 or unix:/PATH."""
+    found: set[str] = set()
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for answer in ask(_inet_request(family, 1 << _LISTEN, _ANY, 0, _ANY, 0), dump=True):
+                if tcp_inode(answer) in inodes:
+                    port, _, local, _, _ = _INET_ID.unpack_from(answer, _INET_ANSWER_ID)
+                    host = socket.inet_ntop(family, local[: 4 if family == socket.AF_INET else 16])
+                    found.add(f"{host}:{port}" if family == socket.AF_INET else f"[{host}]:{port}")
+        for inode, attributes in _unix(1 << _LISTEN, _UDIAG_SHOW_NAME):
+            if inode in inodes and (name := _unix_name(attributes)) is not None:
+                path = name if isinstance(name, str) else "@" + os.fsdecode(name[1:])
+                found.add(f"unix:{path}")
+    except OSError:
+        pass  # then what was found until here is all that is known
+    return sorted(found)
+
+
 def peer_inode(connection: socket.socket) -> int | None:
     """Inode of the socket at the other end of a connection on this machine; None while it waits to be accepted.
 

@@ -218,6 +218,8 @@ class PoolAdoption:
             if not generations[number].core.left:
                 self._daemon.journal.warning("the reload that was under way is given up", name=pool.name)
                 generations[number].feed(core.Leave())
+            elif generations[number].core.held:  # what was watched is taken for good
+                generations[number].feed(core.Leave())
         for number in self._incomplete:
             generations[number].incomplete = True
 

@@ -23,8 +23,9 @@ from fcgimgr.core.pool import Failed
 from fcgimgr.core.process import Running
 from fcgimgr.fastcgi.records import ProtocolError
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.manager.asking import OverloadedError
 from fcgimgr.manager.hands import has_worked, in_hand
-from fcgimgr.manager.pinging import OverloadedError, Ping
+from fcgimgr.manager.pinging import Ping, is_pinged
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -44,7 +45,7 @@ class Canaries:
 
     def watch(self, generation: Generation) -> None:
         """It gets its share of the connections from now on."""
-        if generation.settings.ready == "ping" and generation not in self._tasks:
+        if is_pinged(generation.settings) and generation not in self._tasks:
             self._tasks[generation] = self._daemon.loop.create_task(self._look_after(generation))
 
     def forget(self, generation: Generation) -> None:

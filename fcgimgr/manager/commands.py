@@ -110,8 +110,12 @@ async def reload(daemon: Daemon, params: messages.ReloadParams, caller: Caller) 
         shares = {} if params.whole else canary_shares(chosen, params.canary)
         with daemon.reloading() if everything else nullcontext():
             return await replace(daemon, chosen, caller, shares=shares, wait=params.wait)
-    event = rollout.Promote() if params.action == "promote" else rollout.Abort("an operator has aborted it")
-    verdicts = [await decided(generation.pool, event, wait=params.wait) for generation in chosen]
+    verdicts = []
+    for generation in chosen:
+        event: rollout.Event = rollout.Abort("an operator has aborted it")
+        if params.action == "promote":
+            event = rollout.Promote(*generation.pool.patience)
+        verdicts.append(await decided(generation.pool, event, wait=params.wait))
     return Verdict(ok=all(verdict.ok for verdict in verdicts), processes=tuple(verdicts))
 
 

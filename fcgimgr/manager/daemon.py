@@ -34,10 +34,12 @@ from fcgimgr.manager.leftovers import Leftovers
 from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.notify import NotifySockets
+from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.spawning import spawn_due
 from fcgimgr.manager.statefile import StateFile
+from fcgimgr.manager.taking import Taking
 from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
@@ -82,9 +84,11 @@ class Daemon:
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
+        self.taking = Taking(self)
         self.canaries = Canaries(self)
         self.gates = Gates()
         self.draining = Draining(self)
+        self.passing = Passing(self)
         self.limits = Limits(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
@@ -227,9 +231,15 @@ class Daemon:
         else:
             self._spawning = False
 
+    @property
+    def is_spawning(self) -> bool:
+        """Whether processes wait for their turn to be spawned."""
+        return self._spawning
+
     def process_changed(self, generation: Generation, index: int) -> None:
         """A process went into another state."""
         self.readiness.process_changed(generation)
+        self.taking.process_changed(generation, index)
         self.limits.process_changed(generation, index)
         for watcher in tuple(self.watchers):
             watcher.process_changed(generation, index)
@@ -354,6 +364,7 @@ class Daemon:
         if self._deadline is not None:
             self._deadline.cancel()
         self.limits.close()
+        self.passing.close()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()

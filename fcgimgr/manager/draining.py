@@ -18,9 +18,10 @@ Where no gate can be closed, the moment is found by looking often: one that serv
 for some ten microseconds between two. Whoever is seen with another connection each time is held and looked at again
 and again at once. One who keeps the same connection is not: a long request would only be made longer.
 
-A process that ends well by itself (`drain = "self"`) is told as soon as none of its connections is hot: it closes those
-that it thinks idle, at a moment when a client may be about to send on one. Behind its gate each hot one ends with its
-next answer, so after COLD there are only cold ones and those whose request takes longer, which it finishes.
+A process that ends well by itself (`drain = "self"`) is told as soon as none of its connections is to be waited for. On
+the signal it closes those that it thinks idle, at a moment when a client may be about to send on one; and it closes
+those that are no HTTP (any more), WebSockets. Behind its gate each that is used ends with its next answer; so what is
+left after COLD is a request that takes longer, which it finishes, and what has been silent for a while or talks on.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Looks:
         if retiring and listening is not None:
             watch = self._watch_of(listening)
             if drains_itself(generation.settings):
-                self._tell_those_that_are_cold(listening, watch, retiring)
+                self._tell_those_that_may_end(listening, watch, retiring)
             else:
                 self._find_moments(listening, watch, retiring)
         self._settle_gates()
@@ -139,21 +140,22 @@ class Looks:
 
     # Those that are told
 
-    def _tell_those_that_are_cold(self, listening: Listening, watch: Watch, retiring: list[tuple[int, int]]) -> None:
+    def _tell_those_that_may_end(self, listening: Listening, watch: Watch, retiring: list[tuple[int, int]]) -> None:
         unconnected = self._nobody_is_connected(listening)
         for index, pid in retiring:
-            if unconnected or self._is_cold(listening, watch, pid):
+            if unconnected or self._is_to_be_told(listening, watch, pid):
                 self._generation.feed(Happened(index, Idle()))
 
-    def _is_cold(self, listening: Listening, watch: Watch, pid: int) -> bool:
-        """Whether none of its connections was used for so long that the next use is not to be expected right now."""
+    def _is_to_be_told(self, listening: Listening, watch: Watch, pid: int) -> bool:
+        """Whether none of its connections is to be waited for."""
         closed_for = self._gating.close(listening, pid, shared=self._is_shared(listening))
         if closed_for is None:
             return True  # there is nothing that can be done
         if closed_for < COLD:
             return False
         seen = self._look(watch, (pid, *descendants(pid))) or {}
-        return all(not is_hot(connection) for connections in seen.values() for connection in connections or ())
+        connections = [connection for held in seen.values() for connection in held or ()]
+        return not any(is_to_be_waited_for(connection, closed_for, self._quiet) for connection in connections)
 
     # Those that are held
 
@@ -252,9 +254,12 @@ class Looks:
 
     def _watch_of(self, listening: Listening) -> Watch:
         if self._watch is None:
-            quiet = min(QUIET, self._generation.settings.stopwaitsecs / 2)
-            self._watch = Watch(listening.names, quiet=quiet)
+            self._watch = Watch(listening.names, quiet=self._quiet)
         return self._watch
+
+    @property
+    def _quiet(self) -> float:
+        return min(QUIET, self._generation.settings.stopwaitsecs / 2)
 
     def _can_hang_up(self, listening: Listening, pid: int) -> bool:
         """Whether who is hung up on is sure to come to another process."""
@@ -270,9 +275,18 @@ def is_idle(connections: list[Connection] | None) -> bool:
     return connections is not None and all(connection.idle for connection in connections)
 
 
-def is_hot(connection: Connection) -> bool:
-    """Whether it was used a moment ago, as far as is known, and may be used again."""
-    return not connection.idle and connection.silent is not None and connection.silent < COLD
+def is_to_be_waited_for(connection: Connection, seen_for: float, quiet: float) -> bool:
+    """Whether a process that drains itself is not to be told yet. seen_for: seconds for which it is behind its gate.
+
+    A request that was seen to begin is not waited for: the process finishes it.
+    """
+    if connection.idle:
+        return False
+    silent = seen_for if connection.silent is None else connection.silent
+    talk = connection.talk
+    if talk is None or talk.in_use is None:
+        return silent < quiet
+    return talk.is_upgraded or (not talk.in_use and silent < COLD)
 
 
 def is_ours(settings: ProcessSettings) -> bool:

@@ -131,6 +131,8 @@ class Gating:
                 case Running() if draining:
                     continue
                 case Stopping() if (gate := self.of(member)) is not None:
+                    if isinstance(gate.observer, Kept):
+                        gate.observer.is_told = True
                     gate.resume(ending=True)
                     continue
                 case _:

@@ -6,6 +6,7 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
+import socket
 from asyncio import TimerHandle
 from collections import deque
 from functools import partial
@@ -79,6 +80,8 @@ class Generation:
         self.recipes: Recipes | None = None
         self.incomplete = False  # taken over from another manager, but not all of it could be had
         self.max_rss_in_vain: int | None = None  # the max_rss of which it was said that it is less than a new one uses
+        self.pings: set[socket.socket] = set()  # the connections of pings that are under way
+        self.pinged: deque[int] = deque(maxlen=1024)  # the other ends of pings, as inodes
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None
@@ -283,6 +286,8 @@ class Generation:
         if self.core.refusing:
             self._refuse()
         self.daemon.readiness.process_changed(self)
+        for index in range(len(self.core.processes)):
+            self.daemon.taking.process_changed(self, index)
         self.daemon.limits.look_soon()
         self.daemon.look_at_soon(self.pool)
 

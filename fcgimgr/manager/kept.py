@@ -30,6 +30,7 @@ class Kept:
 
     def __init__(self, pid: int, names: Sequence[SocketName], clock: Callable[[], float]) -> None:
         """names: of the listeners. LinuxError: it is gone."""
+        self.is_told = False  # to end: it may close a connection itself as soon as it has answered
         self._process = PidFd(pid)
         self._names = names
         self._clock = clock
@@ -64,7 +65,7 @@ class Kept:
 
     def _is_to_wait(self, inode: int, last: Last) -> bool:
         now = self._clock()
-        return last.client_is_awake and now - self._since.setdefault(inode, now) < _PATIENCE
+        return not self.is_told and last.client_is_awake and now - self._since.setdefault(inode, now) < _PATIENCE
 
     def after(self, thread: int, moved: Transfer, count: int) -> None:
         last = self._ending.pop(thread, None)
@@ -96,7 +97,7 @@ class Kept:
             return None
         state = conversation.state
         in_use = None if state is State.UNKNOWN else state is State.IN_USE
-        return Talk(in_use, conversation.last, inode in self._ended)
+        return Talk(in_use, conversation.last, inode in self._ended, conversation.is_upgraded)
 
     def _at(self, moved: Transfer) -> tuple[int, Conversation | None]:
         """The connection: its inode, and what has been said there."""

@@ -32,7 +32,8 @@ Undo = Callable[[], None]
 class Place:
     """One address of a generation: its listener there, and the group that the kernel chooses from, if there is one.
 
-    `over`: the listener whose path is still to be taken over (Unix, beside another generation).
+    `over`: the listener whose path is still to be taken over (Unix, beside another generation). It gets ours then, at
+    which nobody looks for it, and keeps it until it is closed: so it can come back.
     """
 
     __slots__ = ("address", "group", "listener", "over")
@@ -94,12 +95,16 @@ class Place:
         return undo
 
     def settle(self) -> None:
-        """The traffic that was taken is to stay."""
+        """The traffic that was taken is to stay, until another place takes it."""
         over, self.over = self.over, None
         if over is not None:
-            # A file that cannot be removed now is nobody's address: whoever is opened beside this one clears it away.
-            with suppress(LinuxError):
-                self.listener.keep_place(over)
+            over.name = self.listener.name  # what it is of, wherever its file is now
+
+    def can_come_back(self, taken_by: Place) -> bool:
+        """Whether the traffic can be led back here, from the place that has taken it."""
+        if self.group is not None:
+            return self.group is taken_by.group
+        return self.listener.path is not None and taken_by.listener.path is not None
 
     def refuse_new(self) -> None:
         """No new connection from now on; those that wait are still accepted. LinuxError where that cannot be had."""
@@ -217,6 +222,21 @@ class Listening:
             raise
         for place in self.places:
             place.settle()
+
+    def can_come_back(self, taken_by: Listening) -> bool:
+        """Whether all new connections can be led back here, from the generation that has taken them."""
+        takers = {str(place.address): place for place in taken_by.places}
+        return not self.lost and all(
+            str(place.address) in takers and place.can_come_back(takers[str(place.address)]) for place in self.places
+        )
+
+    def come_back(self, taken_by: Listening) -> None:
+        """Lead all new connections back here. LinuxError: they go where they went before."""
+        takers = {str(place.address): place for place in taken_by.places}
+        for place in self.places:
+            if place.group is None:
+                place.over = takers[str(place.address)].listener
+        self.take_traffic()
 
     def begin_serving(self) -> None:
         """Lead all new connections here, where another generation may have had them, or nobody.

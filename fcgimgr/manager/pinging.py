@@ -1,4 +1,4 @@
-"""One ping: a FastCGI request of ours to the processes of a generation, and which of them has taken it.
+"""One ping: a request of ours to the processes of a generation (asking.py), and which of them has taken it.
 
 The listener is shared, so a ping reaches whichever process accepts first. To know who that was, the request is held
 back just before its end: the process that accepted holds the connection open, and the kernel tells who has the other
@@ -8,53 +8,31 @@ for that process.
 A ping that nobody has accepted says nothing of the code: it may wait behind real requests. So the time that an answer
 may take begins when it is accepted. How long that may be waited for is the caller's to say, who can see what the
 processes have in hand meanwhile.
-
-Any complete answer below 500 will do: an application need not know of pings, and a 404 is an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.process import Starting
-from fcgimgr.fastcgi.client import Request
-from fcgimgr.fastcgi.records import ProtocolError, ProtocolStatus
 from fcgimgr.linux.procfs import socket_inodes
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
+from fcgimgr.manager.asking import Question, question
 from fcgimgr.manager.gating import descendants
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
-
-PARAMS: Final = {
-    "GATEWAY_INTERFACE": "CGI/1.1",
-    "SERVER_PROTOCOL": "HTTP/1.1",
-    "SERVER_SOFTWARE": "fcgimgr",
-    "SERVER_NAME": "localhost",
-    "SERVER_PORT": "80",
-    "REMOTE_ADDR": "127.0.0.1",
-    "REQUEST_METHOD": "GET",
-    "REQUEST_URI": "/fcgimgr-ping",
-    "SCRIPT_NAME": "/fcgimgr-ping",
-    "SCRIPT_FILENAME": "/fcgimgr-ping",
-    "DOCUMENT_URI": "/fcgimgr-ping",
-    "QUERY_STRING": "",
-    "CONTENT_LENGTH": "",
-    "CONTENT_TYPE": "",
-    "HTTP_USER_AGENT": "fcgimgr-ping",
-    "FCGIMGR_PING": "1",
-}
+    from fcgimgr.manager.listening import Listening
 
 # Seconds between two looks at who has accepted, growing from the first to the second.
 SHORTEST: Final = 0.005
 LONGEST: Final = 0.25
-LONGEST_ANSWER: Final = 1024 * 1024  # bytes of a body that is thrown away
-
-
-class OverloadedError(ProtocolError):
-    """A good answer it is not, but neither a fault of the code."""
+# Seconds that the rest of an answer is waited for whose worth is known.
+REST: Final = 1.0
 
 
 class Ping:
@@ -81,23 +59,38 @@ class Ping:
         listening = self._generation.listening
         if listening is None or listening.lost:
             raise OSError("the pool has no open socket")
-        request = Request(PARAMS, max_body=LONGEST_ANSWER)
+        asked = question(self._generation.settings)
         with socket.socket(listening.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
-            async with asyncio.timeout(answer_within):
-                await self._loop.sock_connect(connection, listening.lead_ping(connection))
-                await self._loop.sock_sendall(connection, request.opening())
-            await self._until_accepted(connection)
-            self._find_holder(children)
-            async with asyncio.timeout(answer_within):
-                await self._loop.sock_sendall(connection, request.closing())
-                while (response := request.receive(received := await self._loop.sock_recv(connection, 65536))) is None:
-                    if not received:
-                        response = request.eof()
-                        break
-        if response.protocol_status == ProtocolStatus.OVERLOADED:
-            raise OverloadedError("declined the request: it has enough of them (FCGI_OVERLOADED)")
-        if response.protocol_status != 0 or response.status is None or response.status >= 500:
-            raise ProtocolError(f"answered with status {response.status}, FastCGI status {response.protocol_status}")
+            self._generation.pings.add(connection)
+            try:
+                await self._ask(asked, connection, listening, answer_within, children)
+            finally:
+                if self.inode is not None:
+                    self._generation.pinged.append(self.inode)
+                self._generation.pings.discard(connection)
+        asked.judge()
+
+    async def _ask(
+        self,
+        asked: Question,
+        connection: socket.socket,
+        listening: Listening,
+        answer_within: float | None,
+        children: bool,
+    ) -> None:
+        async with asyncio.timeout(answer_within):
+            await self._loop.sock_connect(connection, listening.lead_ping(connection))
+            await self._loop.sock_sendall(connection, asked.opening())
+        await self._until_accepted(connection)
+        self._find_holder(children)
+        async with asyncio.timeout(answer_within):
+            await self._loop.sock_sendall(connection, asked.closing())
+            while not asked.decided:
+                asked.receive(await self._loop.sock_recv(connection, 65536))
+        with suppress(OSError):  # TimeoutError is one
+            async with asyncio.timeout(REST):
+                while not asked.complete:
+                    asked.receive(await self._loop.sock_recv(connection, 65536))
 
     async def _until_accepted(self, connection: socket.socket) -> None:
         pause = SHORTEST
@@ -144,6 +137,11 @@ def has_heard(connection: socket.socket) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_pinged(settings: ProcessSettings) -> bool:
+    """Whether a process with these settings is ready when it has answered a ping."""
+    return isinstance(settings, PoolSettings) and settings.is_pinged
 
 
 def starting(generation: Generation) -> dict[int, Starting]:

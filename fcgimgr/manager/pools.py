@@ -16,10 +16,11 @@ from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core_generation
 from fcgimgr.core import pool as core
 from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning
+from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
+from fcgimgr.manager.pinging import starting
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -55,6 +56,9 @@ class Pool:
         self.state = PoolState.STOPPED
         self.discarded: str | None = None  # why the last reload came to nothing, if it was not an operator's wish
         self.verdict: Future[Verdict] | None = None  # of the reload that is under way
+        self._lost: tuple[str, tuple[str, ...], str] | None = (
+            None  # who was lost last of what is watched, last words, why
+        )
         self._until_gone: dict[int, Future[Verdict]] = {}  # of those that have switched, by the generation that leaves
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
@@ -164,14 +168,20 @@ class Pool:
                 self._decide(Verdict(True))
             case core.Switch(number):
                 self._listening(number).take_traffic()  # of a canary; any other has it already
-                self._abandon_addresses(number)
                 self.daemon.state_file.generation_changed(self.serving)
                 self.daemon.canaries.forget(self.serving)
                 self._tell(number, "serves")
+            case core.Hold(number):
+                self._decide_when_gone(number)
+                self.generations[number].feed(core_generation.Hold())
             case core.Leave(number):
-                if self.verdict is not None:
-                    self._until_gone[number], self.verdict = self.verdict, None
+                self._decide_when_gone(number)
+                self._abandon_addresses(self.core.serving)
                 self.generations[number].feed(core_generation.Leave())
+            case core.ComeBack(number):
+                self._inbox.append(self._come_back(number))
+            case core.Return(number, bad):
+                self._return(number, bad)
             case core.Discard(number, why, served):
                 self._discard(number, why, served=served)
             case core.Queued():
@@ -181,6 +191,38 @@ class Pool:
                     self.verdict.set_result(Verdict(False, why))
                 return True
         return False
+
+    def _decide_when_gone(self, number: int) -> None:
+        """The reload is over when the generation before has left."""
+        if number not in self._until_gone and self.verdict is not None:
+            self._until_gone[number], self.verdict = self.verdict, None
+
+    def _come_back(self, number: int) -> core.CameBack | core.Settle:
+        """Lead the traffic back to this generation."""
+        try:
+            self._listening(number).come_back(self._listening(self.core.serving))
+        except LinuxError as error:
+            self.daemon.journal.error(f"the generation before cannot serve again: {error}", name=self.name)
+            return core.Settle()
+        return core.CameBack()
+
+    def _return(self, number: int, bad: int) -> None:
+        """This generation serves again, for the other one has died of it."""
+        generation, old = self.generations[bad], self.generations[number]
+        process, lines, why = self._lost or (self.name, (), "its processes died")
+        self._lost = None
+        why = f"{why}, within reload_watch; generation {number} serves again"
+        self.discarded = f"generation {bad} was discarded: {why}"
+        self._tell(bad, f"is discarded: {why}", error=True)
+        old.feed(core_generation.Return())
+        if old.settings.numprocs == generation.settings.numprocs:
+            old.feed(core_generation.Scale(generation.core.wanted))
+        self.daemon.passing.pass_on(generation, self._listening(number))
+        generation.feed(core_generation.Leave())
+        self.daemon.state_file.all_changed()
+        verdict = self._until_gone.pop(number, None)
+        if verdict is not None and not verdict.done():
+            verdict.set_result(Verdict(False, why, process, lines))
 
     def _tell(self, number: int, what: str, *, error: bool = False) -> None:
         log = self.daemon.journal.error if error else self.daemon.journal.info
@@ -215,7 +257,8 @@ class Pool:
         process, lines = self._who_failed(generation)
         if why == core.NOT_READY:
             ping = f"; ping: {generation.ping_failure}" if generation.ping_failure else ""
-            why = f"{process}: {why}{ping}"
+            whys = (f"; {state.astray}" for state in starting(generation).values() if state.astray)
+            why = f"{process}: {why}{ping}{next(whys, '')}"
         self.daemon.canaries.forget(generation)
         self.discarded = f"generation {number} was discarded: {why}"
         self._tell(number, f"is discarded: {why}", error=True)
@@ -261,26 +304,56 @@ class Pool:
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self.feed(core.Due())
+        self.feed(core.Due(unproven=self.core.watch is not None and self._is_unproven(self.serving)))
+
+    def _is_unproven(self, generation: Generation) -> bool:
+        """Whether it leaves connections waiting (it may not take any), or is not whole."""
+        listening = generation.listening
+        return generation.state is not PoolState.RUNNING or (listening is not None and not listening.queue_is_empty())
 
     # What generations tell
 
     def process_changed(self, generation: Generation, change: core_generation.Changed) -> None:
         """A process of one generation went into another state."""
         self.daemon.process_changed(generation, change.index)
+        if self.core.watch is not None and self.core.serving == generation.number:
+            self._watch(generation, change)
         if self.core.coming is None or self.core.coming.number != generation.number:
             return
         if isinstance(change.after, Backoff | Fatal | Exited) or (
-            isinstance(change.before, Running) and isinstance(change.after, Spawning)
+            isinstance(change.before, Starting | Running)
+            and isinstance(change.after, Spawning)
+            and not change.after.follows  # one that recycles itself is none that dies
         ):
             why = describe(change.after) or str(generation.slots[change.index].exit)
             self.feed(core.Failed(generation.number, f"{generation.process_name(change.index)}: {why}"))
+
+    def _watch(self, generation: Generation, change: core_generation.Changed) -> None:
+        """Whether a process of what serves since a moment ago was lost, and the generation before could serve again."""
+        assert self.core.watch is not None
+        exit = generation.slots[change.index].exit
+        respawned = isinstance(change.before, Running) and isinstance(change.after, Spawning)
+        unexpected = exit is None or exit.code not in generation.settings.exitcodes
+        failed = isinstance(change.after, Backoff | Fatal) and not isinstance(change.before, Backoff)
+        rests = isinstance(change.after, Exited) and not change.after.expected
+        if not (failed or rests or (respawned and unexpected)):
+            return
+        old = self.generations[self.core.watch.old]
+        if not old.core.open or old.listening is None or generation.listening is None:
+            return
+        if not old.listening.can_come_back(generation.listening):
+            return
+        name = generation.process_name(change.index)
+        why = describe(change.after) or str(exit)
+        self._lost = name, generation.last_words(change.index), f"{name}: {why}"
+        self.feed(core.Lost(generation.number, change.index, generation.core.wanted))
 
     def refresh(self) -> bool:
         """After a rush of events: look at what they come to. True if the pool's state has changed."""
         self._switch_if_ready()
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
+                self.daemon.passing.end(self.generations[number])
                 self.generations.pop(number).end()
                 self.daemon.state_file.all_changed()
                 self.daemon.journal.info("a generation has left", name=self.name, generation=number)
@@ -306,7 +379,17 @@ class Pool:
             except LinuxError as error:  # somebody has removed or replaced the socket's file, say
                 self.feed(core.Failed(coming.number, str(error)))
                 return
-        self.feed(core.Ready(coming.number))
+        hold, watch = self.patience
+        self.feed(core.Ready(coming.number, hold, watch))
+
+    @property
+    def patience(self) -> tuple[float, float]:
+        """Seconds: how long the old generation is to be held when another one takes its place, and that one watched."""
+        if self.core.coming is None:
+            return 0.0, 0.0
+        settings = self.generations[self.core.coming.number].settings
+        assert isinstance(settings, PoolSettings)  # no program is reloaded
+        return settings.startsecs, settings.reload_watch
 
     # Going down
 
@@ -315,6 +398,7 @@ class Pool:
         if self.core.coming is not None or self.core.waiting is not None:
             self.feed(core.Abort("the pool is being stopped"))
             self.discarded = None
+        self.feed(core.Settle())
         self.serving.feed(core_generation.Stop())
 
     def kill(self) -> None:

@@ -1,9 +1,10 @@
-"""`ready = "ping"`: a process is ready when it has answered a FastCGI request of ours (pinging.py).
+"""`ready = "ping"` and `"http"`: a process is ready when it has answered a request of ours (pinging.py, asking.py).
 
 Where it cannot be known who has answered (a worker with children of its own that accept, or fds that may not be read)
 a process counts as ready when it has lived startsecs and the pool has answered. And where the kernel keeps handing the
 pings to siblings (servers on epoll share unevenly) it does so after half its ready_timeout: it is alive, and its pool
-answers.
+answers. But in either case it must have been seen to take the listener (taking.py), unless it may not be looked at: one
+that serves another port would pass for ready on its siblings' answers.
 
 On a pool that serves, a new process may have no time for a ping: it is handed real requests, and the ping waits behind
 them. So while nobody accepts our ping it is looked at what the new processes have in hand. One that has lived startsecs
@@ -22,7 +23,7 @@ from fcgimgr.core.process import Ready
 from fcgimgr.fastcgi.records import ProtocolError
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.hands import Hands, has_worked, in_hand
-from fcgimgr.manager.pinging import LONGEST, SHORTEST, Ping, starting
+from fcgimgr.manager.pinging import LONGEST, SHORTEST, Ping, is_pinged, starting
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -44,7 +45,7 @@ class Readiness:
 
     def process_changed(self, generation: Generation) -> None:
         """Begin to ping when the first process of a pool is spawned that is to be found ready so."""
-        if generation.settings.ready != "ping" or generation in self._tasks or not starting(generation):
+        if not is_pinged(generation.settings) or generation in self._tasks or not starting(generation):
             return
         self._tasks[generation] = self._daemon.loop.create_task(self._ping(generation))
 
@@ -116,7 +117,7 @@ class Readiness:
         patience = settings.startsecs if holder is None else settings.ready_timeout / 2
         found = False
         for index, state in starting(generation).items():
-            if state.pid == holder or now - state.since >= patience:
+            if state.pid == holder or (state.takes and now - state.since >= patience):
                 generation.feed(Happened(index, Ready()))
                 found = True
         return found

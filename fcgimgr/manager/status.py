@@ -15,7 +15,7 @@ from fcgimgr.config.settings import PoolSettings
 from fcgimgr.config.signals import signal_name
 from fcgimgr.control import messages
 from fcgimgr.core.pool import Canary
-from fcgimgr.core.process import Backoff, Exited, Fatal, State
+from fcgimgr.core.process import Backoff, Exited, Fatal, Starting, State
 from fcgimgr.fastcgi.scoreboard import Request
 from fcgimgr.linux.procfs import rss, socket_inodes
 from fcgimgr.linux.sockdiag import established_inodes
@@ -161,4 +161,6 @@ def _reason(state: State) -> str | None:
             return why
         case Exited(exit=exit):
             return str(exit)
+        case Starting(astray=what) if what:
+            return what
     return None

@@ -10,9 +10,10 @@ What it promises, and flup's own loop does not:
 - **A connection that waits costs no thread**: one kept between two requests, one that has not said anything yet. It
   waits in the same epoll, for a limited time.
 - **TERM loses nothing**: the queue is served once more, requests in hand are finished, and what has come on connections
-  that wait gets its answer. Kept connections are closed when they are idle, or seen off: the engine tells the peer to
-  close them, and what has crossed with that is served. INT, QUIT and HUP do the same; further signals change nothing
-  (systemd sends TERM to every process of a unit, and so does the manager). What does not end is the manager's to kill.
+  that wait gets its answer. Kept connections are seen off (parting.py): their peers are told to close them, or they are
+  ended with the next answer on them; one that is not used again in FIRST_BYTE_GRACE is closed. INT, QUIT and HUP do the
+  same; further signals change nothing (systemd sends TERM to every process of a unit, and so does the manager). What
+  does not end is the manager's to kill.
 - **`retire` is the same, but leaves the queue to others**: a worker that has served enough makes room for a new one.
 
 The main thread only waits, accepts and hands over; it runs no request. (solo.py has the loop of which it is the only
@@ -331,8 +332,10 @@ class AcceptLoop:
     def _close_expired(self) -> None:
         with self._changed:
             now = time.monotonic()
-            for fd in [fd for fd, connection in self._waiting.items() if connection.until <= now]:
-                self._take_waiting(fd).drop()
+            for fd, connection in list(self._waiting.items()):
+                # What has come since the last look is no less in time for that. (A half request is late all the same.)
+                if connection.until <= now and not (connection.idle and _speaks(connection.socket, 0)):
+                    self._take_waiting(fd).drop()
             self._look_at = min((connection.until for connection in self._waiting.values()), default=math.inf)
 
     # --- in the threads
@@ -425,7 +428,9 @@ class AcceptLoop:
             with self._changed:
                 # Who is late and has something to say has it taken, and as long again for the rest.
                 for fd, connection in list(self._waiting.items()):
-                    if connection.until <= (now - FIRST_BYTE_GRACE if fd in events else now):
+                    if connection.until <= (now - FIRST_BYTE_GRACE if fd in events else now) and not (
+                        connection.idle and _speaks(connection.socket, 0)
+                    ):
                         self._take_waiting(fd).drop()
 
 

@@ -58,6 +58,7 @@ from fcgimgr.worker.environ import finish, promises, template
 from fcgimgr.worker.exchange import Exchange, FileWrapper
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
 from fcgimgr.worker.patched import poll
 from fcgimgr.worker.patience import (
     HEAD_PATIENCE,
@@ -90,7 +91,12 @@ def serve(
             # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     loop = AcceptLoop(
-        listeners, lambda accepted: _Connection(accepted, server), threads=threads, allowed=allowed, ready=ready
+        listeners,
+        lambda accepted: _Connection(accepted, server),
+        threads=threads,
+        allowed=allowed,
+        ready=ready,
+        see_off=_Connection.see_off,
     )
     server.loop = loop
     loop.run()
@@ -141,6 +147,8 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         joined = self.parameters.joined()
         decode_parameters(joined, 0, len(joined), environ)
         finish(environ, server.promised)
+        if self.flags & KEEP_CONNECTION:
+            connection.parting = parting_from(environ.get("SERVER_SOFTWARE", ""))
         body = Body(self._more)
         whole = self.stdin.ended
         environ["wsgi.input"] = io.BytesIO(b"".join(self.stdin.pieces)) if whole else buffered(body)
@@ -220,6 +228,10 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self.socket = accepted
         self.idle = True
         self.gone = False
+        self.parting: Parting | None = None  # how to end what the web server wants to keep; None: it has not wanted to
+        self._hanging_up: HangingUp | None = None
+        self._closing = False  # the last answer was the last one
+        self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
         self._keepGoing = True
         self._running: _Request | None = None
         self._last = 0  # the id of the last request
@@ -260,20 +272,30 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             self.idle = False
             self.until = now + HEAD_PATIENCE
 
+    def see_off(self) -> bool:
+        if self.parting is not Parting.RECORD or self._leaving:
+            return self.parting is not None
+        self._leaving = True
+        try:
+            return self.socket.send(GOODBYE, _NOW) == len(GOODBYE)
+        except OSError:
+            return False
+
     def drop(self) -> None:
         if not (self.idle or self.hung_up):
             say("connection closed before its request had come")
         self.socket.close()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError), self.socket:
+        with contextlib.suppress(OSError, ProtocolError), self.socket:
             if self._all_read or any(_ends_stdin(record) for record in self._arrived):
                 return
             self.socket.shutdown(socket.SHUT_WR)
             until = time.monotonic() + LINGER
             # The clock is asked too: of who never stops sending there is always something to read.
             while (left := until - time.monotonic()) > 0 and comes(self.socket, select.POLLIN, left):
-                if not self.socket.recv(_READ):
+                rest = self.socket.recv(_READ)
+                if not rest or any(_ends_stdin(record) for record in self._reader.feed(rest)):
                     return
 
     # --- records in
@@ -402,6 +424,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             raise ProtocolError("the replies to management records are not read")
 
     def send(self, message: bytes, last: bool, over: bool) -> None:
+        hanging_up = None
+        if last and self._is_last():
+            message, hanging_up = self._part(message)
         flags = self._flags(last and over)
         try:
             sent = self.socket.send(message, flags)
@@ -412,8 +437,13 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             raise
         if sent < len(message):
             self._send_rest(memoryview(message)[sent:], flags)
+        if hanging_up is not None:
+            self._hung_up(hanging_up)
 
     def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
+        hanging_up = None
+        if last and self._is_last():
+            parts[-1], hanging_up = self._part(bytes(parts[-1]))
         flags = self._flags(last and over)
         try:
             sent = self.socket.sendmsg(parts, (), flags)
@@ -428,6 +458,8 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             else:
                 self._send_rest(memoryview(part)[sent:], flags)
                 sent = 0
+        if hanging_up is not None:
+            self._hung_up(hanging_up)
 
     def _flags(self, over: bool) -> int:
         """When nothing comes behind it, the end of the connection goes with the end of the answer: over TCP in one
@@ -473,10 +505,36 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     # --- the end
 
+    def _is_last(self) -> bool:
+        """Whether an answer on a connection that the web server would keep is the last one."""
+        request = self._running
+        return request is not None and bool(request.flags & KEEP_CONNECTION) and self.server.loop.stopping
+
+    def _part(self, end: bytes) -> tuple[bytes, HangingUp | None]:
+        """What is sent in place of the end of the last answer, and how the connection is ended with it, where it is for
+        us to do so. (One buffer: what is cut off is sent buffer by buffer.)"""
+        parting = self.parting
+        assert parting is not None
+        if parting is Parting.END:
+            if self._hanging_up is None:
+                self._hanging_up = HangingUp(self.socket)
+            self._hanging_up.sending()
+            return end, self._hanging_up
+        self._closing = self._leaving
+        self._leaving = True
+        return last_words(end, parting), None
+
+    def _hung_up(self, hanging_up: HangingUp) -> None:
+        try:
+            self._closing = hanging_up.over()
+        except OSError:
+            self.gone = True
+            raise
+
     def over(self, request: _Request) -> None:
         """Its answer is sent."""
         del self._requests[request.requestId]
-        if not request.flags & KEEP_CONNECTION:
+        if self._closing or not request.flags & KEEP_CONNECTION:
             self._keepGoing = False
 
     def given_up(self, why: str) -> ClientGoneError:

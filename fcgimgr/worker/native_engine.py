@@ -38,6 +38,7 @@ from fcgimgr.worker.exchange import Exchange
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
+from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
 from fcgimgr.worker.patched import poll
 from fcgimgr.worker.patience import (
     HEAD_PATIENCE,
@@ -53,18 +54,11 @@ from fcgimgr.worker.solo import SoloLoop
 
 #: A body that is announced with at most so many bytes is there when the application is called.
 SHORT_BODY: Final = 65536
-#: Bytes of a body that nobody has read, which are passed over so that the connection can go on.
+#: Bytes of a body that nobody has read, which are passed over so that the connection can go on. The peer may send them
+#: late, and the end of a body always: httpd writes it for itself.
 UNREAD: Final = 262144
 _READ: Final = 65536
 _NOW: Final = socket.MSG_DONTWAIT
-#: After the last answer on a connection that the web server would keep: a record that says nothing, in the same piece.
-#: nginx keeps a connection only when nothing follows END_REQUEST, and closes this one itself. Without it nginx could
-#: send its next request on the connection before we have closed it, and has to answer 502 for one with a body.
-#: Where the stream is cut, nobody knows: one read of nginx may end just before this record. So we leave the closing to
-#: nginx (which also closes a connection that it has put by when it reads this on it) and serve what comes before that.
-#: It costs no more than a few microseconds of a connection that ends, and a peer that does not understand it is closed
-#: after LINGER, or its next request.
-_GOODBYE: Final = encode_record(RecordType.STDERR, 1)
 _REHEARSED: Final = (
     begin_request(1, keep_connection=True)
     + encode_record(RecordType.PARAMS, 1, encode_pairs([(b"REQUEST_METHOD", b"GET"), (b"REQUEST_URI", b"/")]))
@@ -162,9 +156,11 @@ class _Connection:
         "_arrival",
         "_closing",
         "_engine",
+        "_hanging_up",
         "_keep",
         "_leaving",
         "_lingering",
+        "_parting",
         "_spoke",
         "_stalled",
         "_waited",
@@ -183,6 +179,8 @@ class _Connection:
         self._arrival: Arrival | None = None  # while a request does not come in one piece
         self._spoke = False
         self._keep = False  # whether the web server wants to use the connection again
+        self._parting: Parting | None = None  # how to end what the web server wants to keep; None: it has not wanted to
+        self._hanging_up: HangingUp | None = None
         self._closing = False  # the last answer was the last one
         self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
         self._lingering = False
@@ -203,7 +201,7 @@ class _Connection:
             if not incoming:
                 return False
             if self._lingering:
-                return True
+                return self._lingers_on(incoming)
             if self._arrival is None:
                 environ = self._engine.environ.copy()
                 flags = read_whole(incoming, environ)
@@ -222,14 +220,15 @@ class _Connection:
             return False
 
     def see_off(self) -> bool:
-        """nginx closes a connection that it has put by when it reads anything on it. What it has sent before gets its
-        answer, in front of which the record says nothing."""
-        if not self._leaving and self._leave():
-            try:
-                return self.socket.send(_GOODBYE, _NOW) == len(_GOODBYE)
-            except OSError:
-                return False
-        return self._leaving
+        """What the web server has sent before gets its answer; and what it sends within a grace, where nothing can tell
+        it that it should not."""
+        if self._parting is not Parting.RECORD or self._leaving:
+            return self._parting is not None
+        self._leave()
+        try:
+            return self.socket.send(GOODBYE, _NOW) == len(GOODBYE)
+        except OSError:
+            return False
 
     def close(self) -> None:
         self._engine.keeping.kept.discard(self)
@@ -261,11 +260,13 @@ class _Connection:
     def _serve_whole(self, environ: dict[str, Any]) -> bool:
         if not self._answer(environ, 1, io.BytesIO()):
             return False
+        if self._closing and not self._leave():
+            return False
         arrival = self._arrival
         if arrival is None:
-            return not self._closing or self._leave()
+            return True
         arrival.over()  # made while an answer was being sent, for what came ahead
-        return (not self._closing or self._leave()) and self._gather(arrival, b"")
+        return self._gather(arrival, b"")
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
@@ -275,6 +276,8 @@ class _Connection:
                 arrival.replies.append(end_request(arrival.request_id))
                 arrival.over()
             elif arrival.parameters is not None and _enough(arrival):
+                if self._hears_more(arrival):
+                    continue
                 if not self._serve_gathered(arrival, arrival.parameters):
                     return False
                 if self._lingering:
@@ -283,7 +286,7 @@ class _Connection:
                 self.until = monotonic() + HEAD_PATIENCE
             else:
                 self._send_replies(arrival)
-                if not arrival.begun and not arrival.keep:
+                if (not arrival.begun and not arrival.keep) or arrival.passed_over > UNREAD:
                     return self._linger()
                 if arrival.between_requests:
                     self._arrival = None
@@ -301,26 +304,39 @@ class _Connection:
             body = Body(self._more)
             whole = self._answer(environ, arrival.request_id, buffered(body))
             body.over()
-        if not whole:
-            return False
-        if not self._has_whole_request(arrival):
-            return self._linger()
-        return not self._closing or self._leave()
+        return whole and (not self._closing or self._leave())
 
-    def _has_whole_request(self, arrival: Arrival) -> bool:
-        """Pass over what the application has left of the body, as far as it is here."""
+    def _hears_more(self, arrival: Arrival) -> bool:
+        """The end of no body, which httpd writes for itself, is there within microseconds: with all of the request read
+        nothing is left to hear of it."""
+        if arrival.body_ended or arrival.body_length or not comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
+            return False
+        try:
+            incoming = self.socket.recv(_READ, _NOW)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.gone = True
+            raise
+        arrival.feed(incoming)
+        return bool(incoming)
+
+    def _passes_over(self, arrival: Arrival) -> bool:
+        """Pass over what the application has left of the body, as far as it is here. Whether it can go on then."""
         left = UNREAD
-        while not (arrival.body_ended or arrival.aborted) and left > 0:
+        while not (arrival.body_ended or arrival.aborted):
             try:
                 incoming = self.socket.recv(_READ, _NOW)
                 arrival.feed(incoming)
+            except BlockingIOError:
+                return True  # the rest belongs to no request when it comes
             except (OSError, ProtocolError):
                 return False
-            if not incoming:
-                return False
-            left -= len(incoming)
             arrival.body.clear()
-        return arrival.body_ended or arrival.aborted
+            left -= len(incoming)
+            if not incoming or left <= 0:
+                return False
+        return True
 
     def _more(self) -> bytes:
         """The next piece of the body, for an application that reads it."""
@@ -385,6 +401,8 @@ class _Connection:
         finish(environ, engine.promised)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
+        if self._keep and self._parting is None:
+            self._parting = parting_from(environ.get("SERVER_SOFTWARE", ""))
         begun = monotonic()
         observer = engine.observer
         if observer is None:
@@ -455,13 +473,16 @@ class _Connection:
 
     def send(self, message: bytes, last: bool, over: bool) -> None:
         flags = _NOW
+        hanging_up = None
         if last and not self._goes_on():
             if self._keep:
-                message += _GOODBYE
+                message, hanging_up = self._part(message)
             elif over:
                 # The end of the connection goes with the end of the answer, which saves TCP a segment and a tenth of
                 # the request's cost. Without it the answer would wait, 200 ms at most (tcp(7), TCP_CORK).
                 flags |= socket.MSG_MORE
+        if hanging_up is not None:
+            hanging_up.sending()
         try:
             sent = self.socket.send(message, flags)
         except BlockingIOError:
@@ -471,14 +492,19 @@ class _Connection:
             raise
         if sent < len(message):
             self._send_rest(memoryview(message)[sent:], flags)
+        if hanging_up is not None:
+            self._hung_up(hanging_up)
 
     def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
         flags = _NOW
+        hanging_up = None
         if last and not self._goes_on():
             if self._keep:
-                parts[-1] = bytes(parts[-1]) + _GOODBYE  # one buffer: what is cut off is sent buffer by buffer
+                parts[-1], hanging_up = self._part(bytes(parts[-1]))
             elif over:
                 flags |= socket.MSG_MORE
+        if hanging_up is not None:
+            hanging_up.sending()
         try:
             sent = self.socket.sendmsg(parts, (), flags)
         except BlockingIOError:
@@ -492,6 +518,8 @@ class _Connection:
             else:
                 self._send_rest(memoryview(part)[sent:], flags)
                 sent = 0
+        if hanging_up is not None:
+            self._hung_up(hanging_up)
 
     def _send_rest(self, unsent: memoryview, flags: int) -> None:
         try:
@@ -507,17 +535,40 @@ class _Connection:
     def _goes_on(self) -> bool:
         """Decide whether this answer is the last one."""
         arrival = self._arrival
-        # With a part of the body unread it cannot go on, and nginx must know that before it has the whole answer.
-        whole = arrival is None or self._has_whole_request(arrival)
+        # With too much of the body unread it cannot go on, and the web server must know that with the answer.
+        goes = (arrival is None or self._passes_over(arrival)) and self._keep
         engine = self._engine
-        self._closing = not (
-            whole and self._keep and not (self._leaving or engine.loop.stopping) and engine.keeping.keeps(self)
-        )
-        return not self._closing
+        goes = goes and not (self._leaving or engine.loop.stopping)
+        if goes and not engine.keeping.keeps(self):
+            goes = self._parting is Parting.END and self._its_end().spares()
+        self._closing = not goes
+        return goes
+
+    def _its_end(self) -> HangingUp:
+        if self._hanging_up is None:
+            self._hanging_up = HangingUp(self.socket)
+        return self._hanging_up
+
+    def _part(self, end: bytes) -> tuple[bytes, HangingUp | None]:
+        """What is sent in place of the end of the last answer, and how the connection is ended with it, where it is for
+        us to do so. (One buffer: what is cut off is sent buffer by buffer.)"""
+        parting = self._parting
+        assert parting is not None
+        return last_words(end, parting), self._its_end() if parting is Parting.END else None
+
+    def _hung_up(self, hanging_up: HangingUp) -> None:
+        try:
+            self._closing = hanging_up.over()
+        except OSError:
+            self.gone = True
+            raise
 
     def _leave(self) -> bool:
-        """The last answer is given. Whether the web server closes the connection: it is told so once."""
-        if self._leaving or not self._keep:
+        """The last answer is given. Whether the web server closes the connection, or has something to say before."""
+        arrival = self._arrival
+        if arrival is not None and not (arrival.body_ended or arrival.aborted):
+            return self._linger()
+        if self._leaving or not self._keep or self._parting is Parting.END:
             return False
         self._leaving = True
         self._engine.keeping.kept.discard(self)
@@ -525,7 +576,7 @@ class _Connection:
         return True
 
     def _linger(self) -> bool:
-        """Nothing more is said; what the peer still sends is passed over for a while."""
+        """Nothing more is said; the rest of a request that the peer still sends is passed over, for a while."""
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
@@ -533,6 +584,13 @@ class _Connection:
         self._lingering = True
         self.until = monotonic() + LINGER
         return True
+
+    def _lingers_on(self, incoming: bytes) -> bool:
+        arrival = self._arrival
+        assert arrival is not None
+        arrival.feed(incoming)
+        arrival.body.clear()
+        return not (arrival.body_ended or arrival.aborted)
 
     def _given_up(self, why: str) -> ClientGoneError:
         say(f"connection closed: {why}")

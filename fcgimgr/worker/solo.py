@@ -60,6 +60,8 @@ class SoloLoop(AcceptLoop):
                     self._hear_signals()
                     self._close_expired()
                     events = poll(super()._patience(), _EVENTS)
+            if len(events) > 1:
+                keeping.waited += len(events) - 1
             for fd, flags in events:
                 connection = waiting.get(fd)
                 if connection is not None:
@@ -81,10 +83,10 @@ class SoloLoop(AcceptLoop):
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)
-        # Under load the next one is there already. Only where no kept connection has to wait meanwhile, and not for
-        # long: a signal waits too.
+        # Under load the next one is there already. Only where no kept connection has to wait meanwhile, and no signal:
+        # a worker that is to end leaves the queue to others, or looks at the clock between two requests of it.
         for _ in range(_EVENTS):
-            if self._waiting or not super()._accept(listener):
+            if self._waiting or self.stopping or not super()._accept(listener):
                 break
         self._disarm()
         self._arm()

@@ -163,13 +163,13 @@ def write(name: str, text: str) -> Callable[[Path], None]:
 def go(directory: Path) -> None:
     """The Go program, as `serve`."""
     need("go")
-    place(built("go", GO), directory / "serve")
+    _place(built("go", GO), directory / "serve")
 
 
 def c(directory: Path) -> None:
     """The C program, as `serve`."""
     need("cc")
-    place(built("c", C), directory / "serve")
+    _place(built("c", C), directory / "serve")
 
 
 def php(directory: Path) -> None:
@@ -177,8 +177,13 @@ def php(directory: Path) -> None:
     (directory / "index.php").write_text(PHP)
 
 
-def place(program: Path, path: Path) -> None:
-    """Put what was built there."""
+def built_go(source: str) -> Path:
+    """This Go program, built."""
+    need("go")
+    return built("go", source)
+
+
+def _place(program: Path, path: Path) -> None:
     if not path.exists():  # a program that runs cannot be written
         shutil.copy2(program, path)
 

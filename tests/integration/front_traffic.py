@@ -114,7 +114,7 @@ class Client:
         number = self._traffic.next_number()
         name = str(number)
         method = "POST" if number % 2 else "GET"
-        pause = 2 if number % 3 == 0 else 0
+        pause = 10 if number % 7 == 0 else 2 if number % 3 == 0 else 0
         # Within the first read, within what is buffered, and beyond.
         size = 0 if method == "GET" else {1: 20_000, 5: 150_000}.get(number % 20, 20)
         body = (name.encode() * (size // len(name) + 1))[:size] if size else None

@@ -17,7 +17,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -58,8 +58,8 @@ def pool_of(directory: Path, address: str, *lines: str) -> RunningManager:
 class Front:
     """A web server that passes everything to the pool at `address` ("127.0.0.1:9001" or "unix:/…").
 
-    `kept`: as the document has it, with kept connections; False leaves them out. `more`: changes of the document's
-    lines for this test, what stands there and what is to.
+    `variants`: of those that the document gives beside its block, by their names ("Not kept"). `files`: where the
+    files are that it sends in the application's place.
     """
 
     name: ClassVar[str]
@@ -67,14 +67,14 @@ class Front:
     command: ClassVar[str]
     package: ClassVar[str]
     """Debian's."""
-    kept_lines: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """What makes it keep its connections, and what stands there in its place where it should not."""
+    variants: ClassVar[tuple[str, ...]] = ()
+    """Those it always has."""
     frame: ClassVar[str] = "{block}"
     """The file around the document's lines."""
     mount = MOUNT
 
     def __init__(
-        self, directory: Path, address: str, *, kept: bool = True, more: tuple[tuple[str, str], ...] = ()
+        self, directory: Path, address: str, *, variants: Sequence[str] = (), files: Path | None = None
     ) -> None:
         need(self.command)
         self.port = free_port()
@@ -83,9 +83,9 @@ class Front:
         self.directory.chmod(0o755)
         self.conf = self.directory / f"{self.name}.conf"
         block = documented(self.name)
-        for old, new in (*(() if kept else self.kept_lines), *more):
-            block = _exchanged(block, old, new)
-        block = self._placed(_addressed(block, self.name, address))
+        for each in (*self.variants, *variants):
+            block = _exchanged(block, *_variant(self.name, each))
+        block = self._placed(_addressed(block, self.name, address).replace("/srv/files", str(files)))
         self.conf.write_text(
             self.frame.format(block=block, directory=self.directory, port=self.port, user=self._user())
         )
@@ -172,7 +172,6 @@ class Front:
 
 class Nginx(Front):
     name, command, package = "nginx", "nginx", "nginx-light"
-    kept_lines = (("    keepalive 64;\n", ""), ("        fastcgi_keep_conn on;\n", ""))
     frame = """\
 daemon off;
 pid nginx.pid;
@@ -207,7 +206,6 @@ class Apache(Front):
     """With the event MPM, in one child of as many threads as Debian gives it."""
 
     name, command, package = "apache", "apache2", "apache2"
-    kept_lines = ((" enablereuse=on", ""),)
     frame = """\
 ServerRoot {directory}
 PidFile {directory}/pid
@@ -238,7 +236,6 @@ MaxRequestWorkers 25
 
 class HAProxy(Front):
     name, command, package = "haproxy", "haproxy", "haproxy"
-    kept_lines = (("    docroot /\n", "    docroot /\n    no option keep-conn\n"),)
     frame = """\
 global
     maxconn 200
@@ -256,12 +253,7 @@ class HAProxyReuse(HAProxy):
     """HAProxy that takes a kept connection for the first request of a client too."""
 
     name = "haproxy-reuse"
-
-    def __init__(
-        self, directory: Path, address: str, *, kept: bool = True, more: tuple[tuple[str, str], ...] = ()
-    ) -> None:
-        always = ("    use-fcgi-app app\n", "    use-fcgi-app app\n    http-reuse always\n")
-        super().__init__(directory, address, kept=kept, more=(always, *more))
+    variants = ("Reused at once",)
 
 
 class Lighttpd(Front):
@@ -308,7 +300,6 @@ class Caddy(Front):
 
 class H2o(Front):
     name, command, package = "h2o", "h2o", "h2o"
-    kept_lines = (("        fastcgi.timeout.keepalive: 5000\n", ""),)
     frame = """\
 {user}
 num-threads: 2
@@ -347,19 +338,37 @@ def _section(name: str) -> str:
     raise AssertionError(f"{DOCUMENT}: no section for {name}")
 
 
+def offers(name: str, variant: str) -> str:
+    """Whether the document has that variant for a front: "", or what is named "by `…`" in it."""
+    found = re.search(rf"^\*\*{variant}\*\*(?:, by `([\w-]+)`)?", _section(name), re.MULTILINE)
+    return (found[1] or variant) if found else ""
+
+
+def _variant(name: str, variant: str) -> tuple[str, str]:
+    """What stands in the document's block, and what is to: `NEW` in place of `OLD`, `NEW` below `OLD`, or a block."""
+    start = rf"^\*\*{variant}\*\*[^:\n]*: "
+    section = _section(name)
+    if found := re.search(rf"{start}`([^`]+)` (in place of|below) `([^`]+)`", section, re.MULTILINE):
+        new, where, old = found.groups()
+    elif found := re.search(rf"{start}below `([^`]+)`\n\n```\w+\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+        old, new = found.groups()
+        where = "below"
+    else:
+        raise AssertionError(f"{DOCUMENT}: {name} has no variant {variant!r}")
+    return old, new if where == "in place of" else f"{old}\n{new}"
+
+
 def _addressed(block: str, name: str, address: str) -> str:
     """The document's lines with the pool's address in place of both of theirs; a Unix socket's where it says to."""
     if not address.startswith("unix:"):
         port = address.rpartition(":")[2]
         return re.sub(r"\b900[12]\b", port, block)
-    found = re.search(r"^\*\*Unix socket\*\*: `([^`]+)` in place of `([^`]+)`", _section(name), re.MULTILINE)
-    assert found, f"{DOCUMENT}: {name} says nothing of a Unix socket"
+    old, new = _variant(name, "Unix socket")
     path = address.removeprefix("unix:")
     for app, port in (("app", "9001"), ("shop", "9002")):
-        new, old = (text.replace("9001", port) for text in found.groups())
         # Names after the application, but not the socket's file: both are the one pool of the test.
-        new = re.sub(r"\bapp\b(?!\.sock)", app, new).replace("/run/fcgimgr/app.sock", path)
-        block = _exchanged(block, re.sub(r"\bapp\b", app, old), new)
+        here = re.sub(r"\bapp\b(?!\.sock)", app, new).replace("/run/fcgimgr/app.sock", path)
+        block = _exchanged(block, re.sub(r"\bapp\b", app, old.replace("9001", port)), here)
     return block
 
 

@@ -287,6 +287,7 @@ def test_a_default_canary_leaves_out_the_pools_that_can_have_none(tmp_path: Path
 [defaults]
 reload_canary = 5
 command = "sleep 1000"
+ready = "startsecs"
 startsecs = 0
 [pool.unix]
 socket = "%(here)s/unix.sock"

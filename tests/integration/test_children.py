@@ -87,17 +87,20 @@ def test_a_child_has_three_fds_a_session_and_signals_as_if_nobody_had_touched_th
         [pool.stdin]
         socket = "127.0.0.1:{free_port()}"
         command = "sleep 1000"
+        ready = "startsecs"
         startsecs = 0
         numprocs = 3
         [pool.env]
         socket = ["127.0.0.1:{free_port()}", "unix:{directory}/env.s"]
         socket_pass = "env"
         command = "sleep 1000"
+        ready = "startsecs"
         startsecs = 0
         [pool.systemd]
         socket = ["127.0.0.1:{free_port()}", "unix:{directory}/systemd.s"]
         socket_pass = "systemd"
         command = "sleep 1000"
+        ready = "startsecs"
         startsecs = 0
         [program.vfork]
         command = "sleep 1000"

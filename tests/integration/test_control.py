@@ -95,7 +95,8 @@ def states(manager: Manager, name: str) -> list[str]:
 
 def test_status_as_json_has_the_keys_that_are_promised(tmp_path: Path) -> None:
     address = free_address("unix", tmp_path)
-    text = f'[pool.app]\nsocket = "{address}"\nsocket_backlog = 7\ncommand = "sleep 1000"\nstartsecs = 0\n' + TWO
+    text = f'[pool.app]\nsocket = "{address}"\nsocket_backlog = 7\ncommand = "sleep 1000"\nready = "startsecs"\n'
+    text += f"startsecs = 0\n{TWO}"
     with running(tmp_path, text) as manager:
         status = json.loads(manager("status", "--json").succeeds())
         assert status["manager"].keys() >= {"pid", "version", "uptime", "config", "state"}

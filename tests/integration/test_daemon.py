@@ -19,6 +19,11 @@ LOG = 'logfile = "%(here)s/own.log"\n'
 IDLE = '[program.idle]\ncommand = "sleep 1000"\nnumprocs = 2\nstartsecs = 0\n'
 
 
+def silent(port: int) -> str:
+    """A pool of which nobody accepts."""
+    return f'[pool.app]\nsocket = "127.0.0.1:{port}"\ncommand = "sleep 1000"\nready = "startsecs"\n'
+
+
 class Daemon:
     """`fcgimgr run --daemon` on a configuration in `directory`, and the commands about it."""
 
@@ -104,7 +109,7 @@ def test_the_starter_names_what_is_wrong_with_the_configuration(daemon: Daemon) 
 def test_the_starter_fails_when_nothing_can_be_started(daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        daemon.configure(f'[pool.app]\nsocket = "127.0.0.1:{port}"\ncommand = "sleep 1000"\n')
+        daemon.configure(silent(port))
         complaint = daemon.start().fails(1)
     assert f"127.0.0.1:{port}" in complaint
     assert "in use" in complaint
@@ -114,7 +119,7 @@ def test_the_starter_fails_when_nothing_can_be_started(daemon: Daemon) -> None:
 def test_the_starter_succeeds_with_what_can_be_started_and_names_the_rest(daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        daemon.configure(f'{IDLE}[pool.app]\nsocket = "127.0.0.1:{port}"\ncommand = "sleep 1000"\n')
+        daemon.configure(IDLE + silent(port))
         started = daemon.start()
     assert started.code == 0
     assert f"127.0.0.1:{port}" in started.err
@@ -369,11 +374,9 @@ def test_the_manager_is_there_for_others_when_a_port_is_taken(tmp_path: Path) ->
     """A failed bind is that pool's affair: the others go on, and it can be started once the port is free."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        manager = running(
-            tmp_path, f'{IDLE}[pool.app]\nsocket = "127.0.0.1:{port}"\ncommand = "sleep 1000"\n', ready=False
-        )
+        manager = running(tmp_path, IDLE + silent(port), ready=False)
         with manager:
             eventually(lambda: len(manager.pids("idle")) == 2)
             assert f"127.0.0.1:{port}" in manager("start", "app").out
-    with running(tmp_path, f'[pool.app]\nsocket = "127.0.0.1:{port}"\ncommand = "sleep 1000"\nstartsecs = 0\n'):
+    with running(tmp_path, silent(port) + "startsecs = 0\n"):
         pass

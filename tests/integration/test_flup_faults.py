@@ -258,6 +258,8 @@ def test_term_lets_go_of_an_idle_kept_connection(trial: Trial) -> None:
         kept.settimeout(trial.patience)
         assert ask(kept).status == 200
         worker.terminate()
+        assert kept.recv(100) == encode_record(RecordType.STDERR, 1)  # at which nginx closes it
+        kept.shutdown(socket.SHUT_WR)
         assert kept.recv(1) == b""
         assert worker.wait(20) == 0
 

@@ -206,9 +206,22 @@ def test_idle_workers_take_turns_and_each_serves_what_it_keeps(bench: Bench) -> 
         assert [ask(connection).body for connection in kept] == first
 
 
-def ask_records(connection: socket.socket, path: str = "/pid") -> list[Record]:
+NGINX = "nginx/1.22.1"
+HAPROXY = "HAProxy 2.6.12"
+HTTPD = "Apache/2.4.71 (Debian)"
+
+
+def ask_to_keep(path: str = "/pid", software: str = NGINX) -> bytes:
+    return bytes(Request(parameters(path, SERVER_SOFTWARE=software), keep_connection=True).to_send())
+
+
+def ask_records(connection: socket.socket, path: str = "/pid", software: str = NGINX) -> list[Record]:
     """The answer to a request on a connection that is to be kept, and what was there when the answer had ended."""
-    connection.sendall(Request(parameters(path), keep_connection=True).to_send())
+    connection.sendall(ask_to_keep(path, software))
+    return answer_records(connection)
+
+
+def answer_records(connection: socket.socket) -> list[Record]:
     reader, found = RecordReader(), []
     while not any(record.type == RecordType.END_REQUEST for record in found):
         incoming = connection.recv(65536)
@@ -245,7 +258,7 @@ def test_a_request_that_crosses_with_the_end_of_its_connection_is_served(bench: 
     worker = bench.start()
     with contextlib.ExitStack() as stack:
         connection, _ = one_too_many(bench, stack)
-        connection.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        connection.sendall(ask_to_keep())
         found = list(records(connection))  # to the end: this one was the last
         assert found[0].content.endswith(str(worker.pid).encode())
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
@@ -269,6 +282,31 @@ def test_the_end_of_a_large_answer_is_not_cut_from_what_is_said_behind_it(bench:
         one_too_many(bench, stack)
         found = ask_records(stack.enter_context(bench.connect()), "/large")
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
+
+
+def test_kept_connections_spread_over_the_workers_however_they_began(bench: Bench) -> None:
+    """Also while no worker is busy all the time: of those that ask at once the last waits for all others."""
+    bench.start()
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(bench.connect()) for _ in range(20)]
+        for connection in kept:
+            ask_records(connection)
+        bench.start()
+
+        def is_even() -> bool:
+            """After all have asked once more; whoever is told that its connection is over takes a new one."""
+            for connection in kept:
+                connection.sendall(ask_to_keep())
+            pids = []
+            for place, connection in enumerate(kept):
+                found = answer_records(connection)
+                pids.append(found[0].content[-8:])
+                if found[-1].type == RecordType.STDERR:
+                    connection.close()
+                    kept[place] = stack.enter_context(bench.connect())
+            return min(pids.count(pid) for pid in set(pids)) >= 6 and len(set(pids)) == 2
+
+        eventually(is_even, within=60, every=0)
 
 
 def test_a_promise_to_keep_a_connection_is_held_however_many_others_wait(bench: Bench) -> None:
@@ -316,6 +354,40 @@ def test_a_stopped_worker_answers_what_has_come_before_however_late_it_looks(ben
     assert worker.wait(20) == 0
 
 
+def test_a_busy_worker_that_is_told_to_stop_leaves_the_queue_alone_when_its_time_is_over(bench: Bench) -> None:
+    """However many wait in it. It would be killed in the end, with one of them in hand."""
+    at_once = 1 if bench.engine == ENGINES["solo"] else 4
+    worker = impatient(bench, "QUEUE_PATIENCE=0")
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(bench.connect()) for _ in range(at_once)]
+        for connection in first:
+            connection.sendall(Request(parameters("/hold")).to_send())
+        held = eventually(lambda: len(found := bench.held()) == at_once and found)
+        others = [stack.enter_context(bench.connect()) for _ in range(7)]
+        for connection in others:
+            connection.sendall(Request(parameters("/called")).to_send())
+        worker.terminate()
+        bench.release(*held)
+        assert worker.wait(20) == 0
+        assert [ask_rest(connection).body for connection in first] == [str(worker.pid).encode()] * at_once
+        assert notes(bench) == []
+        start(bench)
+        assert [ask_rest(connection).body for connection in others] == [b"called"] * 7
+
+
+def test_a_stopping_worker_looks_at_the_clock_after_each_request_of_the_queue(bench: Bench) -> None:
+    worker = impatient(bench, "QUEUE_PATIENCE=0.1")
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(bench.connect()) for _ in range(60)]
+        worker.send_signal(signal.SIGSTOP)
+        for connection in waiting:
+            connection.sendall(Request(parameters("/nap")).to_send())
+        worker.terminate()
+        worker.send_signal(signal.SIGCONT)
+        assert worker.wait(20) == 0
+        assert len(select.select(waiting, [], [], 0)[0]) < 60
+
+
 def test_what_a_stopped_worker_drops_is_in_the_log(bench: Bench) -> None:
     worker = impatient(bench, "FIRST_BYTE_GRACE=0.1", "FIRST_BYTE_PATIENCE=20")
     with bench.connect() as connection:
@@ -329,12 +401,13 @@ def test_what_a_stopped_worker_drops_is_in_the_log(bench: Bench) -> None:
 def test_a_stopped_worker_sees_idle_kept_connections_off_and_answers_what_crosses_with_that(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect() as kept, bench.connect() as closed:
-        assert ask(kept).status == ask(closed).status == 200
+        ask_records(kept)
+        ask_records(closed)
         worker.terminate()
         goodbye = encode_record(RecordType.STDERR, 1)
         assert kept.recv(65536) == closed.recv(65536) == goodbye
         closed.close()
-        kept.sendall(Request(parameters("/pid"), keep_connection=True).to_send())
+        kept.sendall(ask_to_keep())
         found = list(records(kept))
         assert found[0].content.endswith(str(worker.pid).encode())
         assert [record.type for record in found[-2:]] == [RecordType.END_REQUEST, RecordType.STDERR]
@@ -344,7 +417,7 @@ def test_a_stopped_worker_sees_idle_kept_connections_off_and_answers_what_crosse
 def test_a_stopped_worker_says_with_an_answer_that_it_was_the_last(bench: Bench) -> None:
     worker = bench.start()
     with bench.connect() as kept:
-        kept.sendall(Request(parameters("/hold"), keep_connection=True).to_send())
+        kept.sendall(ask_to_keep("/hold"))
         (held,) = eventually(bench.held)
         worker.terminate()
         bench.release(held)

@@ -173,7 +173,7 @@ def deploy(directory: Path, program: str | None) -> None:
     current.rename(directory / "current")
 
 
-def deployed(directory: Path, address: str, *keys: str, ready: str = "ping") -> str:
+def deployed(directory: Path, address: str | list[str], *keys: str, ready: str = "ping") -> str:
     """The table of a pool of Go programs that are started through the link `current`."""
     (directory / "broken.py").write_text(ERRORS)
     table = pool(directory, "go", address, "reload_timeout = 4", *keys)

@@ -18,6 +18,9 @@ from tests.waiting import eventually
 
 PYTHON = f"{sys.executable} -S -E"
 
+# A command that does not accept, and is ready all the same.
+SILENT = 'command = "sleep 1000"\nready = "startsecs"\nstartsecs = 0\n'
+
 # Small programs by name; each says READY=1 when it can be signalled. What they want known they write into files.
 PROGRAMS = """
 import os, signal, socket, sys
@@ -277,8 +280,7 @@ def test_a_process_that_backs_off_does_not_hold_up_a_shutdown(tmp_path: Path) ->
 
 def test_a_socket_file_is_removed_with_its_pool_but_never_another_in_its_place(tmp_path: Path) -> None:
     pools = "".join(
-        f'[pool.{name}]\nsocket = "%(here)s/{name}"\ncommand = "sleep 1000"\nstartsecs = 0\n'
-        for name in ("stopped", "ours", "theirs", "file", "gone")
+        f'[pool.{name}]\nsocket = "%(here)s/{name}"\n{SILENT}' for name in ("stopped", "ours", "theirs", "file", "gone")
     )
     with managing(scene(tmp_path, pools)) as manager, socket.socket(socket.AF_UNIX) as theirs:
         assert manager.halt("stopped").ok
@@ -301,7 +303,7 @@ def test_a_socket_file_that_cannot_be_removed_any_more_does_not_hold_up_the_stop
         sockets.mkdir()
         os.chown(sockets, directory.stat().st_uid, directory.stat().st_gid)
         listens = [f"{sockets}/one", f"{sockets}/other"]
-        table = f'[pool.app]\nsocket = {listens}\nsocket_pass = "env"\ncommand = "sleep 1000"\nstartsecs = 0\n'
+        table = f'[pool.app]\nsocket = {listens}\nsocket_pass = "env"\n{SILENT}'
         with managing(scene(directory, table), prefix=prefix) as manager:
             if os.geteuid() == 0:
                 os.chown(sockets, 0, 0)

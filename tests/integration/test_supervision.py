@@ -100,6 +100,7 @@ def test_fatal_is_left_by_start(tmp_path: Path) -> None:
         [pool.app]
         socket = "127.0.0.1:{free_port()}"
         command = ["sh", "-c", "test -e cured && exec sleep 1000; echo not cured >&2; exit 1"]
+        ready = "startsecs"
         directory = "%(here)s"
         startsecs = 0.2
         startretries = 0
@@ -449,6 +450,7 @@ def test_no_fd_and_no_zombie_is_left_of_many_respawns(tmp_path: Path) -> None:
         [pool.app]
         socket = "127.0.0.1:{free_port()}"
         command = "sleep 1000"
+        ready = "startsecs"
         startsecs = 0
         numprocs = {AT_ONCE}
     """

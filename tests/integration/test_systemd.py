@@ -37,11 +37,13 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
     notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 signal.pause()
 """
+# A command that does not accept, and is ready all the same.
+SILENT = 'command = "sleep 1000"\nready = "startsecs"\nstartsecs = 0'
 SLEEPERS = '[program.sleeper]\ncommand = "sleep 1000"\nstartsecs = 0\nnumprocs = 2\n'
 
 
 def pool(name: str, **keys: object) -> str:
-    lines = [f'[pool.{name}]\nsocket = "127.0.0.1:{free_port()}"\ncommand = "sleep 1000"\nstartsecs = 0']
+    lines = [f'[pool.{name}]\nsocket = "127.0.0.1:{free_port()}"\n{SILENT}']
     return "\n".join([*lines, *(f"{key} = {value}" for key, value in keys.items())]) + "\n"
 
 

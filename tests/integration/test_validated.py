@@ -69,6 +69,7 @@ backend app
     server app {address} proto fcgi
 fcgi-app app
     docroot /
+    path-info ^()(/.*)$
     option keep-conn
 """
 

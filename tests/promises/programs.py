@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.integration.backends import built, place
+from tests.integration.backends import built
 from tests.integration.servers import need
 
 Socket = Literal["tcp", "unix"]
@@ -40,8 +40,8 @@ class Program:
     clients: int = 6
     prepare: Callable[[Path], None] = field(default=lambda directory: None)
 
-    def pool(self, directory: Path, socket: Socket, address: str, *more: str) -> str:
-        """Its table in pool.toml, with all that it needs put into `directory`."""
+    def pool(self, directory: Path, socket: Socket, address: str, *more: str, numprocs: int | None = None) -> str:
+        """Its table in pool.toml, with all that it needs put into `directory`. `more`: lines of the table."""
         need(*self.needs)
         for name in self.files:
             shutil.copy(APPS / name, directory)
@@ -50,7 +50,7 @@ class Program:
             f"[pool.{POOL}]",
             f'socket = "{address}"',
             'directory = "%(here)s"',
-            f"numprocs = {self.numprocs}",
+            f"numprocs = {numprocs or self.numprocs}",
             f'environment.POSTED_LOG = "%(here)s/{LOG}"',
             self.keys[socket].format(address=address),
             *more,
@@ -68,7 +68,7 @@ def _command(words: str, *more: str) -> dict[Socket, str]:
 
 def _go(directory: Path) -> None:
     need("go")
-    place(built("go", (APPS / "post.go").read_text()), directory / "post")
+    shutil.copy2(built("go", (APPS / "post.go").read_text()), directory / "post")
 
 
 _WSGI: Final = ("wsgi.py", "posted.py")

@@ -36,7 +36,20 @@ from fcgimgr.core.generation import (
     pool_state,
     step,
 )
-from fcgimgr.core.process import Died, Due, Executed, Exit, Idle, Ready, Retiring, Spawned, SpawnFailed, Spawning
+from fcgimgr.core.process import (
+    Astray,
+    Died,
+    Due,
+    Executed,
+    Exit,
+    Idle,
+    Ready,
+    Retiring,
+    Spawned,
+    SpawnFailed,
+    Spawning,
+    Takes,
+)
 
 
 def settings(**keys: Any) -> ProcessSettings:
@@ -99,6 +112,12 @@ class History:
 
     def ready(self, name: str) -> History:
         return self.feed(Happened(self.index(name), Ready()))
+
+    def takes(self, name: str, *, served: bool = False, known: bool = True) -> History:
+        return self.feed(Happened(self.index(name), Takes(served=served, known=known)))
+
+    def astray(self, name: str, what: str) -> History:
+        return self.feed(Happened(self.index(name), Astray(what)))
 
     def executed(self, name: str) -> History:
         return self.feed(Happened(self.index(name), Executed()))

@@ -34,7 +34,8 @@ def program(directory: Path, keys: str, environ: Mapping[str, str] | None = None
 def test_the_least_there_can_be(tmp_path: Path):
     config = configured(tmp_path, POOL)
     settings = config.pools["app"]
-    assert settings == PoolSettings(name="app", sockets=(TcpAddress("127.0.0.1", 9001),), command=("serve",))
+    sockets = (TcpAddress("127.0.0.1", 9001),)
+    assert settings == PoolSettings(name="app", sockets=sockets, command=("serve",), ready="accepts")
     assert settings.socket_backlog == default_backlog() <= 4096
     assert config.path == str(tmp_path / "pool.toml")
     assert config.programs == config.groups == {}
@@ -192,6 +193,32 @@ def test_a_wsgi_pool_serves_all_its_sockets_by_our_own_worker(tmp_path: Path):
     assert settings.pythonpath == (f"{tmp_path}/src",)
 
 
+@pytest.mark.parametrize(
+    ("keys", "ready"),
+    [
+        ('command = "x"', "accepts"),
+        ('command = "x"\nstartsecs = 0', "accepts"),
+        ('command = "x"\nready = "startsecs"', "startsecs"),
+        ('wsgi = "m:app"', "notify"),
+        ('wsgi = "m:app"\nready = "ping"', "ping"),
+    ],
+)
+def test_what_runs_says_when_a_process_is_ready(tmp_path: Path, keys: str, ready: str):
+    config = configured(tmp_path, f'[pool.app]\nsocket = "*:1"\n{keys}\n[program.job]\ncommand = "x"\n')
+    assert config.pools["app"].ready == ready
+    assert config.programs["job"].ready == "startsecs", "a program has no socket to be seen at"
+
+
+@pytest.mark.parametrize(
+    ("ready", "path"),
+    [("http", "/"), ("http:/", "/"), ("http:/healthz?full=1", "/healthz?full=1"), ("ping", None), ("accepts", None)],
+)
+def test_an_http_request_may_name_its_path(tmp_path: Path, ready: str, path: str | None):
+    settings = app(tmp_path, f'ready = "{ready}"')
+    assert (settings.ready, settings.ready_path) == (ready, path)
+    assert settings.is_pinged == (ready != "accepts")
+
+
 def test_equal_files_give_equal_settings(tmp_path: Path):
     text = POOL + 'environment = { A = "b" }\nrlimit_core = 0\n'
     assert configured(tmp_path, text) == configured(tmp_path, text)
@@ -202,7 +229,10 @@ def test_equal_files_give_equal_settings(tmp_path: Path):
     ("keys", "warning"),
     [
         ("socket_backlog = 2147483647", "pool.app.socket_backlog: the kernel caps"),
-        ("exitcodes = [0, 2]", 'pool.app.exitcodes: has no effect without autorestart = "unexpected"'),
+        (
+            '[program.job]\ncommand = "x"\nexitcodes = [0, 2]',
+            'program.job.exitcodes: has no effect without autorestart = "unexpected"',
+        ),
         ('redirect_stderr = true\nstderr_logfile = "/x"', "pool.app.stderr_logfile: has no effect"),
         ('socket_env = "FD"', "pool.app.socket_env: has no effect"),
         (

@@ -331,3 +331,32 @@ def test_it_is_begun_and_ended_by_an_update_of_the_key():
     history.settings = settings(startretries=0)
     history.feed(core.Adopted())
     assert history.pool.retry_at is None
+
+
+# -- another generation has taken its place, and may give it back
+
+
+def test_one_that_is_held_stays_whole_and_takes_no_orders():
+    history = History(numprocs=2).start().at(5).feed(core.Hold())
+    history.restart().scale(1).start()
+    assert history.states == ["RUNNING", "RUNNING"]
+    history.exits("app_00", signal=SIGKILL)
+    assert history.states == ["STARTING", "RUNNING"]
+    history.at(7).leave()
+    assert history.signals
+    assert history.states == ["STOPPING", "STOPPING"]
+
+
+def test_one_that_drains_is_whole_again_when_it_comes_back():
+    history = History(numprocs=3).start().at(5)
+    history.busy = {"app_02"}
+    history.leave()
+    assert history.states == ["STOPPING", "STOPPING", "STOPPING"]
+    history.exits("app_00", signal=SIGTERM)
+    history.feed(core.Return())
+    assert history.states == ["STARTING", "STOPPING", "RUNNING"]  # ended, told to, and at work
+    history.exits("app_01", signal=SIGTERM).at(10)
+    assert history.states == ["RUNNING", "RUNNING", "RUNNING"]
+    assert not history.pool.left
+    history.restart("app_00")
+    assert history.states[0] == "STOPPING"

@@ -7,18 +7,24 @@ from fcgimgr.core.pool import (
     Abort,
     Arriving,
     Begin,
+    CameBack,
     Canary,
+    ComeBack,
     Discard,
     Due,
     Failed,
     Gone,
+    Hold,
     Leave,
+    Lost,
     Pool,
     Promote,
     Queued,
     Ready,
     Refused,
     Reload,
+    Return,
+    Settle,
     Share,
     Switch,
     step,
@@ -119,6 +125,11 @@ EVENTS = st.one_of(
     st.just(Promote()),
     st.just(Abort("asked")),
     st.builds(Gone, NUMBERS),
+    st.builds(Ready, NUMBERS, st.just(2.0), st.just(5.0)),
+    st.just(Promote(hold=2.0, watch=5.0)),
+    st.builds(Lost, NUMBERS, st.integers(0, 1), st.just(2)),
+    st.just(CameBack()),
+    st.just(Settle()),
 )
 
 
@@ -130,9 +141,86 @@ def test_in_any_order_exactly_one_generation_serves_and_every_other_one_is_ended
             continue  # only what was told to leave or was discarded can be gone
         pool, actions = step(pool, event, float(now))
         begun |= {action.number for action in actions if isinstance(action, Begin)}
-        ended |= {action.number for action in actions if isinstance(action, Leave | Discard)}
+        ended |= {action.number for action in actions if isinstance(action, Leave | Discard | Hold)}
+        for action in actions:
+            if isinstance(action, Return):
+                ended = ended - {action.number} | {action.bad}
         coming = {pool.coming.number} if pool.coming else set()
         assert begun - ended == {pool.serving} | coming
         assert pool.serving not in ended
         assert pool.leaving <= ended
         assert not (coming and pool.waiting)
+        assert pool.watch is None or (pool.watch.old in pool.leaving and not coming)
+        assert pool.watch is None or pool.due is not None
+
+
+# -- what has been switched to is watched
+
+
+WATCHED = Ready(2, hold=1.0, watch=10.0)
+
+
+def lost(*indexes, of=4):
+    return [Lost(2, index, of) for index in indexes]
+
+
+def test_the_old_one_is_held_at_the_switch_and_leaves_when_that_is_over():
+    pool, actions = play(RELOAD, WATCHED)
+    assert actions == [Switch(2), Hold(1)]
+    assert pool.leaving == {1}
+    assert pool.due == 2.0  # of the second event, which is at 1.0
+    pool, actions = step(pool, Due(), 1.9)
+    assert actions == []
+    pool, actions = step(pool, Due(), 2.0)
+    assert actions == [Leave(1)]
+    assert pool.due == 11.0
+    pool, actions = step(pool, Due(), 11.0)
+    assert actions == []
+    assert pool == Pool(serving=2, last=2, leaving=frozenset({1}))
+
+
+def test_it_is_held_for_longer_while_the_new_one_leaves_connections_waiting_but_not_for_ever():
+    pool, _ = play(RELOAD, WATCHED)
+    for due in (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0):
+        assert pool.due == due
+        pool, actions = step(pool, Due(unproven=True), due)
+        assert actions == []
+    assert pool.due == 11.0
+    _, actions = step(pool, Due(unproven=True), 11.0)
+    assert actions == [Leave(1)]
+    _, actions = step(pool, Due(), 11.0)
+    assert actions == [Leave(1)]
+
+
+def test_the_traffic_goes_back_when_more_than_half_are_lost():
+    for begun in ((RELOAD, WATCHED), (RELOAD, WATCHED, Due())):  # held, and leaving
+        pool, actions = play(*begun, *lost(0, 1, 1))
+        assert actions == []
+        pool, actions = play(*begun, *lost(0, 1, 1, 2))
+        assert actions == [ComeBack(1)]
+        pool, actions = play(*begun, *lost(0, 1, 1, 2), CameBack())
+        assert actions == [Return(1, 2)]
+        assert pool == Pool(serving=1, last=2, leaving=frozenset({2}))
+
+
+def test_where_it_cannot_go_back_what_serves_stays():
+    pool, actions = play(RELOAD, WATCHED, *lost(0, of=1), Settle())
+    assert actions == [Leave(1)]
+    assert (pool.serving, pool.watch) == (2, None)
+
+
+def test_there_is_nothing_to_go_back_to_when_the_old_one_has_gone_or_the_time_is_over():
+    for over in (Gone(1), Settle()):
+        pool, _ = play(RELOAD, WATCHED, Due(), over)
+        assert pool.watch is None
+        assert step(pool, Lost(2, 0, 1), 5.0) == (pool, [])
+    pool, actions = play(RELOAD, Ready(2, hold=1.0, watch=0.0))
+    assert actions == [Switch(2), Leave(1)]
+    assert pool.watch is None
+
+
+def test_a_reload_that_waits_for_the_old_one_waits_for_the_bad_one_too():
+    pool, actions = play(RELOAD, WATCHED, RELOAD, *lost(0, of=1), CameBack())
+    assert pool.waiting == RELOAD
+    pool, actions = step(pool, Gone(2), 9.0)
+    assert actions == [Begin(3)]

@@ -4,8 +4,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, State, Stopped, Stopping
+from fcgimgr.core.generation import Hold, PoolState, Return
+from fcgimgr.core.process import ALIVE, Backoff, Exited, Fatal, Spawning, Starting, State, Stopped, Stopping
 
 from .history import History
 
@@ -20,7 +20,7 @@ class PoolMachine(RuleBasedStateMachine):
         startsecs=st.sampled_from([0.0, 1.0]),
         startretries=st.sampled_from([-1, 0, 2]),
         autorestart=st.sampled_from([True, False, "unexpected"]),
-        ready=st.sampled_from(["startsecs", "notify"]),
+        ready=st.sampled_from(["startsecs", "notify", "accepts"]),
         on_fatal=st.sampled_from(["close", "keep", "retry"]),
         max_lifetime=st.sampled_from([None, None, 0.5, 7.0]),
         ours=st.booleans(),
@@ -79,6 +79,15 @@ class PoolMachine(RuleBasedStateMachine):
     def leave(self):
         self.history.leave()
 
+    @rule()
+    def hold(self):
+        self.history.feed(Hold())
+
+    @precondition(lambda self: self.history.pool.left and self.history.pool.open)
+    @rule()
+    def come_back(self):
+        self.history.feed(Return())
+
     @rule(queued=st.integers(0, 2))
     def let_connections_wait(self, queued):
         self.history.queued = queued
@@ -109,6 +118,19 @@ class PoolMachine(RuleBasedStateMachine):
     def say_ready(self, choice):
         indexes = sorted(self.history.pids)
         self.history.ready(f"app_{indexes[choice % len(indexes)]:02}")
+
+    @precondition(lambda self: self.history.pids)
+    @rule(choice=st.integers(0, 99), served=st.booleans(), known=st.booleans())
+    def be_seen(self, choice, served, known):
+        indexes = sorted(self.history.pids)
+        name = f"app_{indexes[choice % len(indexes)]:02}"
+        self.history.takes(name, served=served and known, known=known)
+
+    @precondition(lambda self: self.history.pids)
+    @rule(choice=st.integers(0, 99))
+    def go_astray(self, choice):
+        indexes = sorted(self.history.pids)
+        self.history.astray(f"app_{indexes[choice % len(indexes)]:02}", "it listens elsewhere")
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 5.0, 40.0]))
     def let_time_pass(self, seconds):
@@ -183,8 +205,11 @@ class PoolMachine(RuleBasedStateMachine):
     def a_running_pool_has_all_it_wants(self):
         history = self.history
         if history.state is PoolState.RUNNING:
-            assert history.states.count("RUNNING") >= history.pool.wanted
-            missing = [state for state in history.states[: history.pool.wanted] if state != "RUNNING"]
+            wanted = history.pool.processes[: history.pool.wanted]
+            there = [state.name == "RUNNING" or is_follower(state) for state in wanted]
+            others = [state.name == "RUNNING" for state in history.pool.processes[history.pool.wanted :]]
+            assert sum(there) + sum(others) >= history.pool.wanted
+            missing = [one for one in there if not one]
             assert len(missing) <= len(history.pool.stand_ins)
 
     def teardown(self):
@@ -205,6 +230,10 @@ class PoolMachine(RuleBasedStateMachine):
 
 def is_patient(state: State) -> bool:
     return isinstance(state, Stopping) and state.patient
+
+
+def is_follower(state: State) -> bool:
+    return isinstance(state, Spawning | Starting) and state.follows and not getattr(state, "missed", False)
 
 
 TestPool = PoolMachine.TestCase

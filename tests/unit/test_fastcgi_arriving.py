@@ -88,6 +88,21 @@ def test_requests_sent_ahead_wait_for_their_turn(pairs: dict[str, str], body: by
     assert arrival.body_ended
 
 
+@given(st.lists(st.integers(0), max_size=6), st.booleans())
+def test_the_rest_of_a_body_whose_request_is_over_is_passed_over_and_counted(cuts: list[int], ended: bool) -> None:
+    """As it is when the answer came before the end of the body, whether the peer then sends that end or not."""
+    arrival = Arrival({})
+    arrival.feed(request({"a": "b"}, b"first")[: -len(encode_record(RecordType.STDIN, 1))])
+    arrival.over()
+    rest = encode_record(RecordType.STDIN, 1, b"rest") + (encode_record(RecordType.STDIN, 1) if ended else b"")
+    for piece in split(rest, cuts):
+        arrival.feed(piece)
+    assert arrival.between_requests
+    assert (arrival.passed_over, list(arrival.body)) == (4, [])
+    arrival.feed(request({"second": "2"}))
+    assert (arrival.parameters, arrival.body_ended, arrival.passed_over) == ({"second": "2"}, True, 0)
+
+
 noise = st.one_of(
     st.binary(max_size=80),
     st.builds(encode_record, st.integers(0, 12), st.integers(0, 2), st.binary(max_size=30)),

@@ -132,7 +132,7 @@ def test_the_manager_imports_neither_click_nor_rich_nor_ssl_nor_what_inspect_nee
     config = tmp_path / "pool.toml"
     config.write_text(
         '[manager]\ncontrol = "%(here)s/c.sock"\n'
-        '[pool.app]\nsocket = "%(here)s/app.sock"\ncommand = "sleep 1000"\nstartsecs = 0\n'
+        '[pool.app]\nsocket = "%(here)s/app.sock"\ncommand = "sleep 1000"\nready = "startsecs"\nstartsecs = 0\n'
     )
     log = tmp_path / "imports"
     with log.open("wb") as output:

@@ -44,7 +44,6 @@ def test_an_address_that_cannot_be_had_leaves_all_others_where_they_were(tmp_pat
     old = open_listening(settings, {})
     stack.callback(old.close)
     new = open_listening(settings, {}, old)
-    stack.callback(new.close)
     os.rename(paths[1], tmp_path / "aside")
     Path(paths[1]).write_text("precious")
     for _ in range(2):
@@ -57,4 +56,11 @@ def test_an_address_that_cannot_be_had_leaves_all_others_where_they_were(tmp_pat
     new.take_traffic()
     assert answers(new, ("127.0.0.1", port))
     assert all(answers(new, path) for path in paths)
+    # Those before keep theirs beside, and can have the traffic back.
+    assert sorted(os.listdir(tmp_path)) == ["one", "one.new", "two", "two.new"]
+    assert old.can_come_back(new)
+    old.come_back(new)
+    assert answers(old, ("127.0.0.1", port))
+    assert all(answers(old, path) and answers(new, f"{path}.new") for path in paths)
+    new.close()
     assert sorted(os.listdir(tmp_path)) == ["one", "two"]

@@ -17,8 +17,29 @@ def history(*requests: tuple[float, float], times: int, queued: bool = False) ->
     return kept
 
 
-def test_short_requests_keep_their_connections_and_let_one_go_now_and_then() -> None:
-    kept = history((0.0, 0.00003), times=10 * SHED)
+def test_one_connection_goes_for_so_many_requests_that_waited_for_another() -> None:
+    keeping, now, kept = Keeping(lambda: False), 1000.0, []
+    for _ in range(10 * SHED):
+        for position in range(3):  # that were there at once, after a pause
+            keeping.busy = 0
+            keeping.waited += position > 0
+            keeping.served(now, now + 0.00003)
+            now += 0.00003
+            kept.append(keeping.keeps("connection"))
+        now += 0.001
+    assert kept.count(False) == 20
+
+
+def test_short_requests_that_keep_nobody_waiting_keep_their_connections() -> None:
+    assert all(history((0.0, 0.00003), times=10 * SHED))
+
+
+def test_many_threads_let_one_go_now_and_then() -> None:
+    """Who waits for whom is not known."""
+    keeping, kept = Keeping(lambda: False, threads=2), []
+    for _ in range(10 * SHED):
+        keeping.served(1000.0, 1000.0)
+        kept.append(keeping.keeps("connection"))
     assert kept.count(False) == 10
 
 

@@ -1,6 +1,8 @@
-"""ASGI: for uvicorn, hypercorn, daphne and gunicorn's uvicorn worker. A WebSocket has its messages sent back."""
+"""ASGI: for uvicorn, hypercorn, daphne and gunicorn's uvicorn worker. A WebSocket has its messages sent
+back, with the pid before them."""
 
 import asyncio
+import os
 
 from posted import asked, halves, log
 
@@ -33,7 +35,7 @@ async def echo(receive, send):
         if message["type"] == "websocket.connect":
             await send({"type": "websocket.accept"})
         elif message["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "text": message["text"]})
+            await send({"type": "websocket.send", "text": f"{os.getpid()} {message['text']}"})
         else:
             return
 

@@ -24,4 +24,6 @@ def answer(name, between):
 if __name__ == "__main__":
     from flup.server.fcgi import WSGIServer
 
-    WSGIServer(app).run()
+    # A connection that is kept holds a thread, and flup counts a thread as idle until it has woken: with one to spare,
+    # the second of two connections that come together waits until nginx lets go of another.
+    WSGIServer(app, minSpare=8, maxSpare=8).run()
