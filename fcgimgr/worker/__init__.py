@@ -12,6 +12,7 @@ listening    the sockets that were handed over, and which peers may use them
 accepting    the loop in front of every engine: accept when a thread is free, drain on TERM
 solo         the same for a process that serves one request at a time, in its main thread
 forked       how a child ends that the application has forked
+patched      an application that has replaced Python's threads and sockets
 leaving      what keeps a worker from ending
 saying       what a worker tells of itself, on its standard error
 asking       how a log names a request

@@ -37,6 +37,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from fcgimgr.worker.forked import end_child
+from fcgimgr.worker.patched import accept, epoll, poll
 from fcgimgr.worker.saying import say, told
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -113,7 +114,7 @@ class AcceptLoop:
         self._ready = ready
         self._see_off = see_off
         self._promised = promised
-        self._epoll = select.epoll()
+        self._epoll = epoll()
         self._handed_over: queue.SimpleQueue[tuple[Connection, bool] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         # All below is shared with the threads, under this lock; its waiters wait for `_busy` to fall.
@@ -228,7 +229,7 @@ class AcceptLoop:
         if self._busy >= self._limit or self._retiring:  # since epoll answered
             return False
         try:
-            connection, peer = listener.accept()
+            connection, peer = accept(listener)
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
                 self._make_room(error)
@@ -435,9 +436,9 @@ class AcceptLoop:
 
 def _speaks(connection: socket.socket, within: float) -> bool:
     """Whether it sends anything (an end of file counts) within so many seconds."""
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(within * 1000))
+    polled = poll()
+    polled.register(connection, select.POLLIN)
+    return bool(polled.poll(within * 1000))
 
 
 def _has_ended(connection: socket.socket) -> bool:

@@ -6,7 +6,6 @@ import fcntl
 import itertools
 import mmap
 import os
-import threading
 from collections.abc import MutableMapping
 
 from fcgimgr.fastcgi.scoreboard import (
@@ -26,6 +25,7 @@ from fcgimgr.fastcgi.scoreboard import (
     WORK,
     WORKING,
 )
+from fcgimgr.worker.patched import get_ident
 
 
 class Board:
@@ -64,7 +64,7 @@ class Lane:
         self._halves = at + HALVES[0], at + HALVES[1]
         self._count = 0
         self._shown = memoryview(board.memory)[at : at + COUNT.size].cast("I")
-        THREAD.pack_into(board.memory, at + THREAD_AT, threading.get_ident())
+        THREAD.pack_into(board.memory, at + THREAD_AT, get_ident())
 
     def work(self, requests: int, since: float, last: float, method: str, uri: str) -> None:
         """A request is in hand, since that monotonic time, after so many, of which the last took so long; what is too

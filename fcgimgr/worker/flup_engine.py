@@ -59,6 +59,7 @@ from fcgimgr.worker.exchange import Exchange, FileWrapper
 from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.observing import Observer
 from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
+from fcgimgr.worker.patched import poll
 from fcgimgr.worker.patience import (
     HEAD_PATIENCE,
     LINGER,
@@ -479,12 +480,12 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     def check(self) -> None:
         """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
-        poll = select.poll()
+        polled = poll()
         try:
-            poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+            polled.register(self.socket, select.POLLIN | select.POLLRDHUP)
         except ValueError:  # in a child that the application has forked
             raise self.lost("the connection is not this process's") from None
-        events = poll.poll(0)
+        events = polled.poll(0)
         if not events:
             return
         if events[0][1] & ~select.POLLIN:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from fcgimgr.worker.patched import get_ident
 from fcgimgr.worker.saying import say, text_of
 
 
@@ -53,7 +54,7 @@ def told_when_late(target: str, patience: float | None) -> Iterator[None]:
     if patience is None:
         yield
         return
-    began, importing = time.monotonic(), threading.get_ident()
+    began, importing = time.monotonic(), get_ident()
 
     def tell() -> None:
         frame = sys._current_frames().get(importing)
@@ -66,18 +67,29 @@ def told_when_late(target: str, patience: float | None) -> Iterator[None]:
         head = f"the import of {target!r} has taken {took:.1f} s so far, and is here:"
         say(f"{head}\n{shown}")
 
-    timer = threading.Timer(max(patience - max(0.1 * patience, 0.5), 0.5 * patience), tell)
-    timer.daemon = True
+    # Of the simplest that Python has: gevent puts its own in the place of everything else while this waits.
+    over, ended = _thread.allocate_lock(), _thread.allocate_lock()
+    due = max(patience - max(0.1 * patience, 0.5), 0.5 * patience)
+
+    def wait() -> None:
+        try:
+            if not over.acquire(timeout=due):
+                tell()
+        finally:
+            ended.release()
+
+    over.acquire()
+    ended.acquire()
     try:
-        timer.start()
+        _thread.start_new_thread(wait, ())
     except RuntimeError:  # a limit of the system (RLIMIT_NPROC): the import may do without
         yield
         return
     try:
         yield
     finally:
-        timer.cancel()
-        timer.join()  # a zygote forks next
+        over.release()
+        ended.acquire()  # a zygote forks next
 
 
 def _import(target: str, name: str) -> Any:

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
     from fcgimgr.worker.listening import ListenError, inherited_listeners, peer_filter
     from fcgimgr.worker.loading import LoadError, load_application, told_when_late
     from fcgimgr.worker.notify import notify
+    from fcgimgr.worker.patched import PatchedError, refuse_patches
     from fcgimgr.worker.watching import watch_over
 
     serve: Callable[..., None] | None = None
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         listeners = [] if zygote is not None else inherited_listeners(os.environ)
         with told_when_late(options.application, options.ready_timeout):
             application = load_application(options.application)
+        threads = options.threads or DEFAULT_THREADS[options.server]
+        refuse_patches(options.server, threads, zygote is not None)
         if zygote is not None:
             zygote.fork_workers(rehearse)
             # This is a worker by now, and all that follows is as in any other.
@@ -78,13 +81,12 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         watch = watch_over(options, os.environ)
         # In C, so that it also works while the interpreter is stuck in an extension (manager/limits.py).
         faulthandler.register(TRACEBACK_SIGNAL, file=2)
-        threads = options.threads or DEFAULT_THREADS[options.server]
         if zygote is not None:
             zygote.wait_for_go()
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
         name_what_stays()
         let_go_of_streams()
-    except (ListenError, LoadError) as error:
+    except (ListenError, LoadError, PatchedError) as error:
         _give_up(str(error))
     return 0
 

@@ -39,6 +39,7 @@ from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
 from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
+from fcgimgr.worker.patched import poll
 from fcgimgr.worker.patience import (
     HEAD_PATIENCE,
     LINGER,
@@ -454,12 +455,12 @@ class _Connection:
 
     def check(self) -> None:
         """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
-        poll = select.poll()
+        polled = poll()
         try:
-            poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
+            polled.register(self.socket, select.POLLIN | select.POLLRDHUP)
         except ValueError:  # in a child that the application has forked
             raise self._lost("the connection is not this process's") from None
-        events = poll.poll(0)
+        events = polled.poll(0)
         if not events:
             return
         if events[0][1] & ~select.POLLIN:

@@ -30,6 +30,7 @@ from time import monotonic
 from typing import Final
 
 from fcgimgr.fastcgi.records import ProtocolStatus, RecordType, encode_record
+from fcgimgr.worker.patched import poll
 
 #: Behind the last answer, and alone on a connection that is idle.
 GOODBYE: Final = encode_record(RecordType.STDERR, 1)
@@ -104,6 +105,6 @@ class HangingUp:
         self._put_off += 1
         if self._put_off <= MOST_LATE:
             return True
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        return self._put_off <= MOST_CROSSED and bool(poll.poll(0))
+        polled = poll()
+        polled.register(self._connection, select.POLLIN)
+        return self._put_off <= MOST_CROSSED and bool(polled.poll(0))

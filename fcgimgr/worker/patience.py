@@ -11,6 +11,8 @@ import socket
 from time import monotonic
 from typing import Final
 
+from fcgimgr.worker.patched import poll
+
 #: Seconds that a request may take to come, from its beginning to the last of its parameters.
 HEAD_PATIENCE: Final = 30.0
 #: Seconds for which the application is kept waiting for the next piece of a body, and bytes a second below which it is
@@ -36,9 +38,9 @@ class TooSlowError(Exception):
 
 def comes(connection: socket.socket, event: int, patience: float) -> bool:
     """Whether the event, an end or a failure comes within `patience` seconds."""
-    poll = select.poll()
-    poll.register(connection, event)
-    return bool(poll.poll(max(0.0, patience) * 1000))
+    polled = poll()
+    polled.register(connection, event)
+    return bool(polled.poll(max(0.0, patience) * 1000))
 
 
 def wait_for_body(connection: socket.socket, come: int, waited: float) -> float:

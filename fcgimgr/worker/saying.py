@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fcgimgr.worker.asking import asked
+from fcgimgr.worker.patched import poll
 
 _STANDARD_ERROR: Final = 2
 #: Seconds for which a standard error that somebody has made non-blocking may be full.
 _PATIENCE: Final = 1.0
-_poll: Final = select.poll  # gevent puts its own in its place, which waits for others (cooperating.py)
 
 
 def say(what: str) -> None:
@@ -41,9 +41,9 @@ def say_bare(text: str) -> None:
             try:
                 unwritten = unwritten[os.write(_STANDARD_ERROR, unwritten) :]
             except BlockingIOError:
-                poll = _poll()
-                poll.register(_STANDARD_ERROR, select.POLLOUT)
-                if not poll.poll(_PATIENCE * 1000):
+                polled = poll()
+                polled.register(_STANDARD_ERROR, select.POLLOUT)
+                if not polled.poll(_PATIENCE * 1000):
                     return
 
 

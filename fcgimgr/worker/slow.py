@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import linecache
 import os
-import sys
 import threading
 import time
 import traceback
@@ -20,6 +19,7 @@ from typing import Final, Protocol
 
 from fcgimgr.worker.accesslog import escaped
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.patched import frame_of
 from fcgimgr.worker.saying import fault, say
 
 #: Frames that are written, the innermost ones.
@@ -120,7 +120,7 @@ class SlowLog:
         return due
 
     def _write(self, hand: InHand, number: int, took: float) -> None:
-        frame = sys._current_frames().get(hand.thread)
+        frame = frame_of(hand.thread)
         if frame is None:
             return
         linecache.checkcache()  # a file may be another since it was last shown

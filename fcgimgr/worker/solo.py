@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fcgimgr.worker.accepting import MOST_WAITING, AcceptLoop, Connection
 from fcgimgr.worker.keeping import Keeping
+from fcgimgr.worker.patched import Together, is_patched
 from fcgimgr.worker.saying import say, told
 
 #: Events that are fetched at once; what is left comes with the next call, and nobody waits long.
@@ -43,7 +44,7 @@ class SoloLoop(AcceptLoop):
         self._keeping = keeping
 
     def _serve(self) -> None:
-        poll = self._epoll.poll
+        poll = (Together(self._epoll) if is_patched() else self._epoll).poll
         waiting = self._waiting
         attend = self._attend
         keeping = self._keeping

@@ -16,6 +16,7 @@ from typing import Any
 from fcgimgr.worker.accesslog import AccessLog, Served
 from fcgimgr.worker.appending import AppendedFile
 from fcgimgr.worker.board import Board, Lane, inherited_board
+from fcgimgr.worker.patched import get_ident
 from fcgimgr.worker.retiring import Retirement
 from fcgimgr.worker.slow import SlowLog
 
@@ -28,7 +29,7 @@ class Hand:
 
     def __init__(self, lane: Lane | None) -> None:
         self.lane = lane
-        self.thread = threading.get_ident()
+        self.thread = get_ident()
         self.environ: Mapping[str, Any] = {}
         self.busy = False
         self.number = 0

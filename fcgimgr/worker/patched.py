@@ -1,0 +1,113 @@
+"""An application that has put something else in the place of Python's threads and sockets, as gevent does it.
+
+What the engines need is held on to here, before the application is imported: epoll, poll, sockets that do as they are
+told. With those, and one request at a time in the main thread, an application of gevent is served as gunicorn's sync
+worker serves it: its greenlets run while a request waits for something, and while the process waits for a request
+(`Together`). What gevent calls a thread is none, so that there is nothing to serve several requests at once with, and
+what a zygote forks would share its hub: that is refused, and so is eventlet, which leaves none of this usable.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import threading
+from select import epoll, poll
+from threading import get_ident
+from types import FrameType
+from typing import Any, Final
+
+__all__ = [
+    "PatchedError",
+    "Together",
+    "accept",
+    "epoll",
+    "frame_of",
+    "get_ident",
+    "is_patched",
+    "poll",
+    "refuse_patches",
+]
+
+_Socket: Final = socket.socket
+_HELD: Final = (
+    ("select", select, {"epoll": epoll, "poll": poll, "select": select.select}),
+    ("socket", socket, {"socket": _Socket}),
+    ("threading", threading, {"get_ident": get_ident, "Lock": threading.Lock}),
+)
+
+
+class PatchedError(Exception):
+    """The application cannot be served so; the text says why, and how it can."""
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+    """As listener.accept(), which would make whatever is called socket.socket by now."""
+    fd, peer = listener._accept()  # type: ignore[attr-defined]
+    return _Socket(listener.family, listener.type, listener.proto, fileno=fd), peer
+
+
+def is_patched() -> bool:
+    return bool(_patched())
+
+
+def _patched() -> list[str]:
+    """The modules of which something was replaced."""
+    return [
+        name
+        for name, module, held in _HELD
+        if any(getattr(module, key, None) is not value for key, value in held.items())
+    ]
+
+
+def refuse_patches(server: str, threads: int, preload: bool) -> None:
+    """To be called when the application is imported. Raises PatchedError."""
+    if not (names := _patched()):
+        return
+    own = "or give it a server of its own, by command, in place of wsgi"
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and getattr(eventlet, "already_patched", None):
+        raise PatchedError(
+            f"the application has replaced {_listed(names)} by eventlet's (monkey_patch), with which no worker can "
+            f"serve it: leave that out, {own}"
+        )
+    if server == "native" and threads == 1 and not preload:
+        return
+    by = "gevent's (monkey.patch_all)" if "gevent.monkey" in sys.modules else "its own"
+    raise PatchedError(
+        f'the application has replaced {_listed(names)} by {by}, and is served so by server = "native" with '
+        f"threads = 1 and preload = false alone: set these, {own}"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def frame_of(thread: int) -> FrameType | None:
+    """Where a thread (get_ident) is now. The present one is so in a greenlet that looks after a request, which is in
+    the main one."""
+    if thread != get_ident() or (greenlets := sys.modules.get("greenlet")) is None:
+        return sys._current_frames().get(thread)
+    greenlet = greenlets.getcurrent()
+    while greenlet.parent is not None:
+        greenlet = greenlet.parent
+    frame: FrameType | None = greenlet.gr_frame
+    return frame
+
+
+class Together:
+    """`epoll.poll` that lets the greenlets of the application run while nothing comes."""
+
+    def __init__(self, polled: epoll) -> None:
+        self._poll = polled.poll
+        self._fd = polled.fileno()
+
+    def poll(self, timeout: float | None = None, most: int = -1) -> list[tuple[int, int]]:
+        events = self._poll(0, most)
+        if not events and timeout != 0:
+            # gevent's, by now; an epoll can be waited for like any other descriptor (epoll(7)).
+            select.select([self._fd], [], [], timeout)
+            events = self._poll(0, most)
+        return events
