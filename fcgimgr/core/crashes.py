@@ -10,8 +10,9 @@ A process that ends as expected after some requests (php-cgi does) is none that 
 seen to accept, that costs nothing. One that lives some milliseconds between two ends may not have been looked at in
 time. If its program is known to accept it is believed, for a token of a bucket of its own, which is full again as soon
 as another ends that was seen to; but no more often than process.MOST_UNSEEN times in a row in one place, for others of
-its pool may be seen while this one never is. The bucket of the crashes takes no part in this: those that recycle
-themselves say nothing for one that crashes beside them.
+its pool may be seen while this one never is. Where nobody is seen at all, because each serves one request in no time,
+the listener tells: what waited there and does no more was accepted by one of them. The bucket of the crashes takes no
+part in this: those that recycle themselves say nothing for one that crashes beside them.
 """
 
 from typing import Final

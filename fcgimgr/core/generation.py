@@ -187,6 +187,10 @@ class Overdue(msgspec.Struct, frozen=True):
     hopeless: bool = False
 
 
+class Accepted(msgspec.Struct, frozen=True):
+    """Connections that waited have been accepted, by whom nobody knows."""
+
+
 class Adopted(msgspec.Struct, frozen=True):
     """The settings are others from now on."""
 
@@ -236,6 +240,7 @@ Event: TypeAlias = (
     | Restart
     | Recycle
     | Overdue
+    | Accepted
     | Adopted
     | Kill
     | Scale
@@ -467,6 +472,8 @@ class _Draft:
                 self._recycle(event)
             case Overdue(index, pid, hopeless):
                 self._end_overdue(index, pid, hopeless)
+            case Accepted():
+                self._believe()
             case Adopted():
                 self._age_anew()
             case Kill():
@@ -522,6 +529,17 @@ class _Draft:
             spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
             event = Died(event.exit, spare=spare, proved=event.proved)
         return event
+
+    def _believe(self) -> None:
+        """Those that end as expected without having been seen do serve, if nobody is there that was seen."""
+        if any(isinstance(state, Starting | Running) and state.seen for state in self.processes):
+            return
+        self.fields["trust"] = crashes.full(self.wanted, self.now)
+        for index, state in enumerate(self.processes):
+            if isinstance(state, Spawning | Starting | Running) and state.unseen:
+                after = msgspec.structs.replace(state, unseen=0)
+                self.processes[index] = after
+                self.actions.append(Changed(index, state, after))
 
     def _let_try_or_hold(self, event: Due) -> Due | Held:
         spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)

@@ -28,10 +28,12 @@ _CONNECTED: Final = _ALL_STATES & ~(1 << _LISTEN | 1 << _TIME_WAIT | 1 << _CLOSE
 _UDIAG_SHOW_NAME: Final = 0x01
 _UDIAG_SHOW_VFS: Final = 0x02
 _UDIAG_SHOW_PEER: Final = 0x04
+_UDIAG_SHOW_ICONS: Final = 0x08
 _UDIAG_SHOW_RQLEN: Final = 0x10
 _UNIX_DIAG_NAME: Final = 0
 _UNIX_DIAG_VFS: Final = 1
 _UNIX_DIAG_PEER: Final = 2
+_UNIX_DIAG_ICONS: Final = 3
 _UNIX_DIAG_RQLEN: Final = 4
 
 _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")  # unix_diag_req: family, protocol, -, states, inode, show, cookie
@@ -88,6 +90,28 @@ def established_inodes(names: Iterable[SocketName]) -> set[int] | None:
     except OSError:
         return None
     return inodes
+
+
+def waiting(names: Iterable[SocketName]) -> frozenset[bytes]:
+    """The connections that wait to be accepted from the listeners so named, each by what tells it from all others.
+
+    What was among them and is no more has been accepted (or reset by its client). None, where the kernel does not say.
+    """
+    found: set[bytes] = set()
+    try:
+        for name in names:
+            if isinstance(name, tuple):
+                for answer in tcp_by_port(tcp_address(name)[0], name[1], _CONNECTED):
+                    if not tcp_inode(answer):
+                        found.add(answer[_INET_ANSWER_ID : _INET_ANSWER_ID + _INET_ID.size])
+            else:
+                for _, attributes in _unix(1 << _LISTEN, _UDIAG_SHOW_NAME | _UDIAG_SHOW_ICONS):
+                    if _unix_name(attributes) == name:
+                        icons = attributes.get(_UNIX_DIAG_ICONS, b"")
+                        found.update(icons[at : at + 4] for at in range(0, len(icons), 4))
+    except OSError:
+        return frozenset()
+    return frozenset(found)
 
 
 def listening_inodes(name: SocketName) -> set[int] | None:

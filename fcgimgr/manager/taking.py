@@ -18,10 +18,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import PoolSettings
-from fcgimgr.core.generation import Happened
+from fcgimgr.core.generation import Accepted, Happened
 from fcgimgr.core.process import EARLY, Astray, Running, Spawning, Starting, Takes
 from fcgimgr.linux.procfs import socket_inodes
-from fcgimgr.linux.sockdiag import established_inodes, listening_names, peer_inode
+from fcgimgr.linux.sockdiag import established_inodes, listening_names, peer_inode, waiting
 from fcgimgr.linux.taking import Sight, has_connection, sight
 from fcgimgr.manager.gating import descendants
 
@@ -64,9 +64,8 @@ class Taking:
         looks = self._looks.get(generation)
         state = generation.core.processes[index] if index < len(generation.core.processes) else None
         if isinstance(state, Spawning):
-            # It has ended as expected, too fast to be seen: others are to be seen before the patience is over.
-            if looks is not None and state.unseen and generation.core.trust.tokens < generation.core.wanted + 3:
-                looks.soon(VERY_SOON)
+            if looks is not None and state.unseen:
+                looks.missed_one()
             return
         if not isinstance(state, Starting | Running) or not is_watched(settings, state, self._daemon.loop.time()):
             return
@@ -118,6 +117,7 @@ class Looks:
         self._unclear: set[int] = set()  # those that at the last look may have been
         self._told: set[str] = set()  # what was said of those that go astray
         self._ours: set[int] = set()  # connections that are our own pings
+        self._waiting: frozenset[bytes] = frozenset()  # the connections in the queue
         self._denied = False
         self._sleep: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -128,6 +128,24 @@ class Looks:
             self._known.add(pid)
             self._pause = self._first
             self.soon(self._first)
+
+    def missed_one(self) -> None:
+        """One has ended as expected, too fast to be seen: what it has accepted does not wait any more.
+
+        Its siblings are to be seen before the trust is used up.
+        """
+        if self._look_at_queue():
+            # Not now: this is told amid another event.
+            self._daemon.loop.call_soon(self.generation.feed, Accepted())
+        elif self.generation.core.trust.tokens < self.generation.core.wanted + 3:
+            self.soon(VERY_SOON)
+
+    def _look_at_queue(self) -> bool:
+        """Whether something that waited there at the last look has been accepted since."""
+        listening = self.generation.listening
+        before = self._waiting
+        self._waiting = waiting(listening.names) if listening is not None else frozenset()
+        return bool(before - self._waiting)
 
     def soon(self, pause: float) -> None:
         """Have the next look after `pause` seconds at the latest."""
@@ -177,6 +195,8 @@ class Looks:
         """Look at all of these; seconds that it took."""
         spent, begun = 0.0, time.thread_time()
         connections = self._connections()
+        if self.generation.core.proved:
+            self._look_at_queue()
         for count, (index, state) in enumerate(watched.items()):
             if count % SLICE == SLICE - 1:
                 spent += time.thread_time() - begun

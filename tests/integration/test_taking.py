@@ -473,6 +473,8 @@ def test_code_that_ends_at_once_after_it_had_served_is_a_crash_loop(tmp_path: Pa
         for _ in range(50):
             assert heard(port) == "1"
         assert manager.pool("app").state == "RUNNING"
+        assert "BACKOFF" not in manager.output()
+        eventually(lambda: manager.pids("app"))
         (tmp_path / "serve.py").write_text("raise SystemExit(0)\n")
         os.kill(manager.pids("app")[0], signal.SIGKILL)
         eventually(lambda: manager.pool("app").state == "FATAL", within=30)

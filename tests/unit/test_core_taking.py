@@ -6,7 +6,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fcgimgr.core.crashes import SMALLEST_BURST
-from fcgimgr.core.generation import PoolState
+from fcgimgr.core.generation import Accepted, PoolState
 from fcgimgr.core.process import MOST_UNSEEN, Fatal, Running, Starting
 
 from .history import History
@@ -194,6 +194,25 @@ def test_one_of_several_in_a_crash_loop_is_seen_as_such_while_the_others_recycle
     assert isinstance(pool.pool.processes[2], Fatal)
     assert ends <= MOST_UNSEEN + 2 * 4
     assert pool.state is PoolState.DEGRADED
+
+
+def test_those_that_are_never_seen_are_believed_while_the_queue_is_worked_off():
+    pool = history(numprocs=2, startsecs=0).start().takes("app_00").takes("app_01").at(1)
+    for turn in range(1000):
+        pool.at(1 + turn / 20)
+        pool.exits(f"app_{turn % 2:02}", code=0)
+        pool.feed(Accepted())
+        assert pool.state is PoolState.RUNNING
+
+
+def test_where_others_are_seen_the_queue_says_nothing_of_one_that_is_not():
+    pool = history(numprocs=2, startsecs=0).start().takes("app_00").takes("app_01").at(1)
+    for turn in range(1000):
+        pool.at(1 + turn / 20)
+        if 1 in pool.pids:
+            pool.exits("app_01", code=0)
+        pool.feed(Accepted())
+    assert pool.states == ["RUNNING", "FATAL"]
 
 
 def test_one_that_crashes_beside_others_that_recycle_themselves_is_seen_as_such():

@@ -162,3 +162,29 @@ def test_no_fd_is_left(listener: Listener, client: Callable[[], socket.socket]) 
         sockdiag.established_inodes([listener.sock.getsockname()])
         sockdiag.peer_inode(mine)
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("family", ["v4", "v6", "unix", "abstract"])
+def test_what_waits_in_a_queue_is_told_one_by_one(family: str, tmp_path: Path):
+    if family in ("v4", "v6"):
+        kind = socket.AF_INET if family == "v4" else socket.AF_INET6
+        listener = socket.create_server(("127.0.0.1" if family == "v4" else "::1", 0), family=kind)
+    else:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "s") if family == "unix" else f"\0fcgimgr-test-{tmp_path}")
+        listener.listen()
+    name = listener.getsockname()
+    with listener:
+        assert sockdiag.waiting([name]) == frozenset()
+        clients = [socket.socket(listener.family) for _ in range(3)]
+        for client in clients:
+            client.connect(name)
+        before = sockdiag.waiting([name])
+        assert len(before) == 3
+        accepted, _ = listener.accept()
+        assert len(before - sockdiag.waiting([name])) == 1
+        clients[2].close()
+        assert len(sockdiag.waiting([name])) == 2, "it is still there to be accepted"
+        accepted.close()
+        for client in clients[:2]:
+            client.close()
