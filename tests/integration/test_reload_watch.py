@@ -25,14 +25,15 @@ from tests.waiting import eventually
 # Ready by its own word; it never accepts, and ends when the file is there.
 LATER = """\
 #!/bin/sh
-echo missing setting >&2
-python -S -E -c '
-import os, socket
+exec python -S -E -c '
+import os, socket, sys, time
+print("missing setting", file=sys.stderr, flush=True)
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
     notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+while not os.path.exists("die"):
+    time.sleep(0.02)
+sys.exit(3)
 '
-while test ! -e die; do sleep 0.02; done
-exit 3
 """
 
 
@@ -42,7 +43,7 @@ def test_what_waits_for_code_that_dies_later_is_served_by_the_one_before(transpo
     keys = ["startsecs = 60", "reload_watch = 60", "stopwaitsecs = 60"]
     if len(addresses) > 1:
         keys.append('socket_pass = "env"')
-    table = deployed(tmp_path, addresses, *keys)
+    table = deployed(tmp_path, addresses, *keys).replace("reload_timeout = 4", "reload_timeout = 60")
     with (
         running(tmp_path, table) as manager,
         front(tmp_path, "go", *addresses) as nginx,
@@ -53,7 +54,7 @@ def test_what_waits_for_code_that_dies_later_is_served_by_the_one_before(transpo
         config = configuration(tmp_path, table.replace('ready = "ping"', 'ready = "notify"'))
         manager("update").succeeds()  # of the key alone: no process is touched
         reload = subprocess.Popen(words("-c", config, "reload", "app"), stdout=subprocess.PIPE)
-        eventually(lambda: manager.pool("app").generation == 2)
+        eventually(lambda: manager.pool("app").generation == 2, within=60)
         eventually(lambda: any(socket.queued for socket in manager.status(detail=True).pools[0].sockets))
         (tmp_path / "die").touch()
         said, _ = reload.communicate(timeout=60)

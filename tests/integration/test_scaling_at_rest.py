@@ -28,7 +28,7 @@ OF_STATE = {
 
 def tables(directory: Path, kind: str, state: str, *, numprocs: int = 2, more: str = "") -> str:
     (directory / "second.sh").write_text(SECOND)
-    socket = f'socket = "{directory / "s"}"\n' if kind == "pool" else ""
+    socket = f'socket = "{directory / "s"}"\nready = "startsecs"\n' if kind == "pool" else ""
     # In its second life it ends before it counts as started.
     keys = f'command = "/bin/sh second.sh"\ndirectory = "%(here)s"\nnumprocs = {numprocs}\nstartsecs = 0.2\n'
     return f"[{kind}.app]\n{socket}{keys}{OF_STATE[state]}{more}"
