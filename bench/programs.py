@@ -5,10 +5,12 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-# Dies of SIGTERM at once, as every program that does not handle it.
+# Dies of SIGTERM at once, as every program that does not handle it. Waits for a connection, if its fd 0 is a socket, as
+# that is what a manager may wait to see.
 PAUSE: Final = """
+#include <sys/socket.h>
 #include <unistd.h>
-int main(void) { for (;;) pause(); }
+int main(void) { for (;;) if (accept(0, 0, 0) < 0) pause(); }
 """
 
 # Writes lines of 100 bytes, 64 KiB a write(2), as stdio does with a full buffer, and marks its first write by a file.

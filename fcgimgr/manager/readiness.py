@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.generation import Happened
 from fcgimgr.core.pool import Canary
-from fcgimgr.core.process import Ready
+from fcgimgr.core.process import Ready, Takes
 from fcgimgr.fastcgi.records import ProtocolError
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.hands import Hands, has_worked, in_hand
@@ -118,6 +118,8 @@ class Readiness:
         found = False
         for index, state in starting(generation).items():
             if state.pid == holder or (state.takes and now - state.since >= patience):
+                if state.pid == holder:
+                    generation.feed(Happened(index, Takes()))
                 generation.feed(Happened(index, Ready()))
                 found = True
         return found

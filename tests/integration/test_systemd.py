@@ -23,7 +23,7 @@ from tests.integration.commands import Manager, configuration, fcgimgr
 from tests.integration.ports import free_port
 from tests.integration.running import MARK, end_strays
 from tests.integration.scenes import Child, fails
-from tests.integration.test_idle import switches
+from tests.integration.test_idle import rests, switches
 from tests.waiting import eventually
 
 PYTHON = f"{sys.executable} -S -E"
@@ -357,8 +357,8 @@ def test_without_a_watchdog_an_idle_manager_sleeps(supervisor: Supervisor, tmp_p
     with serving(supervisor, tmp_path, pool("app") + SLEEPERS) as manager:
         supervisor.come("READY")
         itself = Child(manager.pid)
-        eventually(lambda: itself.stat[0] == "S")
-        time.sleep(0.2)  # our last question's connection has to be gone
+        # Our last question's connection has to be gone, and nobody may be young any more.
+        eventually(lambda: rests(itself, 1.0), within=30)
         before, told = switches(itself), len(supervisor.messages)
         time.sleep(2)  # a time and not a condition: that nothing happens is what is promised
         assert (switches(itself), len(supervisor.messages)) == (before, told)

@@ -15,21 +15,9 @@ from tests.promises.trial import Acts, Trial
 ACTS = Acts(posts=500, reloads=2, restarts=2, scales=1)
 
 
-# Not strict: it is one POST in thousands.
-UNKEPT = {
-    "flup": pytest.mark.xfail(
-        reason='server = "flup" ends a kept connection on which nginx has just sent a POST', strict=False
-    )
-}
-
-
 @pytest.mark.parametrize(
     ("program", "socket"),
-    [
-        pytest.param(program.name, socket, marks=UNKEPT.get(program.name, ()))
-        for program in PROGRAMS.values()
-        for socket in program.keys
-    ],
+    [(program.name, socket) for program in PROGRAMS.values() for socket in program.keys],
 )
 def test_no_act_of_an_operator_costs_a_post(program: str, socket: Socket, tmp_path: Path) -> None:
     need("nginx")
