@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +195,7 @@ def _reload(manager: RunningManager) -> None:
     assert verdict.ok, verdict
 
 
-def run(name: str, transport: str, server: str, plan: Plan) -> Outcome:
+def run(name: str, transport: str, server: str, plan: Plan, variants: Sequence[str] = ()) -> Outcome:
     """`plan` behind the front of that name, on a pool of its own."""
     with open_directory() as directory:
         address = free_address(transport, directory)
@@ -210,7 +210,7 @@ def run(name: str, transport: str, server: str, plan: Plan) -> Outcome:
             f"max_requests = {each}",
             f"max_requests_jitter = {each // 10}",
         )
-        with manager, FRONTS[name](directory, address) as front:
+        with manager, FRONTS[name](directory, address, variants=variants) as front:
             return storm(front, manager, directory / "counted", plan)
 
 

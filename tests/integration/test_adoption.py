@@ -361,7 +361,7 @@ def test_what_may_not_be_taken_back_is_replaced_beside_it_and_nothing_is_lost(tr
                 with next_one(first, prefix=prefix, ready=False) as second:
                     eventually(lambda: second.pool("app").generation == 2, within=30)
                     eventually(lambda: second.all_running() and are_gone(*old), within=30)
-                    assert len(all_pids(second)) == 2
+                    eventually(lambda: len(all_pids(second)) == 2)
                     eventually(lambda: set(load.answers[-20:]) <= set(second.pids("app")))
                     # What has come of it is a pool like any other.
                     assert reload(second).ok

@@ -112,11 +112,19 @@ def told_to_stop_with_one_in_hand(bench: Bench, connection: socket.socket, softw
     (worker,) = bench.workers
     connection.sendall(request("/hold", software))
     (held,) = eventually(bench.held)
-    worker.terminate()
+    tell_to_stop(bench)
     bench.release(held)
     answer = Answer(connection)
     assert answer.body == str(worker.pid).encode()
     return answer
+
+
+def tell_to_stop(bench: Bench) -> None:
+    """With a request in hand. Where that is in a thread of its own, come back when the worker has heard of it."""
+    (worker,) = bench.workers
+    worker.terminate()
+    if bench.engine != ENGINES["solo"]:
+        eventually(lambda: is_stopping(worker, bench), within=30)
 
 
 def assert_ends(worker: subprocess.Popen[bytes]) -> None:
@@ -305,7 +313,7 @@ def test_a_last_answer_waits_for_the_end_of_the_body(bench: Bench) -> None:
     with bench.connect() as connection:
         connection.sendall(announced("/hold"))
         (held,) = eventually(bench.held)
-        worker.terminate()
+        tell_to_stop(bench)
         bench.release(held)
         assert Answer(connection).body == str(worker.pid).encode()
         connection.sendall(encode_record(RecordType.STDIN, 1))
