@@ -10,6 +10,7 @@ import pytest
 from tests.integration.ports import free_address, free_port
 from tests.integration.running import copy_example, running_example
 from tests.integration.servers import CHECKOUT, Nginx, as_user, need, run, which
+from tests.waiting import eventually
 
 SNIPPETS = ["fastcgi-tcp.conf", "fastcgi-unix.conf", "php.conf", "asgi.conf"]
 
@@ -46,7 +47,11 @@ def test_site_conf_serves_a_pool_on_kept_connections(tmp_path: Path) -> None:
     with running_example("flask", tmp_path, address) as manager, Nginx(tmp_path, conf, port) as nginx:
         for _ in range(5):  # on a connection to the pool that nginx keeps from one to the next
             assert nginx.get("/").status == 200
-        assert sum(process.requests or 0 for process in manager.status(detail=True).pools[0].processes) == 5
+
+        def served() -> int:  # counted once the answer is on its way
+            return sum(process.requests or 0 for process in manager.status(detail=True).pools[0].processes)
+
+        eventually(lambda: served() == 5)
 
 
 def test_demo_conf_serves_the_examples(tmp_path: Path) -> None:
