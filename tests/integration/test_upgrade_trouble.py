@@ -130,7 +130,7 @@ def test_what_was_not_passed_is_no_obstacle(tmp_path: Path) -> None:
         assert "fd:7: nothing was passed to the manager under this number" in manager.output()
         upgrade(manager).succeeds()
         assert not manager.start("passed").ok
-        assert manager.output().count("fd:7: nothing was passed") == 2
+        assert manager.output().count("error passed: fd:7: nothing was passed") == 2
 
 
 def test_what_was_passed_is_there_after_it_too(tmp_path: Path) -> None:
