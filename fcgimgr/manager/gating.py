@@ -78,9 +78,10 @@ class Gating:
 
     def _close(self, listening: Listening, member: int, *, shared: bool) -> bool:
         barred = {listener.inode for listener in listening.listeners} if shared else set[int]()
-        blocking = all(map(os.get_blocking, listening.fds))
         observer = None
         try:
+            # A socket that only its processes have (LostListener) tells nothing: then there is no gate.
+            blocking = all(map(os.get_blocking, listening.fds))
             observer = Kept(member, listening.names, self._daemon.loop.time)
             gate = self._daemon.gates.close(member, barred, blocking=blocking, observer=observer)
         except LinuxError as error:
