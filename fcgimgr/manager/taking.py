@@ -195,8 +195,8 @@ class Looks:
         """Look at all of these; seconds that it took."""
         spent, begun = 0.0, time.thread_time()
         connections = self._connections()
-        if self.generation.core.proved:
-            self._look_at_queue()
+        if self.generation.core.proved and self._look_at_queue():
+            self.generation.feed(Accepted())
         for count, (index, state) in enumerate(watched.items()):
             if count % SLICE == SLICE - 1:
                 spent += time.thread_time() - begun

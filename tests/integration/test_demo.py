@@ -355,7 +355,9 @@ def test_with_a_document_root_a_path_is_a_script_below_it(tmp_path: Path, path: 
     with worker(tmp_path, "echo:app") as address, front(address, "/srv/www") as port:
         params = json.loads(ask(port, path).body)
     assert params["SCRIPT_FILENAME"] == script
-    assert params["SCRIPT_NAME"] == script.removeprefix("/srv/www")
+    assert params["DOCUMENT_URI"] == script.removeprefix("/srv/www")
+    # To a WSGI application a script that is also the DOCUMENT_URI is no mount, but the path that is asked for.
+    assert (params["SCRIPT_NAME"], params["PATH_INFO"]) == ("", params["DOCUMENT_URI"])
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.test"])

@@ -57,8 +57,11 @@ async def app(scope, receive, send):
             if event == "lifespan.shutdown":
                 return
     well = scope["path"] != "/healthz" or os.path.exists("healthy-" + generation)
-    await send({"type": "http.response.start", "status": 200 if well else 503, "headers": []})
-    await send({"type": "http.response.body", "body": generation.encode()})
+    body = generation.encode()
+    # Without a length uvicorn with httptools answers in chunks, to HTTP/1.0 as well.
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200 if well else 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 """
 
 # Listens where it likes, and not on the pool's socket.
