@@ -19,7 +19,7 @@ Unknown is None; how long to wait for better news is the caller's to decide.
 import platform
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from fcgimgr.linux import procfs, sockdiag
@@ -84,10 +84,13 @@ class Insight(Protocol):
 class Watch:
     """A look, again and again, at the connections of some listeners until they are done."""
 
-    def __init__(self, names: Iterable[SocketName], *, quiet: float = QUIET) -> None:
-        """names: `getsockname()` of the listeners. quiet: seconds, as in idle.py."""
+    def __init__(
+        self, names: Iterable[SocketName], *, quiet: float = QUIET, at: Callable[[int], None] = lambda pid: None
+    ) -> None:
+        """names: `getsockname()` of the listeners. quiet: seconds, as in idle.py. at: is told who is looked at next."""
         self._names = list(names)
         self._quiet = quiet
+        self._at = at
         self._first_seen: dict[int, float] = {}
         # Connections that a thread waited to read from when its process was last seen at large, and what had come.
         self._read: dict[int, int | None] = {}
@@ -110,7 +113,7 @@ class Watch:
             reports = _reports(self._names)
         except OSError:
             return None
-        open_ones = {pid: procfs.sockets(pid) for pid in pids}
+        open_ones = {pid: self._sockets(pid) for pid in pids}
         seen = {inode for sockets in open_ones.values() if sockets for inode in sockets.values() if inode in reports}
         self._first_seen = {inode: self._first_seen.get(inode, now) for inode in seen}
         if not held:
@@ -121,6 +124,10 @@ class Watch:
             for pid, sockets in open_ones.items()
         }
 
+    def _sockets(self, pid: int) -> dict[int, int] | None:
+        self._at(pid)
+        return procfs.sockets(pid)
+
     def _judge(
         self,
         pid: int,
@@ -130,6 +137,7 @@ class Watch:
         held: bool,
         insight: Insight | None,
     ) -> list[Connection]:
+        self._at(pid)
         ours = {fd: (inode, _signs(reports[inode])) for fd, inode in sockets.items() if inode in reports}
         heard = set[int]()
         if insight is not None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -55,7 +55,9 @@ class Observer(Protocol):
 class Gates:
     """The gates that are closed, by the pid of the process. What the kernel tells of traced threads comes here."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: Callable[[int], None] = lambda pid: None) -> None:
+        """at: is told whom the next stop concerns."""
+        self._at = at
         self._gates: dict[int, Gate] = {}
         self._stops = 0  # in this turn
         self._late: set[Gate] = set()  # who has threads that go on at the end of it
@@ -83,6 +85,7 @@ class Gates:
         gate = self._gate_of(thread) or self._gate_of_new(thread)
         if gate is not None:
             self._stops += 1
+            self._at(gate.pid)
             gate.stopped(thread, late=self._stops > AT_ONCE)
             if self._stops > AT_ONCE:
                 self._late.add(gate)
@@ -115,9 +118,11 @@ class Gates:
             gate.open()
             self._drop_if_open(gate)
 
-    def open_all_at_once(self) -> None:
-        """Open them all before anything else happens; blocks for milliseconds."""
-        for gate in tuple(self._gates.values()):
+    def open_at_once(self, pid: int) -> None:
+        """Open it before anything else happens; blocks for milliseconds."""
+        gate = self._gates.get(pid)
+        if gate is not None:
+            self._at(pid)
             gate.hold()
             gate.open()
             self._drop_if_open(gate)

@@ -3,12 +3,17 @@
 These are called for a thousand processes in one status, so they read with bare system calls.
 """
 
+import errno
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container, Iterator
 from typing import Final
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+#: Of one process, descriptors that are looked at, or threads and descendants, where others wait meanwhile.
+MOST_FDS: Final = 2048
+MOST_PROCESSES: Final = 512
 
 # A longer answer may have come in part: seq_file hands out whole records, about a page of them at a time.
 _ONE_READ: Final = 2048
@@ -37,6 +42,11 @@ def tracer(pid: int) -> int | None:
     return _from_status(pid, b"TracerPid:", 10)
 
 
+def capabilities(pid: int) -> int | None:
+    """Those in force, a bit for each (CapEff)."""
+    return _from_status(pid, b"CapEff:", 16)
+
+
 def signal_waits(thread: int) -> bool:
     """Whether a signal has been sent to this thread, or its process, that it does not block and has not taken yet."""
     waiting = (_from_status(thread, b"SigPnd:", 16) or 0) | (_from_status(thread, b"ShdPnd:", 16) or 0)
@@ -63,10 +73,13 @@ def session(pid: int) -> int | None:
         return None
 
 
-def children(pid: int) -> list[int] | None:
-    """The pids of its children, at one glance per thread: one that forks meanwhile may be missed."""
+def children(pid: int, most: int | None = None) -> list[int] | None:
+    """The pids of its children, at one glance per thread: one that forks meanwhile may be missed.
+
+    most: so many threads are looked at.
+    """
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        threads = os.listdir(f"/proc/{pid}/task")[:most]
     except OSError:
         return None
     found: list[int] = []
@@ -75,6 +88,16 @@ def children(pid: int) -> list[int] | None:
         if text is None:  # a kernel without CONFIG_PROC_CHILDREN, or the thread is gone
             return [other for other in pids() if parent(other) == pid]
         found += map(int, text.split())
+    return found
+
+
+def descendants(pid: int, most: int | None = None) -> list[int]:
+    """The processes below this one: php-cgi's and fcgiwrap's accept in its place. most: some so many are enough."""
+    found = list(children(pid, most) or ())
+    for one in found:  # which grows meanwhile
+        if most is not None and len(found) >= most:
+            return found[:most]
+        found += children(one, most) or ()
     return found
 
 
@@ -102,30 +125,44 @@ def command(pid: int) -> str | None:
     return text.decode(errors="replace").rstrip("\n") if text else None
 
 
-def socket_inodes(pid: int) -> set[int] | None:
-    """Inodes of the sockets it has open. None when it is gone or belongs to another user."""
-    found = sockets(pid)
+def socket_inodes(pid: int, most: int | None = None) -> set[int] | None:
+    """Inodes of the sockets it has open; else as `sockets`."""
+    found = sockets(pid, most)
     return None if found is None else set(found.values())
 
 
-def sockets(pid: int) -> dict[int, int] | None:
-    """{fd: inode} of the sockets it has open. None when it is gone or belongs to another user."""
+def sockets(pid: int, most: int | None = None) -> dict[int, int] | None:
+    """{fd: inode} of the sockets it has open. None when it is gone or belongs to another user, or has more than `most`
+    descriptors: each costs a microsecond or two.
+    """
     try:
-        directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return dict(open_sockets(pid, most))
+    except OSError:  # also when it died or changed its user while we looked
+        return None
+
+
+def holds(pid: int, inodes: Container[int], most: int = MOST_FDS) -> bool | None:
+    """Whether it has one of these sockets open. None: as of `sockets`, unless one is found before that."""
+    try:
+        return any(inode in inodes for _, inode in open_sockets(pid, most))
     except OSError:
         return None
+
+
+def open_sockets(pid: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """(fd, inode) of the sockets it has open. OSError: as `sockets` has None."""
+    directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        inodes = {}
-        for name in os.listdir(directory):
-            try:
-                target = os.readlink(name, dir_fd=directory)
-            except FileNotFoundError:
-                continue  # closed since we listed it
-            if target.startswith("socket:["):
-                inodes[int(name)] = int(target[8:-1])
-        return inodes
-    except OSError:  # it died or changed its user while we looked
-        return None
+        with os.scandir(directory) as entries:  # some at a time, however many there are
+            for count, entry in enumerate(entries):
+                if count == most:
+                    raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+                try:
+                    target = os.readlink(entry.name, dir_fd=directory)
+                except FileNotFoundError:
+                    continue  # closed since we listed it
+                if target.startswith("socket:["):
+                    yield int(entry.name), int(target[8:-1])
     finally:
         os.close(directory)
 
@@ -204,7 +241,7 @@ def holders(inodes: Collection[int] | None) -> str:
     Walks all of /proc: for error messages only.
     """
     wanted = set(inodes or ())
-    found = [pid for pid in pids() if wanted & (socket_inodes(pid) or set())] if wanted else []
+    found = [pid for pid in pids() if holds(pid, wanted)] if wanted else []
     named = [f"pid {pid} ({command(pid) or 'gone'})" for pid in found[:3]]
     return f" by {', '.join(named)}" + (" and others" if len(found) > 3 else "") if named else ""
 

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.procfs import open_sockets
 from fcgimgr.linux.sockdiag import SocketName
 
 
@@ -89,10 +90,10 @@ def sight(pid: int, listeners: Collection[int]) -> Sight:
     return found
 
 
-def has_connection(
+def connection_of(
     pid: int, names: Collection[SocketName], connections: Collection[int], without: Collection[int] = ()
-) -> bool:
-    """Whether the process has an accepted connection in its hands; not, as far as it may not be looked at.
+) -> int:
+    """The inode of an accepted connection that the process has in its hands; 0: none, as far as it may be looked at.
 
     connections: the accepted ones of listeners of these names (`getsockname()`), as inodes, as far as known. One that
     answers in a fraction of a millisecond has the next in hand already: that is looked at in place, by a descriptor of
@@ -100,40 +101,29 @@ def has_connection(
     """
     others = []
     with suppress(OSError):
-        for fd, inode in _sockets(pid):
+        for fd, inode in open_sockets(pid, MOST_FDS):
             if inode in connections and inode not in without:
-                return True
+                return inode
             others.append(fd)
     if not others:
-        return False
+        return 0
     try:
         with PidFd(pid) as process:
-            return any(_is_accepted(process, fd, names, without) for fd in others[-MOST_IN_PLACE:])
+            return next(filter(None, (_accepted(process, fd, names, without) for fd in others[-MOST_IN_PLACE:])), 0)
     except LinuxError:
-        return False
+        return 0
 
 
-def _sockets(pid: int) -> Iterator[tuple[int, int]]:
-    """(fd, inode) of the sockets it has open, of the first fds. OSError."""
-    directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for name in os.listdir(directory)[:MOST_FDS]:
-            with suppress(FileNotFoundError):  # closed since it was listed
-                target = os.readlink(name, dir_fd=directory)
-                if target.startswith("socket:["):
-                    yield int(name), int(target[8:-1])
-    finally:
-        os.close(directory)
-
-
-def _is_accepted(process: PidFd, fd: int, names: Collection[SocketName], without: Collection[int]) -> bool:
+def _accepted(process: PidFd, fd: int, names: Collection[SocketName], without: Collection[int]) -> int:
+    """The inode of its socket `fd`, if that is an accepted connection."""
     try:
         with socket.socket(fileno=process.get_fd(fd)) as sock:
             listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             local, inode = sock.getsockname(), os.fstat(sock.fileno()).st_ino
-            return not listens and inode not in without and any(_is_of(local, name) for name in names)
+            ours = not listens and inode not in without and any(_is_of(local, name) for name in names)
+            return inode if ours else 0
     except (OSError, LinuxError):  # closed since; or it may not be had; or no socket any more
-        return False
+        return 0
 
 
 def _is_of(local: SocketName, listener: SocketName) -> bool:
@@ -197,9 +187,14 @@ def _either(takes: bool) -> Sight:
 
 
 def _inode(pid: int, fd: int) -> int:
-    """Of the file that the process has as this fd; 0: it has none."""
+    """Of the socket that the process has as this fd; 0: it has none.
+
+    Not by stat(2), which asks the file system: a FUSE server may never answer.
+    """
     with suppress(FileNotFoundError):
-        return os.stat(f"/proc/{pid}/fd/{fd & 0xFFFFFFFF}").st_ino
+        target = os.readlink(f"/proc/{pid}/fd/{fd & 0xFFFFFFFF}")
+        if target.startswith("socket:["):
+            return int(target[8:-1])
     return 0
 
 

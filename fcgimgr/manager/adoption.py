@@ -34,9 +34,9 @@ from fcgimgr.linux.holding import let_go
 from fcgimgr.linux.listeners import Listener, LostListener, take_back
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.pipes import open_pipe
+from fcgimgr.linux.procfs import descendants
 from fcgimgr.linux.steering import Group
 from fcgimgr.manager.board import Board
-from fcgimgr.manager.gating import descendants
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
 from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ProcessRecord, Saved

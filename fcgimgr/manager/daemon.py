@@ -28,18 +28,22 @@ from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
+from fcgimgr.manager.helpers import Helpers
 from fcgimgr.manager.history import History
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.leftovers import Leftovers
 from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
+from fcgimgr.manager.looks import Looks
 from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
+from fcgimgr.manager.sights import Sights
 from fcgimgr.manager.spawning import spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.taking import Taking
+from fcgimgr.manager.traffic import IdleOnes
 from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
@@ -86,7 +90,8 @@ class Daemon:
         self.readiness = Readiness(self)
         self.taking = Taking(self)
         self.canaries = Canaries(self)
-        self.gates = Gates()
+        self.gates = Gates()  # where they are not closed by a helper
+        self.helpers = Helpers(self, {"looks": Looks, "sights": Sights, "idle": IdleOnes})
         self.draining = Draining(self)
         self.passing = Passing(self)
         self.limits = Limits(self)
@@ -365,6 +370,7 @@ class Daemon:
             self._deadline.cancel()
         self.limits.close()
         self.passing.close()
+        self.helpers.kill()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()

@@ -11,42 +11,47 @@ only GATE_AFTER the first look. Where none can be closed (linux/gate.py says whe
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.core.process import Retiring, Running, State, Stopping
+from fcgimgr.core.process import Retiring, Running, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.gate import Gate
 from fcgimgr.linux.holding import hold, let_go
-from fcgimgr.linux.procfs import children
 from fcgimgr.manager.kept import Kept
 
 if TYPE_CHECKING:
-    from fcgimgr.manager.daemon import Daemon
-    from fcgimgr.manager.generation import Generation
-    from fcgimgr.manager.listening import Listening
+    from fcgimgr.manager.helping import Ground
+    from fcgimgr.manager.looks import View
 
 #: Seconds for which a process may find a moment of its own accord.
 GATE_AFTER: Final = 0.25
+#: Seconds for which one that could not be held (a thread of it may be in vfork(2)) is left alone, growing from the
+#: first to the second.
+UNHELD: Final = 0.02
+UNHELD_LONGEST: Final = 0.5
 
 
 class Gating:
     """The gates of one generation."""
 
-    def __init__(self, daemon: Daemon, generation: Generation) -> None:
-        self._daemon = daemon
-        self._generation = generation
+    def __init__(self, ground: Ground, say: Callable[[str, str], None]) -> None:
+        """say: is told at what level what is to be logged."""
+        self._ground = ground
+        self._gates = ground.gates
+        self._say = say
         self._since: dict[int, float] = {}  # by pid, when it was first looked at
         self._gated: dict[int, int] = {}  # whose gate was to be closed, and of which process it is a part
         self._closed: dict[int, float] = {}  # by pid, when the gates of it and of those below it were closed
+        self._unheld: dict[int, tuple[float, float]] = {}  # by pid, until when it is left alone, and for how long
         self._has_complained = False
 
     def __bool__(self) -> bool:
         return bool(self._gated)
 
     def of(self, member: int) -> Gate | None:
-        return self._daemon.gates.of(member)
+        return self._gates.of(member)
 
     def insights(self, members: Iterable[int]) -> dict[int, _Insight]:
         """What is known of those that are behind a gate."""
@@ -57,33 +62,34 @@ class Gating:
             if gate is not None and isinstance(gate.observer, Kept)
         }
 
-    def close_due(self, listening: Listening, pids: Iterable[int], *, shared: bool) -> None:
+    def close_due(self, view: View, families: Mapping[int, Iterable[int]]) -> None:
         """Of those that never have empty hands, and of the processes below them."""
-        now = self._daemon.loop.time()
-        for pid in pids:
+        now = time.monotonic()
+        for pid, family in families.items():
             if now - self._since.setdefault(pid, now) >= GATE_AFTER:
-                self.close(listening, pid, shared=shared)
+                self.close(view, pid, family)
 
-    def close(self, listening: Listening, pid: int, *, shared: bool) -> float | None:
+    def close(self, view: View, pid: int, family: Iterable[int]) -> float | None:
         """Of this process and those below it; seconds since that was done, or None: it cannot be."""
-        now = self._daemon.loop.time()
-        for member in (pid, *descendants(pid)):
+        now = time.monotonic()
+        for member in family:
             if member not in self._gated:
                 self._gated[member] = pid
-                if not self._close(listening, member, shared=shared):
+                if not self._close(view, member):
                     continue
             if self.of(member) is not None:
                 self._closed.setdefault(pid, now)
         return now - self._closed[pid] if pid in self._closed else None
 
-    def _close(self, listening: Listening, member: int, *, shared: bool) -> bool:
-        barred = {listener.inode for listener in listening.listeners} if shared else set[int]()
+    def _close(self, view: View, member: int) -> bool:
+        self._ground.at(member)
         observer = None
         try:
-            # A socket that only its processes have (LostListener) tells nothing: then there is no gate.
-            blocking = all(map(os.get_blocking, listening.fds))
-            observer = Kept(member, listening.names, self._daemon.loop.time)
-            gate = self._daemon.gates.close(member, barred, blocking=blocking, observer=observer)
+            if view.blocking is None:
+                raise LinuxError("the pool's socket could not be taken back: it does not tell how one accepts from it")
+            barred = view.inodes if view.shared else ()
+            observer = Kept(member, view.names, time.monotonic)
+            gate = self._gates.close(member, barred, blocking=view.blocking, observer=observer)
         except LinuxError as error:
             if observer is not None:
                 observer.close()
@@ -95,15 +101,22 @@ class Gating:
 
     def _complain(self, error: LinuxError) -> None:
         text = f"{error}; so a connection that its client keeps busy ends at stopwaitsecs only"
-        if self._has_complained:
-            self._daemon.journal.debug(text, name=self._generation.name)
-        else:
-            self._daemon.journal.info(text, name=self._generation.name)
+        level = "debug" if self._has_complained else "info"
         self._has_complained = True
+        self._say(level, text)
 
     def hold(self, member: int) -> bool:
+        """Have it stand still. False: it does not, or has not lately, and goes on. LinuxError."""
+        self._ground.at(member)
+        not_before, pause = self._unheld.get(member, (0.0, UNHELD))
+        if time.monotonic() < not_before:
+            return False
         gate = self.of(member)
-        return hold(member) if gate is None else gate.hold()
+        if hold(member) if gate is None else gate.hold():
+            self._unheld.pop(member, None)
+            return True
+        self._unheld[member] = time.monotonic() + pause, min(2 * pause, UNHELD_LONGEST)
+        return False
 
     def let_go(self, member: int, *, ending: bool) -> None:
         gate = self.of(member)
@@ -118,33 +131,34 @@ class Gating:
             if (gate := self.of(member)) is not None:
                 gate.let_in()
 
-    def settle(self, states: Iterable[State], *, draining: bool, at_once: bool) -> None:
+    def settle(self, processes: Iterable[tuple[str, int | None]], *, draining: bool, at_once: bool) -> None:
         """Open those that are not needed: of one that serves on, whose moment was not one, or that has left children.
 
-        Tell those that end. at_once: none waits for GATE_AFTER.
+        Tell those that end. processes: as in a `View`. at_once: none waits for GATE_AFTER.
         """
-        by_pid = {state.pid: state for state in states}
-        now = self._daemon.loop.time()
+        kinds = {pid: kind for kind, pid in processes}
+        now = time.monotonic()
         for member, pid in tuple(self._gated.items()):
-            match by_pid.get(pid):
-                case Retiring() if at_once or now - self._since.setdefault(pid, now) >= GATE_AFTER:
+            match kinds.get(pid):
+                case Retiring.__name__ if at_once or now - self._since.setdefault(pid, now) >= GATE_AFTER:
                     continue
-                case Running() if draining:
+                case Running.__name__ if draining:
                     continue
-                case Stopping() if (gate := self.of(member)) is not None:
+                case Stopping.__name__ if (gate := self.of(member)) is not None:
                     if isinstance(gate.observer, Kept):
                         gate.observer.is_told = True
                     gate.resume(ending=True)
                     continue
                 case _:
-                    self._daemon.gates.open(member)
+                    self._gates.open(member)
             del self._gated[member]
             self._closed.pop(pid, None)
 
     def end(self) -> None:
         """Leave no gate closed behind, whatever ends the looks."""
         for member in self._gated:
-            self._daemon.gates.open(member)
+            self._gates.open_at_once(member)
+        self._gated.clear()
 
 
 class _Insight:
@@ -157,11 +171,3 @@ class _Insight:
     @property
     def computes(self) -> bool:
         return self._gate.computes
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below this one: php-cgi's and fcgiwrap's accept in its place."""
-    found = list(children(pid) or ())
-    for one in found:  # which grows meanwhile
-        found += children(one) or ()
-    return found

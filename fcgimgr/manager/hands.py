@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 from fcgimgr.linux.draining import taken
-from fcgimgr.linux.procfs import socket_inodes
-from fcgimgr.manager.gating import descendants
+from fcgimgr.linux.procfs import MOST_FDS, MOST_PROCESSES, descendants, socket_inodes
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -31,7 +30,8 @@ def in_hand(generation: Generation, pids: Iterable[int], without: Collection[int
         return {}
     found: dict[int, Hands] = {}
     for pid in pids:
-        sockets = [socket_inodes(member) for member in (pid, *descendants(pid))]
+        family = (pid, *descendants(pid, MOST_PROCESSES))
+        sockets = [socket_inodes(member, MOST_FDS) for member in family]
         if sockets[0] is not None:
             own = {inode for inodes in sockets for inode in inodes or () if inode in accepted}
             found[pid] = {inode: accepted[inode] for inode in own.difference(without)}

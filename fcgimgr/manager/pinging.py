@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.process import Starting
-from fcgimgr.linux.procfs import socket_inodes
+from fcgimgr.linux.procfs import MOST_PROCESSES, descendants, holds
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
 from fcgimgr.manager.asking import Question, question
-from fcgimgr.manager.gating import descendants
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -120,11 +119,11 @@ class Ping:
         certain = True
         for family in (False, True) if children else (False,):
             for pid in pids:
-                for member in descendants(pid) if family else [pid]:
-                    inodes = socket_inodes(member)
-                    if inodes is None:
+                for member in descendants(pid, MOST_PROCESSES) if family else [pid]:
+                    has_it = holds(member, {self.inode})
+                    if has_it is None:
                         certain = False
-                    elif self.inode in inodes:
+                    elif has_it:
                         self.holder = pid
                         return
         self.strayed = certain and children

@@ -17,7 +17,7 @@ from fcgimgr.control import messages
 from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Backoff, Exited, Fatal, Starting, State
 from fcgimgr.fastcgi.scoreboard import Request
-from fcgimgr.linux.procfs import rss, socket_inodes
+from fcgimgr.linux.procfs import holds, rss
 from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.names import Chosen, indexes_of
 
@@ -119,8 +119,8 @@ def _process(
     if detail and pid is not None:
         memory = rss(pid)
         board = slot.reading(now)
-        if accepted is not None and (own := socket_inodes(pid)) is not None:
-            busy = not accepted.isdisjoint(own)
+        if accepted is not None:
+            busy = holds(pid, accepted)
     return messages.ProcessStatus(
         name=slot.name,
         pid=pid,

@@ -5,25 +5,26 @@ it, waits for connections on the pool's listener (linux/taking.py), or has one i
 that recycles itself after so many requests from one that crashes, and one that listens on a port of its own while the
 pool's clients wait in vain.
 
-There is no event for any of this, so it is looked at, and only while somebody is STARTING, or so young that its death
-would be an early one: some milliseconds after its start for the first time, and then less and less often. Each look is
-at all such processes of a generation, with one question for their connections. It costs some 30 µs a process; so looks
-wait for the spawning to be done, and however many processes there are, no more than a twentieth of the time is spent.
+There is no event for any of this, so it is looked at, by a helper (sights.py), and only while somebody is STARTING, or so
+young that its death would be an early one: some milliseconds after its start for the first time, and then less and less
+often. Each look is at all such processes of a generation, with one question for their connections. It costs some 30 µs a
+process; so looks wait for the spawning to be done, and however many processes there are, no more than a twentieth of the
+time is spent. Of one at which a look did not end nothing is known.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.core.generation import Accepted, Happened
 from fcgimgr.core.process import EARLY, Astray, Running, Spawning, Starting, Takes
-from fcgimgr.linux.procfs import socket_inodes
-from fcgimgr.linux.sockdiag import established_inodes, listening_names, peer_inode, waiting
-from fcgimgr.linux.taking import Sight, has_connection, sight
-from fcgimgr.manager.gating import descendants
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.sockdiag import peer_inode, waiting
+from fcgimgr.linux.taking import Sight
+from fcgimgr.manager.helpers import StuckError
+from fcgimgr.manager.sights import Request, Seen, Wanted
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -35,8 +36,7 @@ VERY_SOON: Final = 0.003
 LONGEST: Final = 0.25  # between two looks
 LONGER: Final = 1.5  # times the pause before
 SHARE: Final = 20  # the pause is so many times the look, at least
-SLICE: Final = 50  # processes looked at between two turns of the loop
-MOST_MEMBERS: Final = 256  # processes below one that are looked at
+SLICE: Final = 50  # processes that are looked at together
 # Seconds longer that one is looked at whose readiness is not a matter of its listener: to say that it goes astray.
 LAST_LOOKS: Final = 0.5
 
@@ -79,6 +79,7 @@ class Taking:
             await looks.again_and_again()
         finally:
             del self._looks[looks.generation]
+            looks.job.drop()
 
 
 def done(task: asyncio.Task[None]) -> None:
@@ -109,6 +110,7 @@ class Looks:
 
     def __init__(self, daemon: Daemon, generation: Generation, settings: PoolSettings) -> None:
         self.generation = generation
+        self.job = daemon.helpers.job("sights")
         self._daemon = daemon
         self._first = VERY_SOON if settings.startsecs < SOON else SOON
         self._pause = self._first
@@ -116,7 +118,6 @@ class Looks:
         self._taking: set[int] = set()  # those that were seen to wait for connections
         self._unclear: set[int] = set()  # those that at the last look may have been
         self._told: set[str] = set()  # what was said of those that go astray
-        self._ours: set[int] = set()  # connections that are our own pings
         self._waiting: frozenset[bytes] = frozenset()  # the connections in the queue
         self._denied = False
         self._sleep: asyncio.Future[None] | None = None
@@ -193,53 +194,66 @@ class Looks:
 
     async def _look(self, watched: dict[int, Starting | Running]) -> float:
         """Look at all of these; seconds that it took."""
-        spent, begun = 0.0, time.thread_time()
-        connections = self._connections()
+        spent = 0.0
         if self.generation.core.proved and self._look_at_queue():
             self.generation.feed(Accepted())
-        for count, (index, state) in enumerate(watched.items()):
-            if count % SLICE == SLICE - 1:
-                spent += time.thread_time() - begun
-                await asyncio.sleep(0)
-                begun = time.thread_time()
-            self._look_at(index, state, connections)
-        return spent + time.thread_time() - begun
+        all_of_them = list(watched.items())
+        for begin in range(0, len(all_of_them), SLICE):
+            together = all_of_them[begin : begin + SLICE]
+            request = self._request([state for _, state in together], anew=not begin)
+            try:
+                took, seen = await self.job.ask(tuple(request), lambda told: None)
+            except StuckError:
+                return spent  # next time it will be known who is not to be looked at
+            except LinuxError as error:
+                self._daemon.journal.debug(str(error), name=self.generation.name)
+                return LONGEST
+            spent += took
+            for (index, state), one in zip(together, seen, strict=True):
+                self._heed(index, state.pid, Seen(*one))
+        return spent
 
-    def _connections(self) -> set[int]:
-        """The accepted connections of clients, by their inodes."""
-        listening = self.generation.listening
-        # In this order: a ping that is accepted in between is known for one.
-        found = established_inodes(listening.names) if listening is not None else None
-        if not found:
-            return set()
-        under_way = filter(None, map(peer_inode, self.generation.pings))
-        self._ours = {*self.generation.pinged, *under_way}
-        return found - self._ours
+    def _request(self, states: list[Starting | Running], *, anew: bool) -> Request:
+        listening, now = self.generation.listening, self._daemon.loop.time()
+        return Request(
+            anew=anew,
+            names=tuple(listening.names) if listening is not None else (),
+            inodes=tuple(listener.inode for listener in listening.listeners) if listening is not None else (),
+            ours=tuple(self._pings()),
+            wanted=tuple(
+                tuple(
+                    Wanted(
+                        state.pid,
+                        takes=state.pid not in self._taking and listening is not None,
+                        elsewhere=self._has_settled(state, now) and not (isinstance(state, Starting) and state.astray),
+                        enough=state.pid in self._unclear,
+                    )
+                )
+                for state in states
+            ),
+        )
 
-    def _look_at(self, index: int, state: Starting | Running, connections: set[int]) -> None:
-        generation, pid, now = self.generation, state.pid, self._daemon.loop.time()
-        if not self._is_still(index, pid):
-            return
-        if pid not in self._taking:
-            self._see_if_it_takes(index, state, now)
-        if connections and generation.listening is not None and self._is_still(index, pid):
-            names, ours = generation.listening.names, self._ours
-            if any(has_connection(member, names, connections, ours) for member in members(pid)):
-                self._taking.add(pid)
-                generation.feed(Happened(index, Takes(served=True)))
+    def _pings(self) -> set[int]:
+        """The connections that are our own pings, by their inodes."""
+        return {*self.generation.pinged, *filter(None, map(peer_inode, self.generation.pings))}
 
-    def _see_if_it_takes(self, index: int, state: Starting | Running, now: float) -> None:
-        generation, pid = self.generation, state.pid
-        settings, listening = generation.settings, generation.listening
-        if listening is None:
-            return
-        inodes = {listener.inode for listener in listening.listeners}
-        found = Sight.NO
-        for member in members(pid):
-            found = max(found, sight(member, inodes))
-            if found is Sight.TAKES:
-                break
-        settled = now - state.since >= max(settings.startsecs, EARLY)
+    def _has_settled(self, state: Starting | Running, now: float) -> bool:
+        return now - state.since >= max(self.generation.settings.startsecs, EARLY)
+
+    def _heed(self, index: int, pid: int, seen: Seen) -> None:
+        """What was seen of a process, if it is still this one."""
+        if self._is_still(index, pid) and seen.sight is not None:
+            self._see_if_it_takes(index, pid, Sight(seen.sight), seen.elsewhere)
+        # Looked for only now: a ping that was accepted meanwhile is known for one.
+        if seen.connection and seen.connection not in self._pings() and self._is_still(index, pid):
+            self._taking.add(pid)
+            self.generation.feed(Happened(index, Takes(served=True)))
+
+    def _see_if_it_takes(self, index: int, pid: int, found: Sight, elsewhere: list[str]) -> None:
+        generation = self.generation
+        state = generation.core.processes[index]
+        assert isinstance(state, Starting | Running)
+        settled = self._has_settled(state, self._daemon.loop.time())
         if found is Sight.TAKES or (found is Sight.MAYBE and settled and pid in self._unclear):
             self._taking.add(pid)
             generation.feed(Happened(index, Takes()))
@@ -252,24 +266,14 @@ class Looks:
                     name=generation.process_name(index),
                 )
             generation.feed(Happened(index, Takes(known=False)))
-        elif settled:
-            self._look_where_it_listens(index, pid)
+        elif elsewhere:
+            self._tell_where_it_listens(index, pid, elsewhere)
         if found is Sight.MAYBE:
             self._unclear.add(pid)
         else:
             self._unclear.discard(pid)
 
-    def _look_where_it_listens(self, index: int, pid: int) -> None:
-        state = self.generation.core.processes[index]
-        if isinstance(state, Starting) and state.astray:
-            return
-        listening = self.generation.listening
-        own = {inode for member in members(pid) for inode in socket_inodes(member) or ()}
-        if listening is not None:
-            own.difference_update(listener.inode for listener in listening.listeners)
-        names = listening_names(own) if own else ()
-        if not names:
-            return
+    def _tell_where_it_listens(self, index: int, pid: int, names: list[str]) -> None:
         what = astray(self.generation.settings, names)
         if what not in self._told:
             self._told.add(what)
@@ -281,11 +285,6 @@ class Looks:
         processes = self.generation.core.processes
         state = processes[index] if index < len(processes) else None
         return isinstance(state, Starting | Running) and state.pid == pid
-
-
-def members(pid: int) -> list[int]:
-    """The process, and those below it: php-cgi's and gunicorn's accept in its place."""
-    return [pid, *descendants(pid)[:MOST_MEMBERS]]
 
 
 def astray(settings: object, names: list[str]) -> str:

@@ -2,19 +2,23 @@
 
 The kernel has no event for it, so it is looked at, some times a second and only while somebody waits. A kept connection
 without a request is not in use, as far as that can be known (linux/draining.py); what cannot be known counts as in use.
+Processes are looked at by a helper (helping.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fcgimgr.control.messages import REFUSED, ControlError, Drained, Progress
 from fcgimgr.linux.draining import Connection, Watch
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.procfs import descendants
 from fcgimgr.linux.sockdiag import established_inodes
-from fcgimgr.manager.gating import descendants
+from fcgimgr.manager.helpers import InlineJob, Job, StuckError
+from fcgimgr.manager.helping import Ground, Tell
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -44,16 +48,16 @@ class Traffic:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._watches: dict[Generation, Watch] = {}
+        self._jobs: dict[Generation, Job | InlineJob] = {}
 
-    def look(self) -> dict[str, Load]:
+    async def look(self) -> dict[str, Load]:
         """The load of each pool that has any. LinuxError: the kernel does not tell."""
         found: dict[str, Load] = {}
-        for pool in self._daemon.pools.values():
+        for pool in tuple(self._daemon.pools.values()):
             queued = 0
             accepted: set[int] = set()
             idle: set[int] = set()
-            for generation in pool.generations.values():
+            for generation in tuple(pool.generations.values()):
                 if generation.listening is None:
                     continue
                 # In this order: what is accepted between the two looks is seen twice, not never.
@@ -66,20 +70,49 @@ class Traffic:
                     )
                 accepted |= connections
                 if connections:
-                    idle |= self._idle(generation)
+                    idle |= await self._idle(generation)
             if accepted - idle or queued:
                 found[pool.name] = Load(len(accepted - idle), queued)
         return found
 
-    def _idle(self, generation: Generation) -> set[int]:
+    async def _idle(self, generation: Generation) -> set[int]:
         """Inodes of the connections that each process which holds them has no request on."""
-        names = generation.listening.names if generation.listening is not None else []
-        watch = self._watches.setdefault(generation, Watch(names))
-        pids = [state.pid for state in generation.core.processes if state.pid is not None]
-        seen = watch.look([pid for leader in pids for pid in (leader, *descendants(leader))], self._daemon.loop.time())
+        job = self._jobs.get(generation)
+        if job is None:
+            job = self._jobs[generation] = self._daemon.helpers.job("idle")
+        names = tuple(generation.listening.names) if generation.listening is not None else ()
+        pids = tuple(state.pid for state in generation.core.processes if state.pid is not None)
+        try:
+            return set(await job.ask((names, pids), lambda told: None))
+        except StuckError:
+            return set()
+
+    def end(self) -> None:
+        """There are no more looks."""
+        for job in self._jobs.values():
+            job.drop()
+
+
+class IdleOnes:
+    """What a helper sees of one generation: asked with the names of its listeners and its pids, it answers with the
+    inodes of the connections that each process which holds them has no request on."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._watch: Watch | None = None
+
+    def answer(self, request: Any, tell: Tell) -> list[int]:
+        names, pids = request
+        if self._watch is None:
+            self._watch = Watch(names, at=self._ground.at)
+        members = [member for leader in pids for member in (leader, *descendants(leader))]
+        seen = self._watch.look([one for one in members if one not in self._ground.given_up], time.monotonic())
         held = [connection for connections in (seen or {}).values() for connection in connections or ()]
         in_use = {connection.inode for connection in held if not is_idle(connection)}
-        return {connection.inode for connection in held} - in_use
+        return list({connection.inode for connection in held} - in_use)
+
+    def end(self) -> None:
+        """There is nothing to be left behind."""
 
 
 def is_idle(connection: Connection) -> bool:
@@ -94,11 +127,20 @@ async def until_quiet(daemon: Daemon, tell: Callable[[Progress], None], timeout:
     LinuxError: that cannot be known here. ControlError: the drain was taken back.
     """
     traffic = Traffic(daemon)
+    try:
+        return await _until_quiet(daemon, traffic, tell, timeout)
+    finally:
+        traffic.end()
+
+
+async def _until_quiet(
+    daemon: Daemon, traffic: Traffic, tell: Callable[[Progress], None], timeout: float | None
+) -> Drained:
     deadline = None if timeout is None else daemon.loop.time() + timeout
     told: dict[str, Load] = {}
     pause = SHORTEST
     while True:
-        load = traffic.look()
+        load = await traffic.look()
         for name, now in load.items():
             if told.get(name) != now:
                 tell(Progress(name=name, state="DRAINING", detail=str(now)))

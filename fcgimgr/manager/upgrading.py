@@ -169,6 +169,9 @@ class GoOver:
         control = await self._server.pause()
         self._signals.hold()
         try:
+            # We, or a helper, should go on as the tracer of those whose gates are closed, and not know it.
+            await daemon.draining.pause()
+            await daemon.helpers.end()
             await asyncio.sleep(0)  # an order that a signal has given may be about to begin
             refuse_unless_quiet(daemon)
             self._execute(control)
@@ -177,11 +180,11 @@ class GoOver:
             daemon.history.record("manager", daemon.config.manager.identifier, "UPGRADING", daemon.state, str(error))
         finally:
             self._signals.let_come()
+            daemon.draining.watch_all()
             await self._server.open()
 
     def _execute(self, control: int) -> None:
         daemon = self._daemon
-        daemon.gates.open_all_at_once()  # we should go on as their tracer, and not know it
         daemon.state_file.write()
         handover = HandoverRecord(
             control=control,

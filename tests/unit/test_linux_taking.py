@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from fcgimgr.linux.sockdiag import established_inodes
-from fcgimgr.linux.taking import Sight, has_connection, sight
+from fcgimgr.linux.taking import Sight, connection_of, sight
 from tests.waiting import eventually
 
 WAYS = {
@@ -110,7 +110,7 @@ def test_one_that_is_gone_takes_nothing(listener: socket.socket):
     with running("", listener) as pid:
         pass
     assert sight(pid, {inode(listener)}) is Sight.NO
-    assert not has_connection(pid, [listener.getsockname()], {inode(listener)})
+    assert not connection_of(pid, [listener.getsockname()], {inode(listener)})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
@@ -119,23 +119,23 @@ def test_what_may_not_be_looked_at_is_unknown(listener: socket.socket):
         code = f"""
 import os
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-print(sight({pid}, {{{inode(listener)}}}).name, has_connection({pid}, [{listener.getsockname()!r}], {{1}}))
+print(sight({pid}, {{{inode(listener)}}}).name, connection_of({pid}, [{listener.getsockname()!r}], {{1}}))
 """
         script = f"import sys; sys.path.insert(0, {os.getcwd()!r}); from fcgimgr.linux.taking import *\n{code}"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout == "UNKNOWN False\n", done.stderr
+    assert done.stdout == "UNKNOWN 0\n", done.stderr
 
 
 def test_one_with_a_connection_in_its_hands_is_seen(listener: socket.socket):
     name = listener.getsockname()
     with running("hand, _ = listener.accept(); time.sleep(1000)", listener) as pid:
-        assert not has_connection(pid, [name], established_inodes([name]) or ())
+        assert not connection_of(pid, [name], established_inodes([name]) or ())
         with socket.socket(listener.family) as client:
             client.connect(name)
-            eventually(lambda: has_connection(pid, [name], established_inodes([name]) or ()))
+            eventually(lambda: connection_of(pid, [name], established_inodes([name]) or ()))
             found = established_inodes([name])
             assert found
-            assert not has_connection(pid, [name], found, found), "but not with one that does not count"
+            assert not connection_of(pid, [name], found, found), "but not with one that does not count"
 
 
 def test_one_that_has_the_next_in_hand_already_is_seen_too(listener: socket.socket):
@@ -143,9 +143,9 @@ def test_one_that_has_the_next_in_hand_already_is_seen_too(listener: socket.sock
     code = "hand, _ = listener.accept(); mine = socket.create_connection(other.getsockname()); time.sleep(1000)"
     with running(code, listener) as pid, socket.socket(listener.family) as client:
         client.connect(name)
-        eventually(lambda: has_connection(pid, [name], {1}))
-        assert not has_connection(pid, [("127.0.0.1", 1), "/another"], {1}), "a connection of another kind"
-        assert not has_connection(pid, [name], {1}, established_inodes([name]) or ())
+        eventually(lambda: connection_of(pid, [name], {1}))
+        assert not connection_of(pid, [("127.0.0.1", 1), "/another"], {1}), "a connection of another kind"
+        assert not connection_of(pid, [name], {1}, established_inodes([name]) or ())
 
 
 def test_a_large_set_is_read_on(listener: socket.socket):

@@ -1,5 +1,6 @@
 """What waits to be accepted is seen at every socket, also at one that only the processes of a pool have."""
 
+import asyncio
 import os
 import socket
 from types import SimpleNamespace
@@ -20,6 +21,6 @@ def test_a_socket_that_could_not_be_taken_back_is_looked_at_too() -> None:
         generation = SimpleNamespace(listening=Listening([place]))
         pool = SimpleNamespace(name="app", generations={1: generation})
         traffic = Traffic(cast(Any, SimpleNamespace(pools={"app": pool})))
-        assert traffic.look() == {}
+        assert asyncio.run(traffic.look()) == {}
         with socket.create_connection(("127.0.0.1", port)):
-            assert traffic.look() == {"app": Load(in_use=0, queued=1)}
+            assert asyncio.run(traffic.look()) == {"app": Load(in_use=0, queued=1)}

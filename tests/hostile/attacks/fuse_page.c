@@ -1,0 +1,59 @@
+// A worker with a page of memory that nobody can read: it is of a file whose server never answers. Its arguments: that
+// file, and where it has others read the page.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#include "notify.h"
+
+static void *page;
+
+static int is_traced(void) {
+    char text[1024];
+    int file = open("/proc/thread-self/status", O_RDONLY);
+    ssize_t length = read(file, text, sizeof text - 1);
+    close(file);
+    text[length > 0 ? length : 0] = 0;
+    char *tracer = strstr(text, "TracerPid:");
+    return tracer && atoi(tracer + 10) > 0;
+}
+
+static void *poll_it(void *nothing) {
+    poll(page, 1, -1);
+    return nothing;
+}
+
+static void *send_it(void *nothing) {
+    while (!is_traced()) usleep(1000);
+    writev(1, page, 1);
+    return nothing;
+}
+
+static void *print_it(void *nothing) {
+    sleep(1);
+    if (write(1, "begun ", 6) != 6) return nothing;
+    if (write(1, page, 4096) < 0) perror("write");
+    return nothing;
+}
+
+int main(int count, char **arguments) {
+    int file = open(arguments[1], O_RDONLY);
+    page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, file, 0);
+    if (count < 3 || file < 0 || page == MAP_FAILED) {
+        perror(arguments[1]);
+        return 1;
+    }
+    pthread_t thread;
+    void *(*how)(void *) = strcmp(arguments[2], "poll") == 0 ? poll_it : strcmp(arguments[2], "send") == 0 ? send_it : print_it;
+    pthread_create(&thread, NULL, how, NULL);
+    sleep(2);
+    notify("X_RECYCLE=please");
+    for (;;) pause();
+}

@@ -1,0 +1,181 @@
+"""A manager that runs as root, a pool whose worker attacks it, and another pool, which is to notice nothing of that."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from fcgimgr.control.client import Client
+from fcgimgr.control.messages import NoParams, Pong
+from tests.integration.ports import free_port
+from tests.integration.running import RunningManager
+from tests.integration.scenes import NOBODY, managing, open_directory, scene
+from tests.integration.servers import need
+from tests.waiting import eventually
+
+ATTACKS = Path(__file__).parent / "attacks"
+
+GOOD_ONES = 20
+"""Workers of the other pool: the oldest one is killed each time, and none so young that this would be a crash loop."""
+
+GOOD = """\
+import socket
+listener = socket.socket(fileno=0)
+while True:
+    listener.accept()[0].close()
+"""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """words: the command of the worker, whose files are in `attacks`; what ends in .c is compiled. keys: more of the
+    pool's table. fuse: it is given the path of a file that nobody can read."""
+
+    name: str
+    words: Sequence[str]
+    keys: str = ""
+    fuse: bool = False
+
+
+class Stage:
+    """Both pools, at work; what the other one and whoever commands the manager notice of the attack."""
+
+    def __init__(self, manager: RunningManager) -> None:
+        self.manager = manager
+
+    def evil(self) -> list[int]:
+        """The pids of the workers that attack."""
+        return [process.pid for process in self.manager.pool("evil").processes if process.pid is not None]
+
+    def ping(self) -> float:
+        """Seconds until the manager has answered."""
+        begun = time.monotonic()
+        with Client(str(self.manager.control)) as client:
+            client.call("ping", NoParams(), answer=Pong)
+        return time.monotonic() - begun
+
+    def respawn(self) -> float:
+        """Kill the oldest worker of the other pool; the seconds until there is another in its place."""
+        before = list(children(self.manager.pid, "good.py"))
+        begun = time.monotonic()
+        os.kill(before[0], signal.SIGKILL)
+        while not set(children(self.manager.pid, "good.py")) - set(before):
+            assert time.monotonic() - begun < 10, "the killed worker of the other pool is not replaced"
+            time.sleep(0.0005)
+        return time.monotonic() - begun
+
+    def cpu(self) -> float:
+        """Seconds of the processor that the manager itself has used."""
+        fields = Path(f"/proc/{self.manager.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int, script: str) -> Iterator[int]:
+    """The children of a process that execute this script, the oldest first."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        try:
+            if script in Path(f"/proc/{child}/cmdline").read_text():
+                yield int(child)
+        except OSError:
+            continue
+
+
+@contextmanager
+def staged(attack: Attack) -> Iterator[Stage]:
+    """The stage of this attack."""
+    if os.geteuid() != 0:
+        pytest.skip("only root runs workers as another user")
+    need("gcc")
+    with open_directory() as directory, Fuse(directory) if attack.fuse else open_directory() as extra:
+        (directory / "good.py").write_text(GOOD)
+        words = [command(word, directory) for word in attack.words]
+        if isinstance(extra, Fuse):
+            words.insert(1, str(extra.file))
+        config = scene(
+            directory,
+            f'[defaults]\nuser = "nobody"\n'
+            f"[pool.evil]\nsocket = '127.0.0.1:{free_port()}'\ncommand = {words}\n{attack.keys}\n"
+            f"[pool.good]\nsocket = '127.0.0.1:{free_port()}'\ncommand = ['{sys.executable}', '-S', '-E', 'good.py']\n"
+            f"directory = '%(here)s'\nnumprocs = {GOOD_ONES}\n",
+        )
+        manager = managing(config, ready=False)
+        manager.begin()
+        try:
+            eventually(lambda: manager.is_up() and len(manager.pids("good")) == GOOD_ONES)
+            yield Stage(manager)
+        except BaseException:
+            print(manager.output())
+            raise
+        finally:
+            if isinstance(extra, Fuse):
+                extra.end()  # before that, who waits for it cannot be killed
+            manager.end_by_force()
+
+
+def command(word: str, directory: Path) -> str:
+    """What a word of an attack's command is in this directory."""
+    if word == "python":
+        return sys.executable
+    if word.endswith(".py"):
+        (directory / word).write_text((ATTACKS / word).read_text())
+        return str(directory / word)
+    if word.endswith(".c"):
+        program = str(directory / word.removesuffix(".c"))
+        subprocess.run(["gcc", "-O1", "-pthread", "-o", program, str(ATTACKS / word)], check=True)
+        return program
+    return word
+
+
+class Fuse:
+    """A file system of the user `nobody`, with one file in it that nobody can read: as fusermount3 would mount it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._at = directory / "fuse"
+        self._at.mkdir()
+        os.chown(self._at, NOBODY, NOBODY)
+        self.file = self._at / "page"
+
+    def __enter__(self) -> Self:
+        device = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={device},rootmode=40000,user_id={NOBODY},group_id={NOBODY}"
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"hostile", bytes(self._at), b"fuse", 2 | 4, options.encode()):  # nosuid, nodev
+            raise OSError(ctypes.get_errno(), "mount")
+        self._server = subprocess.Popen(
+            [sys.executable, str(ATTACKS / "fuse_server.py")], stdin=device, user=NOBODY, group=NOBODY, extra_groups=[]
+        )
+        os.close(device)
+        return self
+
+    def end(self) -> None:
+        """Whoever waits for its server goes on, with an error."""
+        self._server.kill()
+        self._server.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        ctypes.CDLL(None).umount2(bytes(self._at), 2)  # MNT_DETACH
+
+
+RECYCLED = "startsecs = 0\nstopwaitsecs = 4\nautorestart = false"
+ATTACKS_KNOWN = [
+    Attack("exec that waits", ["exec_that_waits.c"], RECYCLED),
+    Attack("exec race", ["exec_race.c"], RECYCLED),
+    Attack("vfork", ["vfork_threads.c"], f"{RECYCLED}\nnumprocs = 20"),
+    Attack("page, polled", ["fuse_page.c", "poll"], RECYCLED, fuse=True),
+    Attack("page, sent", ["fuse_page.c", "send"], RECYCLED, fuse=True),
+    Attack("page, printed", ["fuse_page.c", "print"], RECYCLED, fuse=True),
+    Attack("descriptors", ["python", "many_descriptors.py"], RECYCLED),
+    Attack("notify flood", ["python", "notify_flood.py"], "startsecs = 0"),
+    Attack("lingering rights", ["python", "lingering_rights.py"], "startsecs = 0"),
+]
