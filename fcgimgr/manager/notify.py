@@ -5,16 +5,21 @@ X_REQUESTS=n is how many requests it has served; X_RECYCLE=why asks for its repl
 There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
 writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent
 a message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any descendant in its
-session. A helper that has said its word may have ended before it is heard, and then nothing tells whose it was. So
+session. Descriptors that come along are refused (linux/rights.py). A helper that has said its word may have ended before it is heard, and then nothing tells whose it was. So
 from a user's own socket, which nobody else can write to, its READY=1 is taken for that of the one process of this user
 that waits to say it; where several wait it is dropped, with a warning. All else that comes from strangers is dropped.
+
+Whoever says so much that to hear it takes more than SHARE of the time is heard the later for it: what is said waits in
+the socket then, and whoever says it waits too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -25,14 +30,19 @@ from fcgimgr.linux.accounts import resolve_user
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LONGEST_PATH
 from fcgimgr.linux.procfs import session
+from fcgimgr.linux.rights import dropping_rights, refuse_rights
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
 
 LONGEST: Final = 4096  # bytes of one message
+MOST_LINES: Final = 32  # of one message
 STATUS_LONGEST: Final = 200  # characters
-AT_ONCE: Final = 64  # messages read before the loop is given back
+AT_ONCE: Final = 16  # messages read before the loop is given back
+SHARE: Final = 0.05  # of the time
+SAVED: Final = 0.1  # seconds that may be spent at once, by a socket that was silent before
+WORTH: Final = 0.005  # seconds that are saved up before one is heard again that has spent all
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -42,6 +52,7 @@ class NotifySockets:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._sockets: dict[str, socket.socket] = {}
+        self._budgets: dict[socket.socket, Budget] = {}
 
     def path_for(self, settings: ProcessSettings) -> str:
         """What $NOTIFY_SOCKET is for a process with these settings: a path, or `@name` of an abstract socket.
@@ -62,7 +73,7 @@ class NotifySockets:
                         f"another user, and this manager runs as uid {os.geteuid()}"
                     ) from error
                 raise LinuxError(f"cannot make the notify socket {path}: {error.strerror or error}") from error
-            self._daemon.loop.add_reader(self._sockets[path], self._read, self._sockets[path])
+            self._listen(path)
         return path
 
     def is_ours(self, path: str) -> bool:
@@ -84,8 +95,9 @@ class NotifySockets:
             os.set_inheritable(fd, False)
             receiver = socket.socket(fileno=fd)
             receiver.setblocking(False)
+            refuse_rights(receiver)
             self._sockets[path] = receiver
-            self._daemon.loop.add_reader(receiver, self._read, receiver)
+            self._listen(path)
 
     def listen_again(self, names: Iterable[str]) -> None:
         """Hear also what is sent to these abstract sockets, which were a dead manager's."""
@@ -95,9 +107,24 @@ class NotifySockets:
             except OSError as error:
                 self._daemon.journal.warning(f"the notify socket {name} cannot be bound again: {error.strerror}")
             else:
-                self._daemon.loop.add_reader(self._sockets[name], self._read, self._sockets[name])
+                self._listen(name)
+
+    def _listen(self, path: str) -> None:
+        receiver = self._sockets[path]
+        self._budgets[receiver] = Budget(time.monotonic())
+        self._daemon.loop.add_reader(receiver, self._read, receiver)
 
     def _read(self, receiver: socket.socket) -> None:
+        budget, begun = self._budgets[receiver], time.monotonic()
+        with dropping_rights():
+            self._read_some(receiver)
+        if pause := budget.spend(begun, time.monotonic()):
+            self._daemon.loop.remove_reader(receiver)
+            budget.timer = self._daemon.loop.call_later(
+                pause, self._daemon.loop.add_reader, receiver, self._read, receiver
+            )
+
+    def _read_some(self, receiver: socket.socket) -> None:
         for _ in range(AT_ONCE):
             try:
                 message, ancillary, _, _ = receiver.recvmsg(LONGEST, socket.CMSG_SPACE(_CREDENTIALS.size))
@@ -118,7 +145,7 @@ class NotifySockets:
             self._daemon.journal.debug("a notification from a process that is not ours was dropped", pid=pid)
             return
         generation, index = child
-        for line in message.decode("utf-8", "replace").split("\n"):
+        for line in message.decode("utf-8", "replace").split("\n", MOST_LINES)[:MOST_LINES]:
             self._heed(generation, index, *line.partition("=")[::2])
 
     def _only_one_that_waits(self, receiver: socket.socket, pid: int, uid: int) -> tuple[Generation, int] | None:
@@ -155,10 +182,31 @@ class NotifySockets:
     def close(self) -> None:
         for path, receiver in self._sockets.items():
             self._daemon.loop.remove_reader(receiver)
-            receiver.close()
+            if (timer := self._budgets[receiver].timer) is not None:
+                timer.cancel()
+            with dropping_rights():
+                receiver.close()
             if not path.startswith("@") and os.path.lexists(path):
                 os.unlink(path)
         self._sockets.clear()
+        self._budgets.clear()
+
+
+class Budget:
+    """The time that one socket may take."""
+
+    __slots__ = ("_at", "_left", "timer")
+
+    def __init__(self, now: float) -> None:
+        self._left = SAVED
+        self._at = now
+        self.timer: asyncio.TimerHandle | None = None
+
+    def spend(self, begun: float, now: float) -> float:
+        """So much was spent; seconds for which nothing more is to be."""
+        self._left = min(SAVED, self._left + SHARE * (begun - self._at)) - (now - begun)
+        self._at = now
+        return 0.0 if self._left > 0 else (WORTH - self._left) / SHARE
 
 
 def bind_file(path: str, uid: int) -> socket.socket:
@@ -198,4 +246,5 @@ def bind_abstract(name: str) -> socket.socket:
 def open_receiver() -> socket.socket:
     receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    refuse_rights(receiver)
     return receiver

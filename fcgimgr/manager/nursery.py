@@ -14,6 +14,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from fcgimgr.linux.rights import dropping_rights, refuse_rights
+
 LONGEST_ANSWER: Final = 2048  # bytes
 #: What lets a worker go on.
 GO: Final = b"g"
@@ -47,6 +49,7 @@ def channel() -> tuple[socket.socket, socket.socket]:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    refuse_rights(ours)
     return ours, its
 
 
@@ -66,10 +69,11 @@ def request(
 def hear(channel: socket.socket) -> tuple[int, bytes] | None:
     """What is said on the channel next, and the pid of who says it; None: it is closed.
 
-    BlockingIOError: nothing is said now. Descriptors that might come along are closed by the kernel: there is no room.
+    BlockingIOError: nothing is said now. Descriptors that might come along are dropped by the kernel: there is no room.
     """
     try:
-        answer, ancillary, _, _ = channel.recvmsg(LONGEST_ANSWER, socket.CMSG_SPACE(_CREDENTIALS.size))
+        with dropping_rights():
+            answer, ancillary, _, _ = channel.recvmsg(LONGEST_ANSWER, socket.CMSG_SPACE(_CREDENTIALS.size))
     except ConnectionResetError:  # it died with a request unread
         return None
     if not answer:

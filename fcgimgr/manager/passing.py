@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.linux.listeners import LostListener
+from fcgimgr.linux.rights import refuse_rights
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Bytes that are carried at a time.
 PIECE: Final = 65536
+NO_LINGER: Final = bytes(8)  # struct linger
 
 
 class Passing:
@@ -76,6 +78,9 @@ class Passing:
         ):
             client.setblocking(False)
             server.setblocking(False)
+            refuse_rights(server)
+            # What the processes have made of their listener is of what was accepted there too: a close(2) that waits.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             await loop.sock_connect(server, target)
             pumps = [loop.create_task(self._pump(*ends)) for ends in ((client, server), (server, client))]
             try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.process import Starting
 from fcgimgr.linux.procfs import MOST_PROCESSES, descendants, holds
+from fcgimgr.linux.rights import refuse_rights
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
 from fcgimgr.manager.asking import Question, question
 
@@ -60,6 +61,7 @@ class Ping:
             raise OSError("the pool has no open socket")
         asked = question(self._generation.settings)
         with socket.socket(listening.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+            refuse_rights(connection)
             self._generation.pings.add(connection)
             try:
                 await self._ask(asked, connection, listening, answer_within, children)

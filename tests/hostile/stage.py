@@ -103,10 +103,10 @@ def staged(attack: Attack) -> Iterator[Stage]:
             words.insert(1, str(extra.file))
         config = scene(
             directory,
-            f'[defaults]\nuser = "nobody"\n'
+            f'[defaults]\nuser = "nobody"\ndirectory = "%(here)s"\n'
             f"[pool.evil]\nsocket = '127.0.0.1:{free_port()}'\ncommand = {words}\n{attack.keys}\n"
             f"[pool.good]\nsocket = '127.0.0.1:{free_port()}'\ncommand = ['{sys.executable}', '-S', '-E', 'good.py']\n"
-            f"directory = '%(here)s'\nnumprocs = {GOOD_ONES}\n",
+            f"numprocs = {GOOD_ONES}\n",
         )
         manager = managing(config, ready=False)
         manager.begin()
@@ -126,6 +126,8 @@ def command(word: str, directory: Path) -> str:
     """What a word of an attack's command is in this directory."""
     if word == "python":
         return sys.executable
+    if word == "good.py":
+        return word
     if word.endswith(".py"):
         (directory / word).write_text((ATTACKS / word).read_text())
         return str(directory / word)
@@ -169,6 +171,7 @@ class Fuse:
 
 RECYCLED = "startsecs = 0\nstopwaitsecs = 4\nautorestart = false"
 ATTACKS_KNOWN = [
+    Attack("none", ["python", "good.py"], "startsecs = 0"),
     Attack("exec that waits", ["exec_that_waits.c"], RECYCLED),
     Attack("exec race", ["exec_race.c"], RECYCLED),
     Attack("vfork", ["vfork_threads.c"], f"{RECYCLED}\nnumprocs = 20"),
