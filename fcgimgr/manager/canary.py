@@ -107,12 +107,12 @@ class Canaries:
     ) -> str | None:
         """Wait until `task` is done, or until it can be told that those who have the ping are stuck, or are not."""
         patience, longest = generation.settings.ready_timeout, generation.settings.stopwaitsecs
-        before = in_hand(generation, running(generation))
+        before = await in_hand(generation, running(generation))
         begun = self._daemon.loop.time()
         while not (await asyncio.wait({task}, timeout=patience))[0]:
             suspects = running(generation) if ping.holder is None else [ping.holder]
             ours = {one.inode for one in pings if one.inode is not None}
-            after = in_hand(generation, suspects, ours)
+            after = await in_hand(generation, suspects, ours)
             waited = self._daemon.loop.time() - begun
             if ping.strayed or any(has_worked(before.get(pid, {}), after.get(pid, {})) for pid in suspects):
                 return None  # it is not their turn yet; the next round has a new one

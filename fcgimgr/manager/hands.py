@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fcgimgr.linux.draining import taken
 from fcgimgr.linux.procfs import MOST_FDS, MOST_PROCESSES, descendants, socket_inodes
+from fcgimgr.manager.turns import Turns
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Hands: TypeAlias = dict[int, int]
 
 
-def in_hand(generation: Generation, pids: Iterable[int], without: Collection[int] = ()) -> dict[int, Hands]:
+async def in_hand(generation: Generation, pids: Iterable[int], without: Collection[int] = ()) -> dict[int, Hands]:
     """What each of these processes and its children have in hand, but for the connections `without` (inodes).
 
     A process of which that cannot be known is left out.
@@ -29,9 +30,13 @@ def in_hand(generation: Generation, pids: Iterable[int], without: Collection[int
     if accepted is None:
         return {}
     found: dict[int, Hands] = {}
+    turns = Turns()
     for pid in pids:
         family = (pid, *descendants(pid, MOST_PROCESSES))
-        sockets = [socket_inodes(member, MOST_FDS) for member in family]
+        sockets = []
+        for member in family:
+            await turns.give_way()
+            sockets.append(socket_inodes(member, MOST_FDS))
         if sockets[0] is not None:
             own = {inode for inodes in sockets for inode in inodes or () if inode in accepted}
             found[pid] = {inode: accepted[inode] for inode in own.difference(without)}

@@ -23,6 +23,7 @@ from fcgimgr.linux.procfs import MOST_PROCESSES, descendants, holds
 from fcgimgr.linux.rights import refuse_rights
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
 from fcgimgr.manager.asking import Question, question
+from fcgimgr.manager.turns import Turns
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -83,7 +84,7 @@ class Ping:
             await self._loop.sock_connect(connection, listening.lead_ping(connection))
             await self._loop.sock_sendall(connection, asked.opening())
         await self._until_accepted(connection)
-        self._find_holder(children)
+        await self._find_holder(children)
         async with asyncio.timeout(answer_within):
             await self._loop.sock_sendall(connection, asked.closing())
             while not asked.decided:
@@ -114,14 +115,16 @@ class Ping:
         self.accepted = True
         self.inode = inode
 
-    def _find_holder(self, children: bool) -> None:
+    async def _find_holder(self, children: bool) -> None:
         if self.inode is None:
             return
         pids = by_readiness(self._generation)
         certain = True
+        turns = Turns()
         for family in (False, True) if children else (False,):
             for pid in pids:
                 for member in descendants(pid, MOST_PROCESSES) if family else [pid]:
+                    await turns.give_way()
                     has_it = holds(member, {self.inode})
                     if has_it is None:
                         certain = False

@@ -88,7 +88,7 @@ class Readiness:
                 queued = any(tasks[task].accepted is False for task in waiting)
                 if queued and self._daemon.loop.time() - begun > ACCEPTED_SOON:
                     self._tell(generation, "it waits in the queue: no process accepts it")
-                    now = self._in_hand(generation, pings)
+                    now = await self._in_hand(generation, pings)
                     found |= self._heed_work(generation, hands, now)
                     hands = now
         finally:
@@ -124,13 +124,13 @@ class Readiness:
                 found = True
         return found
 
-    def _in_hand(self, generation: Generation, pings: list[Ping]) -> dict[int, Hands]:
+    async def _in_hand(self, generation: Generation, pings: list[Ping]) -> dict[int, Hands]:
         """What clients have given to those that are not ready yet; where no client is led, there is nothing to see."""
         pool = generation.pool
         if generation is not pool.serving and not isinstance(pool.core.coming, Canary):
             return {}
         ours = {ping.inode for ping in pings if ping.inode is not None}
-        return in_hand(generation, [state.pid for state in starting(generation).values()], ours)
+        return await in_hand(generation, [state.pid for state in starting(generation).values()], ours)
 
     def _heed_work(self, generation: Generation, before: dict[int, Hands], after: dict[int, Hands]) -> bool:
         """Nobody has time for a ping. True if the work that was seen made a process ready."""

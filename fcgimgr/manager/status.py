@@ -1,12 +1,11 @@
 """What `status` answers: put together by the manager from what it and the kernel know, without asking any worker.
 
 With `detail` it looks into /proc once for each process. A thousand looks take some tens of milliseconds, so they are
-made in slices, between which the loop does its other work.
+made in turns, between which the loop does its other work.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -20,13 +19,13 @@ from fcgimgr.fastcgi.scoreboard import Request
 from fcgimgr.linux.procfs import holds, rss
 from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.names import Chosen, indexes_of
+from fcgimgr.manager.turns import Turns
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.slots import Slot
 
-SLICE: Final = 50  # processes looked at between two turns of the loop
 SHOWN: Final = 8  # requests in hand that are told of one process
 
 
@@ -86,9 +85,9 @@ async def _processes(
     if detail and generation.listening is not None:
         accepted = established_inodes(generation.listening.names)
     processes = []
-    for count, index in enumerate(indexes):
-        if detail and count % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
+    turns = Turns()
+    for index in indexes:
+        await turns.give_way()
         if index < len(generation.core.processes):  # it may have been scaled away in the meantime
             state, slot = generation.core.processes[index], generation.slots[index]
             processes.append(_process(daemon, generation, state, slot, accepted, detail))

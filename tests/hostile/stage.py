@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -126,8 +125,6 @@ def command(word: str, directory: Path) -> str:
     """What a word of an attack's command is in this directory."""
     if word == "python":
         return sys.executable
-    if word == "good.py":
-        return word
     if word.endswith(".py"):
         (directory / word).write_text((ATTACKS / word).read_text())
         return str(directory / word)
@@ -169,13 +166,13 @@ class Fuse:
         ctypes.CDLL(None).umount2(bytes(self._at), 2)  # MNT_DETACH
 
 
-RECYCLED = "startsecs = 0\nstopwaitsecs = 4\nautorestart = false"
+RECYCLED = 'ready = "startsecs"\nstartsecs = 0.2\nstopwaitsecs = 2\nautorestart = false'
 ATTACKS_KNOWN = [
-    Attack("none", ["python", "good.py"], "startsecs = 0"),
+    Attack("none", ["sleep", "1000"], RECYCLED),
     Attack("exec that waits", ["exec_that_waits.c"], RECYCLED),
     Attack("exec race", ["exec_race.c"], RECYCLED),
     Attack("vfork", ["vfork_threads.c"], f"{RECYCLED}\nnumprocs = 20"),
-    Attack("page, polled", ["fuse_page.c", "poll"], RECYCLED, fuse=True),
+    Attack("page, polled", ["fuse_page.c", "poll"], fuse=True),
     Attack("page, sent", ["fuse_page.c", "send"], RECYCLED, fuse=True),
     Attack("page, printed", ["fuse_page.c", "print"], RECYCLED, fuse=True),
     Attack("descriptors", ["python", "many_descriptors.py"], RECYCLED),

@@ -50,7 +50,7 @@ int main(void) {
     for (long at = 0; at < SLEEPERS; at++) pthread_create(&thread, &small, sleep_on, (void *)at);
     for (long at = 0; at < WATCHERS; at++) pthread_create(&thread, &small, watch, (void *)at);
     while (there < SLEEPERS) usleep(1000);
-    sleep(2);
+    sleep(1);
     go = 1;
     notify("X_RECYCLE=please");
     for (;;) pause();

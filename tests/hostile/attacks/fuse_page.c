@@ -2,6 +2,7 @@
 // file, and where it has others read the page.
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -23,6 +24,16 @@ static int is_traced(void) {
     text[length > 0 ? length : 0] = 0;
     char *tracer = strstr(text, "TracerPid:");
     return tracer && atoi(tracer + 10) > 0;
+}
+
+// A connection that was accepted and is not answered: it is not idle, and so the worker is looked at for long.
+static void have_something_in_hand(void) {
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+    getsockname(0, (struct sockaddr *)&address, &length);
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    connect(client, (struct sockaddr *)&address, length);
+    if (accept(0, NULL, NULL) < 0 || write(client, "hello", 5) != 5) perror("connection");
 }
 
 static void *poll_it(void *nothing) {
@@ -53,7 +64,8 @@ int main(int count, char **arguments) {
     pthread_t thread;
     void *(*how)(void *) = strcmp(arguments[2], "poll") == 0 ? poll_it : strcmp(arguments[2], "send") == 0 ? send_it : print_it;
     pthread_create(&thread, NULL, how, NULL);
-    sleep(2);
+    have_something_in_hand();
+    sleep(1);
     notify("X_RECYCLE=please");
     for (;;) pause();
 }

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import socket
+import time
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -12,9 +13,9 @@ listener = socket.socket(fileno=0)
 client = socket.create_connection(listener.getsockname())
 connection, _ = listener.accept()
 connection.sendall(b"hello")
-for _ in range(min(most, 200_000) - 20):
+for _ in range(min(most, 200_000) - 20):  # one more is needed for the socket below
     os.dup(connection.fileno())
-with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-    notify.sendto(b"X_RECYCLE=please", os.environ["NOTIFY_SOCKET"])
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 while True:
-    signal.pause()
+    time.sleep(1)
+    notify.sendto(b"X_RECYCLE=please", os.environ["NOTIFY_SOCKET"])

@@ -14,7 +14,7 @@ static void *wait_for_child(void *nothing) {
 int main(void) {
     pthread_t thread;
     for (int at = 0; at < 4; at++) pthread_create(&thread, NULL, wait_for_child, NULL);
-    sleep(2);
+    sleep(1);
     notify("X_RECYCLE=please");
     for (;;) pause();
 }
