@@ -46,7 +46,7 @@ def test_one_that_is_much_work_to_look_at_or_hear_takes_little_of_the_managers_t
         while time.monotonic() < begun + 1.5:
             assert stage.ping() < SOON
             time.sleep(0.02)
-        assert (stage.cpu() - used) / (time.monotonic() - begun) < 0.3
+        assert (stage.cpu() - used) / (time.monotonic() - begun) < 0.12
 
 
 def test_what_is_sent_along_with_a_notification_makes_nobody_wait() -> None:

@@ -12,7 +12,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 listener = socket.socket(fileno=0)
 client = socket.create_connection(listener.getsockname())
 connection, _ = listener.accept()
-connection.sendall(b"hello")
+client.sendall(b"hello")  # which nobody reads: it is in use
 for _ in range(min(most, 200_000) - 20):  # one more is needed for the socket below
     os.dup(connection.fileno())
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
