@@ -45,7 +45,7 @@ def open_pipe(pid: int, fd: int, inode: int) -> int | None:
     def is_it(there: os.stat_result) -> bool:
         return stat.S_ISFIFO(there.st_mode) and there.st_ino == inode
 
-    return procfs.open_fd(pid, fd, os.O_RDONLY | os.O_NONBLOCK, is_it)
+    return procfs.open_fd(pid, fd, os.O_RDONLY | os.O_NONBLOCK, "pipe:[", is_it)
 
 
 def _resize(fd: int, size: int) -> None:

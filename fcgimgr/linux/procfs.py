@@ -167,10 +167,10 @@ def open_sockets(pid: int, most: int | None = None) -> Iterator[tuple[int, int]]
         os.close(directory)
 
 
-def open_fd(pid: int, fd: int, flags: int, is_it: Callable[[os.stat_result], bool]) -> int | None:
+def open_fd(pid: int, fd: int, flags: int, kind: str, is_it: Callable[[os.stat_result], bool]) -> int | None:
     """Open once more, as `flags` say and close-on-exec, what a process has as its `fd`; None: there is another thing.
 
-    OSError: it may not be looked at.
+    kind: what /proc shows of such a thing begins with this. OSError: it may not be looked at.
     """
     try:
         # A process may put there what it likes, a device that acts on being opened too. O_PATH does not open it yet.
@@ -178,7 +178,10 @@ def open_fd(pid: int, fd: int, flags: int, is_it: Callable[[os.stat_result], boo
     except (FileNotFoundError, ProcessLookupError):
         return None
     try:
-        return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC) if is_it(os.fstat(found)) else None
+        # Nor is a file's server asked about it, which may never answer (FUSE): its name is known without that.
+        if not os.readlink(f"/proc/self/fd/{found}").startswith(kind) or not is_it(os.fstat(found)):
+            return None
+        return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC)
     finally:
         os.close(found)
 

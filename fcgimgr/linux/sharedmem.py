@@ -38,7 +38,7 @@ def open_shared(pid: int, fd: int, inode: int) -> int | None:
     def is_it(there: os.stat_result) -> bool:
         return stat.S_ISREG(there.st_mode) and there.st_ino == inode
 
-    ours = procfs.open_fd(pid, fd, os.O_RDWR, is_it)
+    ours = procfs.open_fd(pid, fd, os.O_RDWR, "/memfd:", is_it)
     if ours is None or fcntl_seals(ours):
         return ours
     os.close(ours)

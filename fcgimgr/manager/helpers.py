@@ -102,7 +102,7 @@ class Helpers:
         family = (leader, *procfs.descendants(leader, procfs.MOST_PROCESSES)) if leader > 1 else (at,)
         for member in family:
             let_go_if_possible(member)
-        if not is_stuck:
+        if not is_stuck or at in self._given_up:
             return
         self._given_up[at] = procfs.start_time(at)
         child = self._daemon.children.get(leader)

@@ -3,11 +3,12 @@
 X_REQUESTS=n is how many requests it has served; X_RECYCLE=why asks for its replacement by a new process.
 
 There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
-writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent
-a message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any descendant in its
-session. Descriptors that come along are refused (linux/rights.py). A helper that has said its word may have ended before it is heard, and then nothing tells whose it was. So
-from a user's own socket, which nobody else can write to, its READY=1 is taken for that of the one process of this user
-that waits to say it; where several wait it is dropped, with a warning. All else that comes from strangers is dropped.
+writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent a
+message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any descendant in its
+session. Descriptors that come along are refused (linux/rights.py). A helper that has said its word may have ended
+before it is heard, and then nothing tells whose it was. So from a user's own socket, which nobody else can write to,
+its READY=1 is taken for that of the one process of this user that waits to say it; where several wait it is dropped,
+with a warning. All else that comes from strangers is dropped.
 
 Whoever says so much that to hear it takes more than SHARE of the time is heard the later for it: what is said waits in
 the socket then, and whoever says it waits too.

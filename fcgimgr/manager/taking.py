@@ -5,11 +5,11 @@ it, waits for connections on the pool's listener (linux/taking.py), or has one i
 that recycles itself after so many requests from one that crashes, and one that listens on a port of its own while the
 pool's clients wait in vain.
 
-There is no event for any of this, so it is looked at, by a helper (sights.py), and only while somebody is STARTING, or so
-young that its death would be an early one: some milliseconds after its start for the first time, and then less and less
-often. Each look is at all such processes of a generation, with one question for their connections. It costs some 30 µs a
-process; so looks wait for the spawning to be done, and however many processes there are, no more than a twentieth of the
-time is spent. Of one at which a look did not end nothing is known.
+There is no event for any of this, so it is looked at, by a helper (sights.py), and only while somebody is STARTING, or
+so young that its death would be an early one: some milliseconds after its start for the first time, and then less and
+less often. Each look is at all such processes of a generation, with one question for their connections. It costs some
+30 µs a process; so looks wait for the spawning to be done, and however many processes there are, no more than a
+twentieth of the time is spent. Of one at which a look did not end nothing is known.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever a worker does to be looked at for ever, or to be heard all the time: the manager does its work for others."""
+"""Whatever a worker does to be looked at for ever, or heard all the time: the manager does its work for others."""
 
 import os
 import time

@@ -1,4 +1,6 @@
-"""A worker that sends descriptors with its notifications: of connections whose close(2) waits for an hour, because they are to linger until all is sent (SO_LINGER), and nobody takes it. Whoever drops the last one of each waits."""
+"""A worker that sends descriptors with its notifications: of connections whose close(2) waits for an hour, because they
+are to linger until all is sent (SO_LINGER), and nobody takes it. Whoever drops the last one of each waits.
+"""
 
 import array
 import os
