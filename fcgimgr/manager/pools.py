@@ -18,6 +18,7 @@ from fcgimgr.core import pool as core
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.manager import losses
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
 from fcgimgr.manager.pinging import starting
@@ -29,15 +30,23 @@ if TYPE_CHECKING:
 class Verdict:
     """How a reload ended: `ok` or not, why, and with a failed process its name and last words.
 
-    `known`: False, it is not known how it will end.
+    `known`: False, it is not known how it will end; `switched`: the new processes serve, though it is not `ok`.
     """
 
-    __slots__ = ("known", "lines", "ok", "process", "why")
+    __slots__ = ("known", "lines", "ok", "process", "switched", "why")
 
     def __init__(
-        self, ok: bool, why: str = "", process: str = "", lines: tuple[str, ...] = (), *, known: bool = True
+        self,
+        ok: bool,
+        why: str = "",
+        process: str = "",
+        lines: tuple[str, ...] = (),
+        *,
+        known: bool = True,
+        switched: bool = False,
     ) -> None:
         self.ok = ok
+        self.switched = switched
         self.known = known
         self.why = why
         self.process = process
@@ -217,12 +226,17 @@ class Pool:
         old.feed(core_generation.Return())
         if old.settings.numprocs == generation.settings.numprocs:
             old.feed(core_generation.Scale(generation.core.wanted))
-        self.daemon.passing.pass_on(generation, self._listening(number))
+        self.daemon.passing.end(old)
+        self.pass_on(bad)
         generation.feed(core_generation.Leave())
         self.daemon.state_file.all_changed()
         verdict = self._until_gone.pop(number, None)
         if verdict is not None and not verdict.done():
             verdict.set_result(Verdict(False, why, process, lines))
+
+    def pass_on(self, number: int) -> None:
+        """What waits in the queue of this generation is for the one that serves."""
+        self.daemon.passing.pass_on(self.generations[number], self._listening(self.core.serving))
 
     def _tell(self, number: int, what: str, *, error: bool = False) -> None:
         log = self.daemon.journal.error if error else self.daemon.journal.info
@@ -262,6 +276,7 @@ class Pool:
         self.daemon.canaries.forget(generation)
         self.discarded = f"generation {number} was discarded: {why}"
         self._tell(number, f"is discarded: {why}", error=True)
+        generation.has_served = served
         generation.feed(core_generation.Leave(served=served))
         self._decide(Verdict(False, why, process, lines))
 
@@ -354,13 +369,14 @@ class Pool:
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
                 self.daemon.passing.end(self.generations[number])
-                self.generations.pop(number).end()
+                left = self.generations.pop(number)
+                left.end()
                 self.daemon.state_file.all_changed()
                 self.daemon.journal.info("a generation has left", name=self.name, generation=number)
                 self.feed(core.Gone(number))
                 verdict = self._until_gone.pop(number, None)
                 if verdict is not None and not verdict.done():
-                    verdict.set_result(Verdict(True))
+                    verdict.set_result(self._verdict_on_leaving(left))
         before, self.state = self.state, self.serving.state
         if self.state is before:
             return False
@@ -368,6 +384,13 @@ class Pool:
             self.daemon.journal.error(f"FATAL: {fault}; {self.serving.advice(self.name)}", name=self.name)
         self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.serving.core.fault)
         return True
+
+    def _verdict_on_leaving(self, left: Generation) -> Verdict:
+        if not left.lost:
+            return Verdict(True)
+        lost = losses.connections(left.lost)
+        why = f"generation {self.core.serving} serves, but {lost} of generation {left.number} lost: see the log"
+        return Verdict(False, why, switched=True)
 
     def _switch_if_ready(self) -> None:
         coming = self.core.coming
