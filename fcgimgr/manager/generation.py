@@ -104,9 +104,10 @@ class Generation:
 
     @property
     def down(self) -> bool:
-        """Whether none of its processes lives."""
+        """Whether none of its processes lives, and nobody who has come to it is still served by another generation."""
         zygote = self.zygote is not None and self.zygote.state.pid is not None
-        return not zygote and all(state.pid is None for state in self.core.processes)
+        lives = zygote or any(state.pid is not None for state in self.core.processes)
+        return not lives and not self.daemon.passing.carries(self)
 
     def process_name(self, index: int) -> str:
         """`app:app_00`"""
@@ -373,6 +374,7 @@ class Generation:
             self.listening = None
             return
         self.daemon.fd_store.let_go(self.listening)
+        self.daemon.passing.end(self)
         losses.closing(self)
         try:
             self.listening.close()

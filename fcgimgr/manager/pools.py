@@ -227,6 +227,7 @@ class Pool:
         if old.settings.numprocs == generation.settings.numprocs:
             old.feed(core_generation.Scale(generation.core.wanted))
         self.daemon.passing.end(old)
+        self._abandon_addresses(number)
         self.pass_on(bad)
         generation.feed(core_generation.Leave())
         self.daemon.state_file.all_changed()
@@ -235,8 +236,10 @@ class Pool:
             verdict.set_result(Verdict(False, why, process, lines))
 
     def pass_on(self, number: int) -> None:
-        """What waits in the queue of this generation is for the one that serves."""
-        self.daemon.passing.pass_on(self.generations[number], self._listening(self.core.serving))
+        """What waits in the queue of this generation is for the one that serves, if it does."""
+        to = self.serving.listening
+        if to is not None and not self.serving.core.refusing:
+            self.daemon.passing.pass_on(self.generations[number], to)
 
     def _tell(self, number: int, what: str, *, error: bool = False) -> None:
         log = self.daemon.journal.error if error else self.daemon.journal.info
@@ -368,7 +371,6 @@ class Pool:
         self._switch_if_ready()
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
-                self.daemon.passing.end(self.generations[number])
                 left = self.generations.pop(number)
                 left.end()
                 self.daemon.state_file.all_changed()
