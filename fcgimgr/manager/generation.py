@@ -167,6 +167,8 @@ class Generation:
                 case core.Refuse():
                     self._refuse()
                 case core.Close():
+                    for change in changed:  # with its listener closed, the one before could not take its place any more
+                        self.pool.watch(self, change)
                     self._close()
                 case core.Forget(index):
                     self._forget(index)

@@ -114,6 +114,9 @@ class _Passage:
     def end(self) -> None:
         if self._is_at_end:
             return
+        for one in self._accepting:
+            while self._accept(one):
+                pass
         self._is_at_end = True
         for one in self._accepting:
             self._loop.remove_reader(one.listener)
@@ -135,22 +138,24 @@ class _Passage:
         for one in () if self._is_at_end else self._accepting:
             self._loop.add_reader(one.listener, self._accept, one)
 
-    def _accept(self, one: _Accepting) -> None:
+    def _accept(self, one: _Accepting) -> bool:
+        """Whether one was accepted."""
         if len(self._carrying) >= MOST:  # until there is room
             self._loop.remove_reader(one.listener)
-            return
+            return False
         try:
             client, _ = one.listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # another was quicker; or its client has gone
-            return
+            return False
         except OSError as error:
             self._loop.remove_reader(one.listener)
             if error.errno != errno.EINVAL:  # it was shut down
                 self._loop.call_later(FULL, self._begin)
-            return
+            return False
         task = self._loop.create_task(self._carry(client, one.target))
         self._carrying.add(task)
         task.add_done_callback(self._carried)
+        return True
 
     def _carried(self, task: asyncio.Task[None]) -> None:
         self._carrying.discard(task)

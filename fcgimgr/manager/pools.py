@@ -334,8 +334,7 @@ class Pool:
     def process_changed(self, generation: Generation, change: core_generation.Changed) -> None:
         """A process of one generation went into another state."""
         self.daemon.process_changed(generation, change.index)
-        if self.core.watch is not None and self.core.serving == generation.number:
-            self._watch(generation, change)
+        self.watch(generation, change)
         if self.core.coming is None or self.core.coming.number != generation.number:
             return
         if isinstance(change.after, Backoff | Fatal | Exited) or (
@@ -346,9 +345,10 @@ class Pool:
             why = describe(change.after) or str(generation.slots[change.index].exit)
             self.feed(core.Failed(generation.number, f"{generation.process_name(change.index)}: {why}"))
 
-    def _watch(self, generation: Generation, change: core_generation.Changed) -> None:
+    def watch(self, generation: Generation, change: core_generation.Changed) -> None:
         """Whether a process of what serves since a moment ago was lost, and the generation before could serve again."""
-        assert self.core.watch is not None
+        if self.core.watch is None or self.core.serving != generation.number:
+            return
         exit = generation.slots[change.index].exit
         respawned = isinstance(change.before, Running) and isinstance(change.after, Spawning)
         unexpected = exit is None or exit.code not in generation.settings.exitcodes
