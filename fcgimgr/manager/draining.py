@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Seconds between two looks, growing from the first to the second.
 SHORTEST: Final = 0.002
 LONGEST: Final = 0.05
+# Seconds after which a queue that is still not empty is passed on (passing.py).
+LATE: Final = 0.5
 # Seconds between two looks at one that goes from connection to connection.
 BETWEEN_ROWS: Final = 0.003
 
@@ -83,9 +85,18 @@ class Draining:
                 go_on, hurried, spent = True, False, LONGEST
             if not go_on:
                 return
+            self._pass_on_if_late(generation)
             pause = BETWEEN_ROWS if hurried else min(LONGEST, pause * 1.5)
             # Whoever has much to be looked at does not have us look all the time.
             await asyncio.sleep(max(pause, spent))
+
+    def _pass_on_if_late(self, generation: Generation) -> None:
+        """Where they do not come to their queue, those that serve now shall."""
+        core, within = generation.core, generation.settings.stopwaitsecs
+        if core.draining is None or not core.left:
+            return
+        if self._daemon.loop.time() >= core.draining - within + min(LATE, within / 2):
+            generation.pool.pass_on(generation.number)
 
     def _heed(self, generation: Generation, told: Any) -> tuple[Any, ...]:
         """What a look has found; the process it concerns may have become another since."""

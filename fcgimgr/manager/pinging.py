@@ -23,6 +23,7 @@ from fcgimgr.linux.procfs import MOST_PROCESSES, descendants, holds
 from fcgimgr.linux.rights import refuse_rights
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
 from fcgimgr.manager.asking import Question, question
+from fcgimgr.manager.passing import connect
 from fcgimgr.manager.turns import Turns
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Ping:
         children: bool,
     ) -> None:
         async with asyncio.timeout(answer_within):
-            await self._loop.sock_connect(connection, listening.lead_ping(connection))
+            await connect(self._loop, connection, listening.lead_ping(connection))
             await self._loop.sock_sendall(connection, asked.opening())
         await self._until_accepted(connection)
         await self._find_holder(children)
