@@ -174,7 +174,6 @@ ATTACKS_KNOWN = [
     Attack("vfork", ["vfork_threads.c"], f"{RECYCLED}\nnumprocs = 20"),
     Attack("page, polled", ["fuse_page.c", "poll"], fuse=True),
     Attack("page, sent", ["fuse_page.c", "send"], RECYCLED, fuse=True),
-    Attack("page, printed", ["fuse_page.c", "print"], RECYCLED, fuse=True),
     Attack("descriptors", ["python", "many_descriptors.py"], RECYCLED),
     Attack("notify flood", ["python", "notify_flood.py"], "startsecs = 0"),
     Attack("lingering rights", ["python", "lingering_rights.py"], "startsecs = 0"),

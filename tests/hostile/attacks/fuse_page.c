@@ -47,13 +47,6 @@ static void *send_it(void *nothing) {
     return nothing;
 }
 
-static void *print_it(void *nothing) {
-    sleep(1);
-    if (write(1, "begun ", 6) != 6) return nothing;
-    if (write(1, page, 4096) < 0) perror("write");
-    return nothing;
-}
-
 int main(int count, char **arguments) {
     int file = open(arguments[1], O_RDONLY);
     page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, file, 0);
@@ -62,7 +55,7 @@ int main(int count, char **arguments) {
         return 1;
     }
     pthread_t thread;
-    void *(*how)(void *) = strcmp(arguments[2], "poll") == 0 ? poll_it : strcmp(arguments[2], "send") == 0 ? send_it : print_it;
+    void *(*how)(void *) = strcmp(arguments[2], "poll") == 0 ? poll_it : send_it;
     pthread_create(&thread, NULL, how, NULL);
     have_something_in_hand();
     sleep(1);
