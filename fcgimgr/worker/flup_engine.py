@@ -13,6 +13,7 @@ application: text in a body, bytes in a status or a header. Replaced here:
 - An exception of the application goes to the process's stderr, and so to the pool's log, with the request that raised
   it. (In FCGI_STDERR it would be seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once
   a part of the response is sent the connection is broken off: with an orderly end a truncated page would look whole.
+- A request whose parameters have not all come waits in no thread. (In flup it holds one, and the process from its end.)
 - A peer is held to limits (patience.py): the parameters whatever else it sends, no body before their end (flup
   collects it without bound), the body, and the taking of the answer.
 - A client that has gone ends its request: before the application is called, or at its next block or read. An abort is
@@ -247,11 +248,12 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
 
     def serve(self) -> bool:
         try:
-            while self._keepGoing:
-                self.process_input()
-                if not self._requests and not self._arrived:
-                    self._rest()
-                    return bool(self._keepGoing)
+            self._receive()
+            while self._arrived and self._keepGoing:
+                self._take(self._arrived.popleft())
+            if self._keepGoing:
+                self._rest()
+            return bool(self._keepGoing)
         except EOFError:
             return False
         except ProtocolError as error:
@@ -261,17 +263,15 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             if not self.gone:
                 raise
             return False  # the client went away, which is its right
-        return False
 
     def _rest(self) -> None:
         """Until more comes, in no thread. Half a record is the beginning of a request."""
-        now = time.monotonic()
-        if self._reader.between_records:
+        if not self._requests and self._reader.between_records:
             self.idle = True
-            self.until = now + KEPT_PATIENCE
+            self.until = time.monotonic() + KEPT_PATIENCE
         elif self.idle:
             self.idle = False
-            self.until = now + HEAD_PATIENCE
+            self.until = self._announced_until = time.monotonic() + HEAD_PATIENCE
 
     def see_off(self) -> bool:
         if self.parting is not Parting.RECORD or self._leaving:
@@ -302,19 +302,20 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
     # --- records in
 
     def process_input(self) -> None:
-        """Handle one record, or read more of it; raises EOFError at the end. Also called by a reading application."""
+        """Handle one record, or read more of them; raises EOFError at the end. Called by an application that reads."""
         if not self._arrived:
             self._receive()
         if self._arrived:
             self._take(self._arrived.popleft())
 
     def _receive(self) -> None:
-        if self._requests and self._running is None and time.monotonic() > self._announced_until:
+        if not self.idle and time.monotonic() > self._announced_until:
             raise _late()  # of who sends nonsense for ever there is always something to read
         try:
             incoming = self.socket.recv(_READ, _NOW)
         except BlockingIOError:
-            self._wait_for_more()
+            if self._running is not None:
+                self._wait_for_more(self._running)
             return
         except OSError:
             self.gone = True
@@ -326,16 +327,11 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             raise EOFError
         self._arrived.extend(self._reader.feed(incoming))
 
-    def _wait_for_more(self) -> None:
-        if self._running is not None:
-            try:
-                self._waited = wait_for_body(self.socket, self._running.stdin.length, self._waited)
-            except TooSlowError as error:
-                raise self.given_up(str(error)) from None
-            return
-        left = self._announced_until - time.monotonic()
-        if self._requests and not comes(self.socket, select.POLLIN, left):
-            raise _late()
+    def _wait_for_more(self, request: _Request) -> None:
+        try:
+            self._waited = wait_for_body(self.socket, request.stdin.length, self._waited)
+        except TooSlowError as error:
+            raise self.given_up(str(error)) from None
 
     def _take(self, record: Record) -> None:
         if record.request_id == self._last and _ends_stdin(record):
@@ -354,10 +350,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         role, _ = decode_begin_request(record.contentData)  # flup would fail on a wrong length with a struct.error
         if record.requestId in self._requests:
             raise ProtocolError(f"request {record.requestId} was begun a second time before it ended")
-        refused = bool(self._requests)  # which prolongs nothing
+        refused = bool(self._requests)
         super()._do_begin_request(record)
         if not refused:
-            self._announced_until = time.monotonic() + HEAD_PATIENCE
             self._last = record.requestId
             self._all_read = False
             if role not in self.server.roles:
@@ -371,6 +366,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self._all_read = True  # a peer that wants no answer loses nothing with it
         if not request.started:
             self.end_request(request)
+            self.idle = True
 
     def _do_params(self, record: Any) -> None:
         request = self._requests.get(record.requestId)
@@ -380,6 +376,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             request.parameters.add(record.contentData)
             return
         request.started = True
+        self.idle = True  # what comes behind it is for another request, and has time of its own
         while self._arrived and self._arrived[0].type == RecordType.STDIN:  # what is here of the body
             self._take(self._arrived.popleft())
         self._running = request
