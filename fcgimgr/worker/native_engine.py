@@ -275,7 +275,7 @@ class _Connection:
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
-        arrival.feed(incoming, self._engine.environ.copy())
+        arrival.feed(incoming, self._engine.environ)
         while True:
             if arrival.aborted:
                 arrival.replies.append(end_request(arrival.request_id))
@@ -298,7 +298,7 @@ class _Connection:
                         self._arrival = None
                     self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
-            arrival.feed(b"", self._engine.environ.copy())
+            arrival.feed(b"", self._engine.environ)
 
     def _serve_gathered(self, arrival: Arrival, environ: dict[str, Any]) -> bool:
         """Whether the connection goes on, or lingers."""
