@@ -156,12 +156,12 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         exchange = Exchange(connection, self.requestId, environ["REQUEST_METHOD"] == "HEAD")
         observer = server.observer
         if observer is not None:
-            observer.begin(environ)
+            observer.begin(environ, time.monotonic())
         try:
             self._answer(exchange, environ)
         finally:
             body.over()
-            if observer is not None and not observer.end(exchange.status, exchange.sent):
+            if observer is not None and not observer.end(exchange.status, exchange.sent, time.monotonic()):
                 server.loop.retire()
         connection.over(self)
 

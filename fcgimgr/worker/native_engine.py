@@ -413,15 +413,16 @@ class _Connection:
         observer = engine.observer
         if observer is None:
             whole = self._run(exchange, environ, request_id)
+            now = monotonic()
         else:
-            observer.begin(environ)
+            observer.begin(environ, begun)
             whole = False
             try:
                 whole = self._run(exchange, environ, request_id)
             finally:
-                if not observer.end(exchange.status, exchange.sent):
+                now = monotonic()
+                if not observer.end(exchange.status, exchange.sent, now):
                     engine.loop.retire()
-        now = monotonic()
         keeping.served(begun, now)
         self.until = now + KEPT_PATIENCE
         return whole
