@@ -75,7 +75,7 @@ def template(promised: Mapping[str, Any]) -> dict[str, Any]:
 
 def finish(environ: dict[str, Any], promised: Mapping[str, Any]) -> None:
     """What is left to do before these parameters are a WSGI environ."""
-    # Once more: what the server says of itself is not the web server's to say. (A look for such a parameter costs more.)
+    # Once more: what the server says of itself is not the web server's to say. (To look for that first costs more.)
     environ.update(promised)
     if "HTTPS" in environ and environ["HTTPS"] in ("on", "1"):
         environ["wsgi.url_scheme"] = "https"

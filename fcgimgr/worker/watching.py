@@ -14,6 +14,7 @@ from typing import Any
 
 from fcgimgr.worker.accesslog import AccessLog, Served
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.asking import request_uri
 from fcgimgr.worker.board import Board, Lane, inherited_board
 from fcgimgr.worker.patched import get_ident
 from fcgimgr.worker.retiring import Retirement
@@ -104,13 +105,3 @@ def watch_over(options: Any, environ: MutableMapping[str, str]) -> Watch:
         file = AppendedFile(path, standard=2, reopen=reopen)
         watch.slow_log = SlowLog(options.slow_after, file, lambda: watch.hands)
     return watch
-
-
-def request_uri(environ: Mapping[str, Any]) -> str:
-    """As the client has sent it, if the web server says so (REQUEST_URI), else put together."""
-    uri = environ.get("REQUEST_URI")
-    if uri:
-        return str(uri)
-    query = environ.get("QUERY_STRING")
-    path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
-    return f"{path}?{query}" if query else path
