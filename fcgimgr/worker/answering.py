@@ -146,6 +146,9 @@ class Answering:
         return whole
 
     def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int, error: BaseException) -> bool:
+        if exchange.ended:
+            say_failed(environ, error)
+            return True  # whoever has it need not know
         if self._is_aborted():
             self.gone = False
             self.send(end_request(request_id), True, True)
@@ -154,7 +157,7 @@ class Answering:
             return False  # reading or writing failed because the client has gone: no fault to report
         say_failed(environ, error)
         if exchange.head_sent:
-            return exchange.ended
+            return False
         exchange.fail(_ERROR_PAGE)
         return True
 

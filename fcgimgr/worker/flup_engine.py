@@ -56,7 +56,7 @@ from fcgimgr.worker.answering import NOW, READ, Answering, Engine, send_without_
 from fcgimgr.worker.body import Body, buffered
 from fcgimgr.worker.exchange import FileWrapper
 from fcgimgr.worker.observing import Observer
-from fcgimgr.worker.patience import HEAD_PATIENCE, LINGER, comes
+from fcgimgr.worker.patience import HEAD_PATIENCE, LINGER, AnsweredError, comes
 from fcgimgr.worker.saying import say
 
 
@@ -116,6 +116,7 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         self.stdin = input_stream(connection)
         self.parameters = PairStream()
         self.started = False
+        self.answered = False
         self.aborted = False
 
     def run(self) -> None:
@@ -141,6 +142,8 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         while not body.pieces:
             if body.ended:
                 return b""
+            if self.answered:
+                raise AnsweredError
             if self.aborted:
                 raise connection._lost("the web server has aborted the request")
             try:
@@ -336,6 +339,8 @@ class _Connection(Answering, fcgi_base.Connection):  # type: ignore[misc]
     def _goes_on(self) -> bool:
         goes = self._keep and not (self._leaving or self._engine.loop.stopping)
         self._closing = not goes
+        if self._running is not None:
+            self._running.answered = True
         return goes
 
     def _is_aborted(self) -> bool:

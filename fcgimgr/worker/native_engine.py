@@ -34,7 +34,7 @@ from fcgimgr.worker.body import Body, buffered
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
 from fcgimgr.worker.parting import Parting
-from fcgimgr.worker.patience import HEAD_PATIENCE, LINGER, comes
+from fcgimgr.worker.patience import HEAD_PATIENCE, LINGER, AnsweredError, comes
 from fcgimgr.worker.saying import say
 from fcgimgr.worker.solo import SoloLoop
 
@@ -64,7 +64,7 @@ def serve(
     observer: Observer | None = None,
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
-    keeping = Keeping(lambda: any(comes(listener, select.POLLIN, 0) for listener in listeners), threads)
+    keeping = Keeping(lambda: queued(listeners), threads)
     engine = _Engine(application, threads, observer, keeping)
     send_without_delay(listeners)
 
@@ -87,6 +87,14 @@ def serve(
     gc.collect()
     gc.freeze()
     loop.run()
+
+
+def queued(listeners: Sequence[socket.socket]) -> bool:
+    """Whether connections wait to be accepted. Asked by threads, while the main one may be closing the listeners."""
+    try:
+        return any(comes(listener, select.POLLIN, 0) for listener in listeners)
+    except ValueError:
+        return False
 
 
 def rehearse() -> None:
@@ -125,7 +133,7 @@ class _Engine(Engine):
 
 
 class _Connection(Answering):
-    __slots__ = ("_arrival", "_lingering", "_spoke")
+    __slots__ = ("_answered", "_arrival", "_lingering", "_spoke")
 
     _engine: _Engine
 
@@ -133,6 +141,7 @@ class _Connection(Answering):
         super().__init__(accepted, engine)
         self._arrival: Arrival | None = None  # while a request does not come in one piece
         self._spoke = False
+        self._answered = False  # before all of its body was read
         self._lingering = False
 
     # --- what a loop calls
@@ -158,6 +167,8 @@ class _Connection(Answering):
                     self._keep = bool(flags & KEEP_CONNECTION)
                     return self._serve_whole(environ)
                 self._arrival = Arrival(self._engine.values)
+                self.until = monotonic() + HEAD_PATIENCE
+            elif self._arrival.between_requests:
                 self.until = monotonic() + HEAD_PATIENCE
             return self._gather(self._arrival, incoming)
         except ProtocolError as error:
@@ -209,18 +220,22 @@ class _Connection(Answering):
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
         arrival.feed(incoming, self._engine.environ)
+        heard = False
         while True:
             if arrival.aborted:
                 arrival.replies.append(end_request(arrival.request_id))
                 arrival.over()
             elif arrival.parameters is not None and _enough(arrival):
-                if self._hears_more(arrival):
-                    continue
+                if not heard:  # once: who goes on saying something else must not hold the process
+                    heard = True
+                    if self._hears_more(arrival):
+                        continue
                 if not self._serve_gathered(arrival, arrival.parameters):
                     return False
                 if self._lingering:
                     return True
                 arrival.over()
+                heard = False
                 self.until = monotonic() + HEAD_PATIENCE
             else:
                 self._send_replies(arrival)
@@ -241,6 +256,7 @@ class _Connection(Answering):
         if arrival.body_ended:
             whole = self.answer(environ, arrival.request_id, io.BytesIO(b"".join(arrival.body)))
         else:
+            self._answered = False
             body = Body(self._more)
             whole = self.answer(environ, arrival.request_id, buffered(body))
             body.over()
@@ -266,11 +282,13 @@ class _Connection(Answering):
             self.gone = True
             raise
         arrival.feed(incoming)
+        self.hung_up = not incoming
         return bool(incoming)
 
     def _passes_over(self, arrival: Arrival) -> bool:
         """Pass over what the application has left of the body, as far as it is here. Whether it can go on then."""
         left = UNREAD
+        self._answered = not arrival.body_ended
         while not (arrival.body_ended or arrival.aborted):
             try:
                 incoming = self.socket.recv(READ, NOW)
@@ -290,6 +308,8 @@ class _Connection(Answering):
         arrival = self._arrival
         assert arrival is not None
         while not arrival.body:
+            if self._answered:
+                raise AnsweredError
             if arrival.body_ended:
                 return b""
             if arrival.aborted:
@@ -355,7 +375,8 @@ class _Connection(Answering):
 
     def _leave(self) -> bool:
         arrival = self._arrival
-        if arrival is not None and not (arrival.body_ended or arrival.aborted):
+        # (Where its request is over already, what is late of the body was passed over, or will be.)
+        if arrival is not None and arrival.begun and not (arrival.body_ended or arrival.aborted):
             return self._linger()
         self._engine.keeping.kept.discard(self)
         return super()._leave()
