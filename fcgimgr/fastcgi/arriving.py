@@ -154,8 +154,8 @@ class Arrival:
         return not (self.begun or self.rest or self._left or self._padding)
 
     def feed(self, incoming: bytes, parameters: dict[str, str] | None = None) -> None:
-        """Take what has come. `parameters`: the dict to which those of the next complete request are added, and which
-        becomes `self.parameters`. Raises ProtocolError on what is no FastCGI, or too much of it."""
+        """Take what has come. `parameters`: of which a copy becomes `self.parameters`, with those of the next complete
+        request. Raises ProtocolError on what is no FastCGI, or too much of it."""
         wire = self.rest + incoming if self.rest else incoming
         at, end = 0, len(wire)
         while True:
@@ -228,7 +228,7 @@ class Arrival:
         elif kind == RecordType.ABORT_REQUEST:
             self.aborted = True
         elif kind == RecordType.PARAMS and self._empty and self.parameters is None:
-            self.parameters = {} if parameters is None else parameters
+            self.parameters = {} if parameters is None else parameters.copy()
             joined = self._pairs.joined()
             decode_parameters(joined, 0, len(joined), self.parameters)
         elif kind == RecordType.STDIN and self._empty:

@@ -26,6 +26,8 @@ appending    the files that both are written to
 flup_engine  flup's FastCGI server, mended
 native_engine  fcgimgr's own; for it
     keeping    whether a connection is kept
+answering    what both do with an answer, and with its connection behind that
+parting      how a kept connection is ended
 environ      what an application gets of a request, with either engine
 exchange     one request through the application
 body         its input, while that is still coming

@@ -10,9 +10,9 @@ application: text in a body, bytes in a status or a header. Replaced here:
   body; passes on a line feed in a header, and a body that is not as long as was declared.
 - wsgi.input is a file as Python has them, and says that it ends.
 - A broken or malformed connection ends that connection, with one line on stderr; flup swallows the error.
-- An exception of the application goes to the process's stderr, and so to the pool's log, with the request that raised
-  it. (In FCGI_STDERR it would be seen by the web server alone; nginx answers 502 when it fills the header buffer.) Once
-  a part of the response is sent the connection is broken off: with an orderly end a truncated page would look whole.
+- An exception of the application ends its request (answering.py). flup tells the web server of it, in FCGI_STDERR, and
+  gives a truncated page an orderly end.
+- A request whose parameters have not all come waits in no thread. (In flup it holds one, and the process from its end.)
 - A peer is held to limits (patience.py): the parameters whatever else it sends, no body before their end (flup
   collects it without bound), the body, and the taking of the answer.
 - A client that has gone ends its request: before the application is called, or at its next block or read. An abort is
@@ -50,30 +50,14 @@ from fcgimgr.fastcgi.records import (
     decode_pairs,
     encode_pairs,
     encode_record,
-    end_request,
 )
 from fcgimgr.worker.accepting import KEPT_PATIENCE, AcceptLoop
+from fcgimgr.worker.answering import NOW, READ, Answering, Engine, send_without_delay
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.environ import finish, promises, template
-from fcgimgr.worker.exchange import Exchange, FileWrapper
-from fcgimgr.worker.forked import end_child
+from fcgimgr.worker.exchange import FileWrapper
 from fcgimgr.worker.observing import Observer
-from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
-from fcgimgr.worker.patched import poll
-from fcgimgr.worker.patience import (
-    HEAD_PATIENCE,
-    LINGER,
-    ClientGoneError,
-    TooSlowError,
-    comes,
-    send_slowly,
-    wait_for_body,
-)
-from fcgimgr.worker.saying import say, say_failed
-
-_READ: Final = 65536
-_NOW: Final = socket.MSG_DONTWAIT
-_ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
+from fcgimgr.worker.patience import HEAD_PATIENCE, LINGER, AnsweredError, comes
+from fcgimgr.worker.saying import say
 
 
 def serve(
@@ -86,10 +70,7 @@ def serve(
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
     server = _Server(application, threads, observer)
-    for listener in listeners:
-        if listener.family != socket.AF_UNIX:
-            # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_without_delay(listeners)
     loop = AcceptLoop(
         listeners,
         lambda accepted: _Connection(accepted, server),
@@ -110,7 +91,7 @@ def knows_its_flup() -> bool:
 class _Input:
     """A request's STDIN, as far as it has come and was not read. `length`: bytes that have come so far."""
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, _: _Connection) -> None:  # flup's Request passes it, for an input that reads by itself
         self.pieces: deque[bytes] = deque()
         self.length = 0
         self.ended = False
@@ -135,6 +116,7 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         self.stdin = input_stream(connection)
         self.parameters = PairStream()
         self.started = False
+        self.answered = False
         self.aborted = False
 
     def run(self) -> None:
@@ -142,50 +124,17 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         connection, server = self._conn, self.server
         if comes(connection.socket, select.POLLRDHUP, 0):
             raise EOFError
-        connection.gone = False  # of an upload that was aborted before
         environ = server.environ.copy()
         joined = self.parameters.joined()
         decode_parameters(joined, 0, len(joined), environ)
-        environ.update(server.promised)
-        finish(environ)
-        if self.flags & KEEP_CONNECTION:
-            connection.parting = parting_from(environ.get("SERVER_SOFTWARE", ""))
         body = Body(self._more)
         whole = self.stdin.ended
-        environ["wsgi.input"] = io.BytesIO(b"".join(self.stdin.pieces)) if whole else buffered(body)
-        exchange = Exchange(connection, self.requestId, environ["REQUEST_METHOD"] == "HEAD")
-        observer = server.observer
-        if observer is not None:
-            observer.begin(environ)
+        source = io.BytesIO(b"".join(self.stdin.pieces)) if whole else buffered(body)
         try:
-            self._answer(exchange, environ)
+            if not connection.answer(environ, self.requestId, source):
+                raise EOFError
         finally:
             body.over()
-            if observer is not None and not observer.end(exchange.status, exchange.sent):
-                server.loop.retire()
-        connection.over(self)
-
-    def _answer(self, exchange: Exchange, environ: dict[str, Any]) -> None:
-        connection, loop = self._conn, self.server.loop
-        try:
-            exchange.run(self.server.application, environ)
-        except BaseException as error:  # noqa: BLE001  # whatever an application raises ends the request, not the worker
-            if loop.forked:
-                end_child(None if connection.gone else error)  # gone: it returned, and found the connection closed
-            if self.aborted:
-                connection.gone = False
-                connection.send(end_request(self.requestId), True, True)
-                return
-            if connection.gone:
-                raise EOFError from None  # reading or writing failed because the client has gone: no fault to report
-            say_failed(environ, error)
-            if not exchange.head_sent:
-                exchange.fail(_ERROR_PAGE)
-            elif not exchange.ended:
-                raise EOFError from None
-        else:
-            if loop.forked:
-                end_child(None)
 
     def _more(self) -> bytes:
         """The next piece of the body, for an application that reads it."""
@@ -193,46 +142,34 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         while not body.pieces:
             if body.ended:
                 return b""
+            if self.answered:
+                raise AnsweredError
             if self.aborted:
-                raise connection.lost("the web server has aborted the request")
+                raise connection._lost("the web server has aborted the request")
             try:
                 connection.process_input()
             except ProtocolError as error:
-                raise connection.given_up(str(error)) from None
+                raise connection._given_up(str(error)) from None
         return bytes(body.pieces.popleft())
 
 
-class _Server(fcgi_base.BaseFCGIServer):  # type: ignore[misc]
+class _Server(Engine, fcgi_base.BaseFCGIServer):  # type: ignore[misc]
     request_class = _Request
 
-    loop: AcceptLoop
-
     def __init__(self, application: Callable[..., Any], threads: int, observer: Observer | None) -> None:
-        super().__init__(_forgiving(application), multithreaded=threads > 1, multiprocess=True)
-        self.observer = observer
-        self.promised = promises(threads)
-        self.environ = template(self.promised)
-        count = str(threads).encode()
-        self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
+        fcgi_base.BaseFCGIServer.__init__(self, application, multithreaded=threads > 1, multiprocess=True)
+        Engine.__init__(self, _forgiving(application), threads, observer)
 
 
-class _Connection(fcgi_base.Connection):  # type: ignore[misc]
+class _Connection(Answering, fcgi_base.Connection):  # type: ignore[misc]
     """One accepted connection. flup's methods take flup's Record; `_take` makes one of ours."""
 
     _inputStreamClass = _Input  # noqa: N815  # flup's name
 
-    until = 0.0
-    hung_up = False
-
     def __init__(self, accepted: socket.socket, server: _Server) -> None:
-        super().__init__(accepted, None, server, None)
-        self.socket = accepted
+        Answering.__init__(self, accepted, server)
+        fcgi_base.Connection.__init__(self, accepted, None, server, None)
         self.idle = True
-        self.gone = False
-        self.parting: Parting | None = None  # how to end what the web server wants to keep; None: it has not wanted to
-        self._hanging_up: HangingUp | None = None
-        self._closing = False  # the last answer was the last one
-        self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
         self._keepGoing = True
         self._running: _Request | None = None
         self._last = 0  # the id of the last request
@@ -240,18 +177,17 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self._announced_until = 0.0  # monotonic seconds; of the request that is being announced
         self._reader = RecordReader()
         self._arrived: deque[Record] = deque()
-        self._stalled = 0.0  # seconds for which this answer waited for the peer, less those that it has earned since
-        self._waited = 0.0  # seconds for which an application was kept waiting for this body
 
     # --- what AcceptLoop calls
 
     def serve(self) -> bool:
         try:
-            while self._keepGoing:
-                self.process_input()
-                if not self._requests and not self._arrived:
-                    self._rest()
-                    return bool(self._keepGoing)
+            self._receive()
+            while self._arrived and self._keepGoing:
+                self._take(self._arrived.popleft())
+            if self._keepGoing:
+                self._rest()
+            return bool(self._keepGoing)
         except EOFError:
             return False
         except ProtocolError as error:
@@ -261,26 +197,15 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             if not self.gone:
                 raise
             return False  # the client went away, which is its right
-        return False
 
     def _rest(self) -> None:
         """Until more comes, in no thread. Half a record is the beginning of a request."""
-        now = time.monotonic()
-        if self._reader.between_records:
+        if not self._requests and self._reader.between_records:
             self.idle = True
-            self.until = now + KEPT_PATIENCE
+            self.until = time.monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
         elif self.idle:
             self.idle = False
-            self.until = now + HEAD_PATIENCE
-
-    def see_off(self) -> bool:
-        if self.parting is not Parting.RECORD or self._leaving:
-            return self.parting is not None
-        self._leaving = True
-        try:
-            return self.socket.send(GOODBYE, _NOW) == len(GOODBYE)
-        except OSError:
-            return False
+            self.until = self._announced_until = time.monotonic() + HEAD_PATIENCE
 
     def drop(self) -> None:
         if not (self.idle or self.hung_up):
@@ -295,26 +220,27 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             until = time.monotonic() + LINGER
             # The clock is asked too: of who never stops sending there is always something to read.
             while (left := until - time.monotonic()) > 0 and comes(self.socket, select.POLLIN, left):
-                rest = self.socket.recv(_READ)
+                rest = self.socket.recv(READ)
                 if not rest or any(_ends_stdin(record) for record in self._reader.feed(rest)):
                     return
 
     # --- records in
 
     def process_input(self) -> None:
-        """Handle one record, or read more of it; raises EOFError at the end. Also called by a reading application."""
+        """Handle one record, or read more of them; raises EOFError at the end. Called by an application that reads."""
         if not self._arrived:
             self._receive()
         if self._arrived:
             self._take(self._arrived.popleft())
 
     def _receive(self) -> None:
-        if self._requests and self._running is None and time.monotonic() > self._announced_until:
+        if not self.idle and time.monotonic() > self._announced_until:
             raise _late()  # of who sends nonsense for ever there is always something to read
         try:
-            incoming = self.socket.recv(_READ, _NOW)
+            incoming = self.socket.recv(READ, NOW)
         except BlockingIOError:
-            self._wait_for_more()
+            if self._running is not None:
+                self._wait_for_body(self._running.stdin.length)
             return
         except OSError:
             self.gone = True
@@ -322,20 +248,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         if not incoming:
             self.gone = True
             if self._running is not None:
-                raise self.lost("the web server has closed the connection")
+                raise self._lost("the web server has closed the connection")
             raise EOFError
         self._arrived.extend(self._reader.feed(incoming))
-
-    def _wait_for_more(self) -> None:
-        if self._running is not None:
-            try:
-                self._waited = wait_for_body(self.socket, self._running.stdin.length, self._waited)
-            except TooSlowError as error:
-                raise self.given_up(str(error)) from None
-            return
-        left = self._announced_until - time.monotonic()
-        if self._requests and not comes(self.socket, select.POLLIN, left):
-            raise _late()
 
     def _take(self, record: Record) -> None:
         if record.request_id == self._last and _ends_stdin(record):
@@ -354,10 +269,9 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         role, _ = decode_begin_request(record.contentData)  # flup would fail on a wrong length with a struct.error
         if record.requestId in self._requests:
             raise ProtocolError(f"request {record.requestId} was begun a second time before it ended")
-        refused = bool(self._requests)  # which prolongs nothing
+        refused = bool(self._requests)
         super()._do_begin_request(record)
         if not refused:
-            self._announced_until = time.monotonic() + HEAD_PATIENCE
             self._last = record.requestId
             self._all_read = False
             if role not in self.server.roles:
@@ -371,6 +285,7 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
         self._all_read = True  # a peer that wants no answer loses nothing with it
         if not request.started:
             self.end_request(request)
+            self.idle = True
 
     def _do_params(self, record: Any) -> None:
         request = self._requests.get(record.requestId)
@@ -380,14 +295,18 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
             request.parameters.add(record.contentData)
             return
         request.started = True
+        self.idle = True  # what comes behind it is for another request, and has time of its own
         while self._arrived and self._arrived[0].type == RecordType.STDIN:  # what is here of the body
             self._take(self._arrived.popleft())
         self._running = request
-        self._stalled = self._waited = 0.0
+        self._keep = bool(request.flags & KEEP_CONNECTION)
         try:
             self._start_request(request)
         finally:
             self._running = None
+        del self._requests[request.requestId]
+        if self._closing and not self._leave():
+            self._keepGoing = False
 
     def _do_stdin(self, record: Any) -> None:
         self._refuse_early(record)
@@ -412,139 +331,34 @@ class _Connection(fcgi_base.Connection):  # type: ignore[misc]
     # --- records out
 
     def writeRecord(self, record: Any) -> None:  # noqa: N802  # flup's name
-        """What is not the answer. Nobody waits for a peer that asks and does not read: raises ProtocolError."""
-        wire = encode_record(record.type, record.requestId, record.contentData)
-        try:
-            sent = self.socket.send(wire, _NOW)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.gone = True
-            raise
-        if sent < len(wire):
-            raise ProtocolError("the replies to management records are not read")
+        """What is not the answer. Raises ProtocolError."""
+        self._reply(encode_record(record.type, record.requestId, record.contentData))
 
-    def send(self, message: bytes, last: bool, over: bool) -> None:
-        hanging_up = None
-        if last and self._is_last():
-            message, hanging_up = self._part(message)
-        flags = self._flags(last and over)
-        try:
-            sent = self.socket.send(message, flags)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.gone = True
-            raise
-        if sent < len(message):
-            self._send_rest(memoryview(message)[sent:], flags)
-        if hanging_up is not None:
-            self._hung_up(hanging_up)
+    # --- the answer
 
-    def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
-        hanging_up = None
-        if last and self._is_last():
-            parts[-1], hanging_up = self._part(bytes(parts[-1]))
-        flags = self._flags(last and over)
-        try:
-            sent = self.socket.sendmsg(parts, (), flags)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.gone = True
-            raise
-        for part in parts:
-            if sent >= len(part):
-                sent -= len(part)
-            else:
-                self._send_rest(memoryview(part)[sent:], flags)
-                sent = 0
-        if hanging_up is not None:
-            self._hung_up(hanging_up)
+    def _goes_on(self) -> bool:
+        goes = self._keep and not (self._leaving or self._engine.loop.stopping)
+        self._closing = not goes
+        if self._running is not None:
+            self._running.answered = True
+        return goes
 
-    def _flags(self, over: bool) -> int:
-        """When nothing comes behind it, the end of the connection goes with the end of the answer: over TCP in one
-        segment (tcp(7), TCP_CORK)."""
-        request = self._running
-        if over and request is not None and not request.flags & KEEP_CONNECTION:
-            return _NOW | socket.MSG_MORE
-        return _NOW
+    def _is_aborted(self) -> bool:
+        return self._running is not None and self._running.aborted
 
-    def _send_rest(self, unsent: memoryview, flags: int) -> None:
-        try:
-            self._stalled = send_slowly(self.socket, unsent, flags, self._stalled)
-        except TooSlowError as error:
-            raise self.given_up(str(error)) from None
-        except OSError:
-            self.gone = True
-            raise
-
-    def check(self) -> None:
-        """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
-        polled = poll()
-        try:
-            polled.register(self.socket, select.POLLIN | select.POLLRDHUP)
-        except ValueError:  # in a child that the application has forked
-            raise self.lost("the connection is not this process's") from None
-        events = polled.poll(0)
-        if not events:
-            return
-        if events[0][1] & ~select.POLLIN:
-            raise self.lost("the web server has closed the connection")
+    def _hear(self) -> None:
         request = self._running
         assert request is not None
         if request.stdin.ended and not self._arrived:  # else it is the body, or the next request
             try:
                 self._receive()
             except ProtocolError as error:
-                raise self.given_up(str(error)) from None
+                raise self._given_up(str(error)) from None
         abort = Record(RecordType.ABORT_REQUEST, request.requestId, b"")
         if abort in self._arrived:
             self._arrived.remove(abort)
             request.aborted = True
-            raise self.lost("the web server has aborted the request")
-
-    # --- the end
-
-    def _is_last(self) -> bool:
-        """Whether an answer on a connection that the web server would keep is the last one."""
-        request = self._running
-        return request is not None and bool(request.flags & KEEP_CONNECTION) and self.server.loop.stopping
-
-    def _part(self, end: bytes) -> tuple[bytes, HangingUp | None]:
-        """What is sent in place of the end of the last answer, and how the connection is ended with it, where it is for
-        us to do so. (One buffer: what is cut off is sent buffer by buffer.)"""
-        parting = self.parting
-        assert parting is not None
-        if parting is Parting.END:
-            if self._hanging_up is None:
-                self._hanging_up = HangingUp(self.socket)
-            self._hanging_up.sending()
-            return end, self._hanging_up
-        self._closing = self._leaving
-        self._leaving = True
-        return last_words(end, parting), None
-
-    def _hung_up(self, hanging_up: HangingUp) -> None:
-        try:
-            self._closing = hanging_up.over()
-        except OSError:
-            self.gone = True
-            raise
-
-    def over(self, request: _Request) -> None:
-        """Its answer is sent."""
-        del self._requests[request.requestId]
-        if self._closing or not request.flags & KEEP_CONNECTION:
-            self._keepGoing = False
-
-    def given_up(self, why: str) -> ClientGoneError:
-        say(f"connection closed: {why}")
-        return self.lost(why)
-
-    def lost(self, why: str) -> ClientGoneError:
-        self.gone = True
-        return ClientGoneError(why)
+            raise self._lost("the web server has aborted the request")
 
     def _cleanupSocket(self) -> None:  # noqa: N802  # flup's name
         """flup closes from within a request; here AcceptLoop closes, once serve() has answered False."""

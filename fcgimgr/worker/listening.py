@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Union
 
+from fcgimgr.worker.patched import Socket
 from fcgimgr.worker.saying import say
 
 FIRST_PASSED: Final = 3
@@ -48,7 +49,7 @@ def inherited_listeners(environ: MutableMapping[str, str]) -> list[socket.socket
             os.close(fd)  # the same listener handed over in two ways
         else:
             own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_PASSED)
-            listeners[inode] = socket.socket(fileno=own)
+            listeners[inode] = Socket(fileno=own)
             listeners[inode].setblocking(False)
             if fd != 0:
                 os.close(fd)
@@ -85,7 +86,7 @@ def _is_listening(fd: int) -> bool:
             return False
     except OSError:  # nothing is open there
         return False
-    with socket.socket(fileno=os.dup(fd)) as candidate:
+    with Socket(fileno=os.dup(fd)) as candidate:
         return bool(candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 

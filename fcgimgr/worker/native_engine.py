@@ -5,10 +5,7 @@ application. While a request is incomplete the connection waits in epoll, whoeve
 half a record, a byte a second or nothing costs one timeout and no worker. The application is called when the
 parameters are complete and, where a short body is announced, that too; a long one is read as the application reads.
 
-Exceptions of the application go to the process's stderr, and so to the pool's log, with the request that raised them;
-so does what it writes to wsgi.errors. (In FCGI_STDERR it would be seen by the web server alone, cut into its error log;
-nginx answers 502 when it fills the header buffer.) Once a part of the response is sent the connection is broken off:
-with an orderly end a truncated page would look whole.
+What happens to the answer is answering.py's.
 """
 
 from __future__ import annotations
@@ -32,24 +29,13 @@ from fcgimgr.fastcgi.records import (
     end_request,
 )
 from fcgimgr.worker.accepting import FIRST_BYTE_AT_ONCE, FIRST_BYTE_PATIENCE, KEPT_PATIENCE, AcceptLoop
+from fcgimgr.worker.answering import NOW, READ, Answering, Engine, send_without_delay
 from fcgimgr.worker.body import Body, buffered
-from fcgimgr.worker.environ import finish, promises, template
-from fcgimgr.worker.exchange import Exchange
-from fcgimgr.worker.forked import end_child
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.observing import Observer
-from fcgimgr.worker.parting import GOODBYE, HangingUp, Parting, last_words, parting_from
-from fcgimgr.worker.patched import poll
-from fcgimgr.worker.patience import (
-    HEAD_PATIENCE,
-    LINGER,
-    ClientGoneError,
-    TooSlowError,
-    comes,
-    send_slowly,
-    wait_for_body,
-)
-from fcgimgr.worker.saying import say, say_failed
+from fcgimgr.worker.parting import Parting
+from fcgimgr.worker.patience import HEAD_PATIENCE, LINGER, AnsweredError, comes
+from fcgimgr.worker.saying import say
 from fcgimgr.worker.solo import SoloLoop
 
 #: A body that is announced with at most so many bytes is there when the application is called.
@@ -61,15 +47,12 @@ UNREAD: Final = 262144
 #: have sent all of it, into the buffers of both sockets (tcp_wmem, tcp_rmem), and its next request behind it. One that
 #: has not sent all of it when it reads the answer stops there.
 LATE: Final = 1 << 25
-_READ: Final = 65536
-_NOW: Final = socket.MSG_DONTWAIT
 _REHEARSED: Final = (
     begin_request(1, keep_connection=True)
     + encode_record(RecordType.PARAMS, 1, encode_pairs([(b"REQUEST_METHOD", b"GET"), (b"REQUEST_URI", b"/")]))
     + encode_record(RecordType.PARAMS, 1)
     + encode_record(RecordType.STDIN, 1)
 )
-_ERROR_PAGE: Final = b"The application failed. What happened is in its log.\n"
 
 
 def serve(
@@ -81,12 +64,9 @@ def serve(
     observer: Observer | None = None,
 ) -> None:
     """Serve `application` until a stop signal, at most `threads` requests at once."""
-    keeping = Keeping(lambda: any(comes(listener, select.POLLIN, 0) for listener in listeners), threads)
+    keeping = Keeping(lambda: queued(listeners), threads)
     engine = _Engine(application, threads, observer, keeping)
-    for listener in listeners:
-        if listener.family != socket.AF_UNIX:
-            # Accepted sockets inherit it. Without it the second piece of an answer waits for the peer's delayed ACK.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_without_delay(listeners)
 
     def connect(accepted: socket.socket) -> _Connection:
         return _Connection(accepted, engine)
@@ -109,6 +89,14 @@ def serve(
     loop.run()
 
 
+def queued(listeners: Sequence[socket.socket]) -> bool:
+    """Whether connections wait to be accepted. Asked by threads, while the main one may be closing the listeners."""
+    try:
+        return any(comes(listener, select.POLLIN, 0) for listener in listeners)
+    except ValueError:
+        return False
+
+
 def rehearse() -> None:
     """Serve a request that nobody has made, by an application that is none.
 
@@ -122,7 +110,7 @@ def rehearse() -> None:
         connection = _Connection(ours, engine)
         web_server.send(_REHEARSED)
         connection.serve()
-        web_server.recv(_READ)
+        web_server.recv(READ)
         connection.close()
 
 
@@ -135,61 +123,26 @@ def _say_hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> l
     return [b"Hello\n"]
 
 
-class _Engine:
-    """What all connections share."""
-
-    loop: AcceptLoop
-
+class _Engine(Engine):
     def __init__(
         self, application: Callable[..., Any], threads: int, observer: Observer | None, keeping: Keeping
     ) -> None:
-        self.application = application
-        self.observer = observer
+        super().__init__(application, threads, observer, keeping.served)
         self.keeping = keeping
         self.always_asks = threads > 1
-        count = str(threads).encode()
-        self.values = {b"FCGI_MAX_CONNS": count, b"FCGI_MAX_REQS": count, b"FCGI_MPXS_CONNS": b"0"}
-        self.promised = promises(threads)
-        self.environ = template(self.promised)
 
 
-class _Connection:
-    """One accepted connection. `hung_up` is set by a loop that hears of it."""
+class _Connection(Answering):
+    __slots__ = ("_answered", "_arrival", "_lingering", "_spoke")
 
-    __slots__ = (
-        "_arrival",
-        "_closing",
-        "_engine",
-        "_hanging_up",
-        "_keep",
-        "_leaving",
-        "_lingering",
-        "_parting",
-        "_spoke",
-        "_stalled",
-        "_waited",
-        "gone",
-        "hung_up",
-        "socket",
-        "until",
-    )
+    _engine: _Engine
 
     def __init__(self, accepted: socket.socket, engine: _Engine) -> None:
-        self.socket = accepted
-        self.until = 0.0
-        self.hung_up = False
-        self.gone = False  # sending or receiving has failed
-        self._engine = engine
+        super().__init__(accepted, engine)
         self._arrival: Arrival | None = None  # while a request does not come in one piece
         self._spoke = False
-        self._keep = False  # whether the web server wants to use the connection again
-        self._parting: Parting | None = None  # how to end what the web server wants to keep; None: it has not wanted to
-        self._hanging_up: HangingUp | None = None
-        self._closing = False  # the last answer was the last one
-        self._leaving = False  # the web server was told so, and is to close; what it has sent before gets its answer
+        self._answered = False  # before all of its body was read
         self._lingering = False
-        self._stalled = 0.0  # seconds for which this answer waited for the peer, less those that it has earned since
-        self._waited = 0.0  # seconds for which an application was kept waiting for this body
 
     # --- what a loop calls
 
@@ -211,11 +164,11 @@ class _Connection:
                 environ = self._engine.environ.copy()
                 flags = read_whole(incoming, environ)
                 if flags is not None:
-                    if b"wsgi." in incoming:  # a look costs less than the update
-                        environ.update(self._engine.promised)
                     self._keep = bool(flags & KEEP_CONNECTION)
                     return self._serve_whole(environ)
                 self._arrival = Arrival(self._engine.values)
+                self.until = monotonic() + HEAD_PATIENCE
+            elif self._arrival.between_requests:
                 self.until = monotonic() + HEAD_PATIENCE
             return self._gather(self._arrival, incoming)
         except ProtocolError as error:
@@ -224,17 +177,6 @@ class _Connection:
         except OSError:
             if not self.gone:
                 raise
-            return False
-
-    def see_off(self) -> bool:
-        """What the web server has sent before gets its answer; and what it sends within a grace, where nothing can tell
-        it that it should not."""
-        if self._parting is not Parting.RECORD or self._leaving:
-            return self._parting is not None
-        self._leave()
-        try:
-            return self.socket.send(GOODBYE, _NOW) == len(GOODBYE)
-        except OSError:
             return False
 
     def close(self) -> None:
@@ -251,7 +193,7 @@ class _Connection:
     def _receive_first(self) -> bytes | None:
         """What has come; b"" at the end; None when nothing has."""
         try:
-            incoming = self.socket.recv(_READ, _NOW)
+            incoming = self.socket.recv(READ, NOW)
         except BlockingIOError:
             if self._spoke or self.until:
                 return None
@@ -265,7 +207,7 @@ class _Connection:
         return incoming
 
     def _serve_whole(self, environ: dict[str, Any]) -> bool:
-        if not self._answer(environ, 1, io.BytesIO()):
+        if self._has_left() or not self.answer(environ, 1, io.BytesIO()):
             return False
         if self._closing and not self._leave():
             return False
@@ -277,19 +219,23 @@ class _Connection:
 
     def _gather(self, arrival: Arrival, incoming: bytes) -> bool:
         """Take some of a request that comes in pieces, and serve it when enough of it is there."""
-        arrival.feed(incoming, self._engine.environ.copy())
+        arrival.feed(incoming, self._engine.environ)
+        heard = False
         while True:
             if arrival.aborted:
                 arrival.replies.append(end_request(arrival.request_id))
                 arrival.over()
             elif arrival.parameters is not None and _enough(arrival):
-                if self._hears_more(arrival):
-                    continue
+                if not heard:  # once: who goes on saying something else must not hold the process
+                    heard = True
+                    if self._hears_more(arrival):
+                        continue
                 if not self._serve_gathered(arrival, arrival.parameters):
                     return False
                 if self._lingering:
                     return True
                 arrival.over()
+                heard = False
                 self.until = monotonic() + HEAD_PATIENCE
             else:
                 self._send_replies(arrival)
@@ -300,20 +246,28 @@ class _Connection:
                         self._arrival = None
                     self.until = monotonic() + (LINGER if self._leaving else KEPT_PATIENCE)
                 return True
-            arrival.feed(b"", self._engine.environ.copy())
+            arrival.feed(b"", self._engine.environ)
 
     def _serve_gathered(self, arrival: Arrival, environ: dict[str, Any]) -> bool:
         """Whether the connection goes on, or lingers."""
         self._keep = arrival.keep
-        self._waited = 0.0
-        environ.update(self._engine.promised)
+        if self._has_left():
+            return False
         if arrival.body_ended:
-            whole = self._answer(environ, arrival.request_id, io.BytesIO(b"".join(arrival.body)))
+            whole = self.answer(environ, arrival.request_id, io.BytesIO(b"".join(arrival.body)))
         else:
+            self._answered = False
             body = Body(self._more)
-            whole = self._answer(environ, arrival.request_id, buffered(body))
+            whole = self.answer(environ, arrival.request_id, buffered(body))
             body.over()
         return whole and (not self._closing or self._leave())
+
+    def _has_left(self) -> bool:
+        """Whether the web server has gone before its request was taken up."""
+        engine = self._engine
+        # Of one that it kept, SoloLoop hears with the request; one that is new and came from a queue must be asked.
+        in_doubt = engine.always_asks or (engine.keeping.busy and self not in engine.keeping.kept)
+        return self.hung_up or bool(in_doubt and comes(self.socket, select.POLLRDHUP, 0))
 
     def _hears_more(self, arrival: Arrival) -> bool:
         """The end of no body, which httpd writes for itself, is there within microseconds: with all of the request read
@@ -321,21 +275,23 @@ class _Connection:
         if arrival.body_ended or arrival.body_length or not comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
             return False
         try:
-            incoming = self.socket.recv(_READ, _NOW)
+            incoming = self.socket.recv(READ, NOW)
         except BlockingIOError:
             return False
         except OSError:
             self.gone = True
             raise
         arrival.feed(incoming)
+        self.hung_up = not incoming
         return bool(incoming)
 
     def _passes_over(self, arrival: Arrival) -> bool:
         """Pass over what the application has left of the body, as far as it is here. Whether it can go on then."""
         left = UNREAD
+        self._answered = not arrival.body_ended
         while not (arrival.body_ended or arrival.aborted):
             try:
-                incoming = self.socket.recv(_READ, _NOW)
+                incoming = self.socket.recv(READ, NOW)
                 arrival.feed(incoming)
             except BlockingIOError:
                 return True  # the rest belongs to no request when it comes
@@ -352,6 +308,8 @@ class _Connection:
         arrival = self._arrival
         assert arrival is not None
         while not arrival.body:
+            if self._answered:
+                raise AnsweredError
             if arrival.body_ended:
                 return b""
             if arrival.aborted:
@@ -366,12 +324,9 @@ class _Connection:
     def _receive(self, arrival: Arrival) -> bytes:
         while True:
             try:
-                incoming = self.socket.recv(_READ, _NOW)
+                incoming = self.socket.recv(READ, NOW)
             except BlockingIOError:
-                try:
-                    self._waited = wait_for_body(self.socket, arrival.body_length, self._waited)
-                except TooSlowError as error:
-                    raise self._given_up(str(error)) from None
+                self._wait_for_body(arrival.body_length)
             except OSError:
                 self.gone = True
                 raise
@@ -381,93 +336,18 @@ class _Connection:
                 return incoming
 
     def _send_replies(self, arrival: Arrival) -> None:
-        """Nobody waits for a peer that asks and does not read: raises ProtocolError."""
+        """Raises ProtocolError."""
         if arrival.replies:
             message = b"".join(arrival.replies)
             arrival.replies.clear()
-            try:
-                sent = self.socket.send(message, _NOW)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.gone = True
-                raise
-            if sent < len(message):
-                raise ProtocolError("the replies to management records are not read")
+            self._reply(message)
 
-    # --- the application
+    # --- the answer
 
-    def _answer(self, environ: dict[str, Any], request_id: int, body: io.BytesIO | io.BufferedReader) -> bool:
-        """Run the application on a request. Whether its answer is complete."""
-        engine = self._engine
-        # Of one that it kept, SoloLoop hears with the request; one that is new and came from a queue must be asked.
-        keeping = engine.keeping
-        may_have_left = engine.always_asks or (keeping.busy and self not in keeping.kept)
-        if self.hung_up or (may_have_left and comes(self.socket, select.POLLRDHUP, 0)):
-            return False
-        self.gone = False  # of an upload that was aborted before
-        self._stalled = 0.0
-        finish(environ)
-        environ["wsgi.input"] = body
-        exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
-        if self._keep and self._parting is None:
-            self._parting = parting_from(environ.get("SERVER_SOFTWARE", ""))
-        begun = monotonic()
-        observer = engine.observer
-        if observer is None:
-            whole = self._run(exchange, environ, request_id)
-        else:
-            observer.begin(environ)
-            whole = False
-            try:
-                whole = self._run(exchange, environ, request_id)
-            finally:
-                if not observer.end(exchange.status, exchange.sent):
-                    engine.loop.retire()
-        now = monotonic()
-        keeping.served(begun, now)
-        self.until = now + KEPT_PATIENCE
-        return whole
+    def _is_aborted(self) -> bool:
+        return self._arrival is not None and self._arrival.aborted
 
-    def _run(self, exchange: Exchange, environ: dict[str, Any], request_id: int) -> bool:
-        try:
-            exchange.run(self._engine.application, environ)
-        except BaseException as error:  # noqa: BLE001  # an application may raise anything; it ends the request alone
-            if self._engine.loop.forked:
-                end_child(None if self.gone else error)  # gone: it returned, and found the connection closed
-            return self._failed(exchange, environ, request_id, error)
-        if self._engine.loop.forked:
-            end_child(None)
-        return True
-
-    def _failed(self, exchange: Exchange, environ: dict[str, Any], request_id: int, error: BaseException) -> bool:
-        arrival = self._arrival
-        if arrival is not None and arrival.aborted:
-            self.gone = False
-            self.send(end_request(request_id), True, True)
-            return True
-        if self.gone:
-            return False  # reading or writing failed because the client has gone: no fault to report
-        say_failed(environ, error)
-        if exchange.head_sent:
-            return exchange.ended
-        exchange.fail(_ERROR_PAGE)
-        return True
-
-    # --- what an Exchange calls
-
-    def check(self) -> None:
-        """Raises ClientGoneError when the client is known to have gone, or to want no answer any more."""
-        polled = poll()
-        try:
-            polled.register(self.socket, select.POLLIN | select.POLLRDHUP)
-        except ValueError:  # in a child that the application has forked
-            raise self._lost("the connection is not this process's") from None
-        events = polled.poll(0)
-        if not events:
-            return
-        if events[0][1] & ~select.POLLIN:
-            raise self._lost("the web server has closed the connection")
+    def _hear(self) -> None:
         if self._arrival is None:
             self._arrival = Arrival(self._engine.values)
             self._arrival.keep = self._keep
@@ -480,69 +360,7 @@ class _Connection:
             if self._arrival.aborted:
                 raise self._lost("the web server has aborted the request")
 
-    def send(self, message: bytes, last: bool, over: bool) -> None:
-        flags = _NOW
-        hanging_up = None
-        if last and not self._goes_on():
-            if self._keep:
-                message, hanging_up = self._part(message)
-            elif over:
-                # The end of the connection goes with the end of the answer, which saves TCP a segment and a tenth of
-                # the request's cost. Without it the answer would wait, 200 ms at most (tcp(7), TCP_CORK).
-                flags |= socket.MSG_MORE
-        if hanging_up is not None:
-            hanging_up.sending()
-        try:
-            sent = self.socket.send(message, flags)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.gone = True
-            raise
-        if sent < len(message):
-            self._send_rest(memoryview(message)[sent:], flags)
-        if hanging_up is not None:
-            self._hung_up(hanging_up)
-
-    def send_parts(self, parts: list[bytes | memoryview], last: bool, over: bool) -> None:
-        flags = _NOW
-        hanging_up = None
-        if last and not self._goes_on():
-            if self._keep:
-                parts[-1], hanging_up = self._part(bytes(parts[-1]))
-            elif over:
-                flags |= socket.MSG_MORE
-        if hanging_up is not None:
-            hanging_up.sending()
-        try:
-            sent = self.socket.sendmsg(parts, (), flags)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.gone = True
-            raise
-        for part in parts:
-            if sent >= len(part):
-                sent -= len(part)
-            else:
-                self._send_rest(memoryview(part)[sent:], flags)
-                sent = 0
-        if hanging_up is not None:
-            self._hung_up(hanging_up)
-
-    def _send_rest(self, unsent: memoryview, flags: int) -> None:
-        try:
-            self._stalled = send_slowly(self.socket, unsent, flags, self._stalled)
-        except TooSlowError as error:
-            raise self._given_up(str(error)) from None
-        except OSError:
-            self.gone = True
-            raise
-
-    # --- the end
-
     def _goes_on(self) -> bool:
-        """Decide whether this answer is the last one."""
         arrival = self._arrival
         # With too much of the body unread it cannot go on, and the web server must know that with the answer.
         goes = (arrival is None or self._passes_over(arrival)) and self._keep
@@ -553,36 +371,15 @@ class _Connection:
         self._closing = not goes
         return goes
 
-    def _its_end(self) -> HangingUp:
-        if self._hanging_up is None:
-            self._hanging_up = HangingUp(self.socket)
-        return self._hanging_up
-
-    def _part(self, end: bytes) -> tuple[bytes, HangingUp | None]:
-        """What is sent in place of the end of the last answer, and how the connection is ended with it, where it is for
-        us to do so. (One buffer: what is cut off is sent buffer by buffer.)"""
-        parting = self._parting
-        assert parting is not None
-        return last_words(end, parting), self._its_end() if parting is Parting.END else None
-
-    def _hung_up(self, hanging_up: HangingUp) -> None:
-        try:
-            self._closing = hanging_up.over()
-        except OSError:
-            self.gone = True
-            raise
+    # --- the end
 
     def _leave(self) -> bool:
-        """The last answer is given. Whether the web server closes the connection, or has something to say before."""
         arrival = self._arrival
-        if arrival is not None and not (arrival.body_ended or arrival.aborted):
+        # (Where its request is over already, what is late of the body was passed over, or will be.)
+        if arrival is not None and arrival.begun and not (arrival.body_ended or arrival.aborted):
             return self._linger()
-        if self._leaving or not self._keep or self._parting is Parting.END:
-            return False
-        self._leaving = True
         self._engine.keeping.kept.discard(self)
-        self.until = monotonic() + LINGER
-        return True
+        return super()._leave()
 
     def _linger(self) -> bool:
         """Nothing more is said; the rest of a request that the peer still sends is passed over, for a while."""
@@ -600,14 +397,6 @@ class _Connection:
         arrival.feed(incoming)
         arrival.body.clear()
         return not (arrival.body_ended or arrival.aborted)
-
-    def _given_up(self, why: str) -> ClientGoneError:
-        say(f"connection closed: {why}")
-        return self._lost(why)
-
-    def _lost(self, why: str) -> ClientGoneError:
-        self.gone = True
-        return ClientGoneError(why)
 
 
 def _enough(arrival: Arrival) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from fcgimgr.worker.patched import Socket
 from fcgimgr.worker.saying import say
 
 
@@ -26,5 +27,5 @@ def send(address: str, message: str, flags: int = 0) -> None:
     """Send `message` to the socket of this $NOTIFY_SOCKET; `flags` of send(2). OSError: it cannot be told."""
     if address.startswith("@"):  # an abstract socket (sd_notify(3))
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+    with Socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto(message.encode(), flags, address)

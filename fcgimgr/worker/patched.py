@@ -1,51 +1,58 @@
-"""An application that has put something else in the place of Python's threads and sockets, as gevent does it.
+"""An application that has put greenlets in the place of Python's threads and sockets, as gevent does it.
 
 What the engines need is held on to here, before the application is imported: epoll, poll, sockets that do as they are
 told. With those, and one request at a time in the main thread, an application of gevent is served as gunicorn's sync
 worker serves it: its greenlets run while a request waits for something, and while the process waits for a request
 (`Together`). What gevent calls a thread is none, so that there is nothing to serve several requests at once with, and
 what a zygote forks would share its hub: that is refused, and so is eventlet, which leaves none of this usable.
+
+Only that is. Others replace single things that go on working as before, and are none of our business: a proxy's sockets
+(PySocks), a profiler's locks (ddtrace).
 """
 
 from __future__ import annotations
 
+import _socket
 import select
-import socket
 import sys
 import threading
+from collections.abc import Mapping
 from select import epoll, poll
+from socket import AF_UNIX
+from socket import socket as Socket  # noqa: N812  # a class, by its name
 from threading import get_ident
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 __all__ = [
     "PatchedError",
+    "Socket",
     "Together",
     "accept",
     "epoll",
     "frame_of",
     "get_ident",
     "is_patched",
+    "pair",
     "poll",
     "refuse_patches",
 ]
-
-_Socket: Final = socket.socket
-_HELD: Final = (
-    ("select", select, {"epoll": epoll, "poll": poll, "select": select.select}),
-    ("socket", socket, {"socket": _Socket}),
-    ("threading", threading, {"get_ident": get_ident, "Lock": threading.Lock}),
-)
 
 
 class PatchedError(Exception):
     """The application cannot be served so; the text says why, and how it can."""
 
 
-def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+def accept(listener: Socket) -> tuple[Socket, Any]:
     """As listener.accept(), which would make whatever is called socket.socket by now."""
     fd, peer = listener._accept()  # type: ignore[attr-defined]
-    return _Socket(listener.family, listener.type, listener.proto, fileno=fd), peer
+    return Socket(listener.family, listener.type, listener.proto, fileno=fd), peer
+
+
+def pair(kind: int) -> tuple[Socket, Socket]:
+    """As socket.socketpair(AF_UNIX, kind)."""
+    one, other = _socket.socketpair(AF_UNIX, kind)
+    return Socket(fileno=one.detach()), Socket(fileno=other.detach())
 
 
 def is_patched() -> bool:
@@ -53,12 +60,25 @@ def is_patched() -> bool:
 
 
 def _patched() -> list[str]:
-    """The modules of which something was replaced."""
+    """The modules of which a library of greenlets has replaced what matters, by its own word or by its marks."""
+    own_word = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    by_eventlet = _by_eventlet()
+    marks = {
+        "select": not (hasattr(select, "epoll") and hasattr(select, "poll")),
+        "socket": False,
+        "threading": threading.get_ident is not get_ident,
+    }
     return [
         name
-        for name, module, held in _HELD
-        if any(getattr(module, key, None) is not value for key, value in held.items())
+        for name, marked in marks.items()
+        if marked or name in by_eventlet or (own_word is not None and own_word(name))
     ]
+
+
+def _by_eventlet() -> set[str]:
+    """The modules that eventlet says it has replaced, by the names of Python 3."""
+    patched: Mapping[str, bool] = getattr(sys.modules.get("eventlet.patcher"), "already_patched", {})
+    return {"threading" if name == "thread" else name for name, is_so in patched.items() if is_so}
 
 
 def refuse_patches(server: str, threads: int, preload: bool) -> None:
@@ -66,8 +86,7 @@ def refuse_patches(server: str, threads: int, preload: bool) -> None:
     if not (names := _patched()):
         return
     own = "or give it a server of its own, by command, in place of wsgi"
-    eventlet = sys.modules.get("eventlet.patcher")
-    if eventlet is not None and getattr(eventlet, "already_patched", None):
+    if _by_eventlet():
         raise PatchedError(
             f"the application has replaced {_listed(names)} by eventlet's (monkey_patch), with which no worker can "
             f"serve it: leave that out, {own}"

@@ -32,6 +32,14 @@ class ClientGoneError(ConnectionError):
     """The web server has closed the connection, aborted the request, or stopped sending or taking bytes."""
 
 
+class AnsweredError(ConnectionError):
+    """More of a body is asked for after the end of the answer, with which the request is over: what the web server has
+    not sent by then it need not send, and what follows may be its next request."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer has ended, and its request with it: the rest of the body cannot be read any more")
+
+
 class TooSlowError(Exception):
     """Its text says what the peer has not done in time."""
 

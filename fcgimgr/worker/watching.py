@@ -2,7 +2,7 @@
 to the scoreboard, the access log and the slow log, and knows when the worker has served enough.
 
 Each thread that serves has a `Hand` of its own, with all that is known of its request, so that nothing is locked. With
-the scoreboard alone it costs a request a clock read, a few look-ups and one struct.pack_into, twice.
+the scoreboard alone it costs a request a few look-ups and one struct.pack_into, twice.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, MutableMapping
-from time import monotonic
 from typing import Any
 
 from fcgimgr.worker.accesslog import AccessLog, Served
 from fcgimgr.worker.appending import AppendedFile
+from fcgimgr.worker.asking import request_uri
 from fcgimgr.worker.board import Board, Lane, inherited_board
 from fcgimgr.worker.patched import get_ident
 from fcgimgr.worker.retiring import Retirement
@@ -53,26 +53,25 @@ class Watch:
         self.hands: list[Hand] = []
         self.slow_log: SlowLog | None = None
 
-    def begin(self, environ: Mapping[str, Any]) -> None:
+    def begin(self, environ: Mapping[str, Any], now: float) -> None:
         """A request goes to the application."""
         try:
             hand: Hand = self._own.hand
         except AttributeError:
             hand = self._own.hand = self._new_hand()
-        hand.since = since = monotonic()
+        hand.since = now
         hand.environ = environ
         hand.method = method = environ.get("REQUEST_METHOD", "")
         hand.uri = uri = environ.get("REQUEST_URI") or request_uri(environ)
         hand.busy = True
         if hand.lane is not None:
-            hand.lane.work(hand.number, since, hand.last, method, uri)
+            hand.lane.work(hand.number, now, hand.last, method, uri)
         if self.slow_log is not None:
             self.slow_log.began()
 
-    def end(self, status: int, sent: int) -> bool:
+    def end(self, status: int, sent: int, now: float) -> bool:
         """It is over. False: this process shall take no more."""
         hand: Hand = self._own.hand
-        now = monotonic()
         hand.busy = False
         hand.number += 1
         hand.last = took = now - hand.since
@@ -106,13 +105,3 @@ def watch_over(options: Any, environ: MutableMapping[str, str]) -> Watch:
         file = AppendedFile(path, standard=2, reopen=reopen)
         watch.slow_log = SlowLog(options.slow_after, file, lambda: watch.hands)
     return watch
-
-
-def request_uri(environ: Mapping[str, Any]) -> str:
-    """As the client has sent it, if the web server says so (REQUEST_URI), else put together."""
-    uri = environ.get("REQUEST_URI")
-    if uri:
-        return str(uri)
-    query = environ.get("QUERY_STRING")
-    path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
-    return f"{path}?{query}" if query else path

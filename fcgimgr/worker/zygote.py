@@ -49,6 +49,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from fcgimgr.worker.patched import pair
 from fcgimgr.worker.saying import say, told
 
 #: The manager tells the zygote's time to end by closing the channel; of systemd, who tells all of a unit, it hears
@@ -124,7 +125,7 @@ class Zygote:
         """In a worker True. In the zygote False, when there is one, or the manager has been told that there is none."""
         self._warn_of_threads()
         _flush()
-        line, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        line, its = pair(socket.SOCK_SEQPACKET)
         begun = time.monotonic()
         with line, its:
             try:

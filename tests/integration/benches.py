@@ -56,7 +56,11 @@ class Bench:
         return worker
 
     def wait_until_ready(self) -> None:
-        assert self._notified.recv(100) == b"READY=1"
+        assert self.told() == b"READY=1"
+
+    def told(self) -> bytes:
+        """What a worker tells its manager next."""
+        return self._notified.recv(100)
 
     def launch(self, words: list[str], **popen: object) -> subprocess.Popen[bytes]:
         """Start any program on the listener."""

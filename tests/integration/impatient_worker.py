@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-from fcgimgr.worker import accepting, flup_engine, native_engine, patience, solo
+from fcgimgr.worker import accepting, answering, flup_engine, native_engine, patience, solo
 from fcgimgr.worker.listening import inherited_listeners
 from fcgimgr.worker.notify import notify
 
@@ -27,7 +27,9 @@ def main(engine: str, threads: str, module: str, *settings: str) -> None:
 
 
 def settle(name: str, number: float) -> None:
-    found = [module for module in (accepting, solo, patience, native_engine, flup_engine) if hasattr(module, name)]
+    found = [
+        module for module in (accepting, solo, patience, answering, native_engine, flup_engine) if hasattr(module, name)
+    ]
     assert found, name
     for module in found:
         setattr(module, name, number)

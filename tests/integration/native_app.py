@@ -148,6 +148,23 @@ def answer_ignore(environ, start_response):
     return [b"not read"]
 
 
+def answer_read_late(environ, start_response):
+    """Reads on when all of its answer is given, and notes what came of it."""
+    note("begun")
+    if environ["QUERY_STRING"] == "held":
+        (HERE / "gate").read_bytes()
+    start_response("200 OK", [*PLAIN, ("Content-Length", "4")])
+    length = len(environ["wsgi.input"].read(10)) if environ["QUERY_STRING"] == "begins" else 0
+    yield b"done"
+    try:
+        while piece := environ["wsgi.input"].read(10_000):
+            length += len(piece)
+        note(f"all of {length}")
+    except Exception as error:
+        note(f"{type(error).__name__}: {error}")
+        raise
+
+
 def answer_undeterred(environ, start_response):
     """Answers although its upload has ended early."""
     note("reading")

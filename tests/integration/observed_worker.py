@@ -15,10 +15,10 @@ class Telling:
     def __init__(self) -> None:
         self.left = int(os.environ.get("ENOUGH", "1000"))
 
-    def begin(self, environ):
+    def begin(self, environ, now):
         print("begin", environ["PATH_INFO"], flush=True)
 
-    def end(self, status, sent):
+    def end(self, status, sent, now):
         print("end", status, sent, flush=True)
         self.left -= 1
         return self.left > 0

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.benches import ENGINES, Bench, ask, tcp_bench, unix_bench
+from fcgimgr.fastcgi.client import fetch
+from tests.integration.benches import ENGINES, Bench, ask, parameters, tcp_bench, unix_bench
+from tests.integration.scenes import managing, scene
 from tests.waiting import eventually
 
 HERE = Path(__file__).parent
@@ -16,7 +18,7 @@ HERE = Path(__file__).parent
 EVENTLET = """
 import select, sys, threading, types
 patcher = types.ModuleType("eventlet.patcher")
-patcher.already_patched = {"select": True, "thread": True}
+patcher.already_patched = {"select": True, "thread": True, "time": True}
 sys.modules["eventlet.patcher"] = patcher
 del select.epoll, select.poll
 """
@@ -81,5 +83,81 @@ def test_one_of_eventlet_is_refused_in_words(bench: Bench, server: str) -> None:
     (bench.directory / "eventlet_app.py").write_text(f"{EVENTLET}from worker_app import application\n")
     bench.engine = ("--server", server)
     assert bench.start("eventlet_app:application", "--ready-timeout", "60", ready=False).wait(20) == 1
-    assert "the application has replaced select by eventlet's (monkey_patch)" in bench.stderr()
+    assert "the application has replaced select and threading by eventlet's (monkey_patch)" in bench.stderr()
     assert bench.stderr().count("\n") == 1
+
+
+#: What PySocks and ddtrace put in the place of one thing each. This socket is as strict as that of PySocks.
+HARMLESS = {
+    "a proxy's sockets": """
+import socket
+
+class ProxiedSocket(socket.socket):
+    def __init__(self, family=socket.AF_INET, type=socket.SOCK_STREAM, proto=0, *args, **kwargs):
+        if type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise ValueError(f"Socket type must be stream or datagram, not {type!r}")
+        super().__init__(family, type, proto, *args, **kwargs)
+
+    def sendto(self, *args):
+        self.bind(("", 0))
+
+socket.socket = ProxiedSocket
+""",
+    "a profiler's locks": """
+import threading
+
+class ProfiledLock:
+    def __init__(self):
+        self.lock = allocate()
+
+    def __getattr__(self, name):
+        return getattr(self.lock, name)
+
+    def __enter__(self):
+        return self.lock.__enter__()
+
+    def __exit__(self, *exception):
+        self.lock.__exit__(*exception)
+
+allocate, threading.Lock = threading.Lock, ProfiledLock
+""",
+    "a select that counts": """
+import select
+theirs = select.select
+select.select = lambda *args: theirs(*args)
+""",
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bench", [unix_bench], indirect=True)
+@pytest.mark.parametrize("idiom", HARMLESS.values(), ids=HARMLESS)
+def test_an_application_that_replaces_single_things_is_served_as_any_other(
+    bench: Bench, engine: str, idiom: str
+) -> None:
+    (bench.directory / "harmless.py").write_text(f"{idiom}from worker_app import application\n")
+    bench.engine = ENGINES[engine]
+    log = bench.directory / "log"
+    worker = bench.start("harmless:application", "--max-requests", "1+0", env={"FCGIMGR_ACCESS_LOG": str(log)})
+    assert bench.fetch().body == str(worker.pid).encode()
+    assert bench.told() == b"X_RECYCLE=1 requests served (max_requests)"
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert log.read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("idiom", HARMLESS.values(), ids=HARMLESS)
+def test_so_it_is_with_preload(tmp_path: Path, idiom: str) -> None:
+    (tmp_path / "harmless.py").write_text(f"{idiom}from worker_app import application\n")
+    (tmp_path / "worker_app.py").write_text((HERE / "worker_app.py").read_text())
+    table = """
+        [pool.app]
+        socket    = "unix:%(here)s/app.sock"
+        directory = "%(here)s"
+        wsgi      = "harmless:application"
+        preload   = true
+        numprocs  = 2
+    """
+    with managing(scene(tmp_path, table)) as manager:
+        eventually(manager.all_running, within=30)
+        assert fetch(f"unix:{tmp_path}/app.sock", parameters("/pid"), b"", timeout=20).status == 200

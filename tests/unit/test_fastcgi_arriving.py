@@ -60,6 +60,17 @@ def test_a_request_is_the_same_however_its_bytes_are_cut(
     assert arrival.replies == []
 
 
+def test_the_parameters_of_each_request_are_put_into_a_copy_of_their_own() -> None:
+    arrival = Arrival({})
+    ours = {"ours": "stays"}
+    for pairs in ({"a": "b"}, {"c": "d"}):
+        for piece in split(request(pairs, b"", of=1, keep=True), [20, 30]):
+            arrival.feed(piece, ours)
+        assert arrival.parameters == {"ours": "stays", **pairs}
+        arrival.over()
+    assert ours == {"ours": "stays"}
+
+
 @given(st.lists(st.integers(0), max_size=30))
 def test_parameters_may_lie_across_records(cuts: list[int]) -> None:
     pairs = {f"name{number}": "v" * number for number in range(0, 300, 60)}

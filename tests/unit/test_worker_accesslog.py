@@ -195,8 +195,8 @@ def test_a_worker_asks_to_be_replaced_before_it_writes_its_line():
             acts.append("writes")
 
     watch = Watch(retirement=Noting(1, 0, None), access_log=Log("json", AppendedFile("-", standard=1)))
-    watch.begin({})
-    assert not watch.end(200, 0)
+    watch.begin({}, time.monotonic())
+    assert not watch.end(200, 0, time.monotonic())
     assert acts == ["asks", "writes"]
 
 

@@ -12,8 +12,7 @@ def environ_of(**parameters: str) -> dict[str, Any]:
     promised = promises(4)
     environ = template(promised).copy()
     environ.update(parameters)
-    environ.update(promised)
-    finish(environ)
+    finish(environ, promised)
     return environ
 
 

@@ -37,9 +37,9 @@ def waits_here(until: threading.Event) -> None:
 
 
 def serve(scene: Scene, uri: str, until: threading.Event) -> None:
-    scene.watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": uri})
+    scene.watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": uri}, time.monotonic())
     waits_here(until)
-    scene.watch.end(200, 0)
+    scene.watch.end(200, 0, time.monotonic())
 
 
 def test_a_slow_request_is_written_once_with_the_line_it_is_at(scene: Scene):
@@ -87,10 +87,10 @@ def test_after_a_pause_in_which_the_watching_thread_slept_it_still_sees(scene: S
 def test_what_is_quick_is_not_written(tmp_path: Path):
     scene = Scene(tmp_path, 30.0)
     for _ in range(100):
-        scene.watch.begin({"REQUEST_METHOD": "GET"})
-        scene.watch.end(200, 0)
+        scene.watch.begin({"REQUEST_METHOD": "GET"}, time.monotonic())
+        scene.watch.end(200, 0, time.monotonic())
     assert scene.slow.look() is None
-    scene.watch.begin({"REQUEST_METHOD": "GET"})
+    scene.watch.begin({"REQUEST_METHOD": "GET"}, time.monotonic())
     due = scene.slow.look()
     assert due is not None
     assert 29 < due - time.monotonic() <= 30
@@ -138,9 +138,9 @@ def test_what_cannot_be_written_down_is_said_once_and_the_others_are(
     until = threading.Event()
 
     def fails(uri: str) -> None:
-        scene.watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": uri})
+        scene.watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": uri}, time.monotonic())
         made["elsewhere"](until)
-        scene.watch.end(200, 0)
+        scene.watch.end(200, 0, time.monotonic())
 
     threads = [threading.Thread(target=fails, args=(f"/fails/{number}",)) for number in range(3)]
     for thread in threads:
