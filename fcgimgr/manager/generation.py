@@ -42,6 +42,7 @@ from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
@@ -157,6 +158,8 @@ class Generation:
                     in_hand = self.slots[index].in_hand(self.daemon.loop.time()) if signal == SIGKILL else ""
                     if self._signal(pid, signal, group) and signal == SIGKILL:
                         self._log_kill(index, pid, before.processes[index], in_hand)
+                case core.AbandonProcess(index, pid):
+                    self._abandon(index, pid)
                 case core.Open():
                     self._inbox.append(self._open())
                 case core.Refuse():
@@ -185,6 +188,14 @@ class Generation:
             self.daemon.journal.error(str(error), name=self.name)
             return False
 
+    def _abandon(self, index: int, pid: int) -> None:
+        slot = self.slots[index]
+        forget_program(self.daemon.loop, slot)
+        slot.exit = None
+        slot.let_go_of_board()
+        slot.hear_last_words()
+        self.daemon.abandon(pid, self.process_name(index))
+
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
             name = process_plan(self.settings, self.config, index).name
@@ -210,9 +221,17 @@ class Generation:
         if slot.armed != due:
             return
         slot.armed = None
+        if self._is_killed(index):
+            self.daemon.reap_children()  # the loop may have been kept from its death for all this time
+            if not self._is_killed(index):
+                return
         state = self.core.processes[index]
         busy = isinstance(state, Stopping) and state.patient and slot.may_be_busy(self.daemon.loop.time())
         self.feed(core.Happened(index, Due(busy)))
+
+    def _is_killed(self, index: int) -> bool:
+        state = self.core.processes[index] if index < len(self.core.processes) else None
+        return isinstance(state, Stopping) and state.killed
 
     def _arm_drain_timer(self) -> None:
         due = self.core.draining
@@ -315,6 +334,9 @@ class Generation:
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)
             return core.OpenFailed(str(error))
+        except Exception as error:  # noqa: BLE001 - core waits for an answer, whatever our fault
+            self.daemon.loop.call_exception_handler({"message": f"opening {self.name}", "exception": error})
+            return core.OpenFailed(fault_of_ours(error))
         if self.listening is not None:
             self._tell("listening on")
         return core.Opened()
