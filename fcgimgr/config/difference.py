@@ -95,7 +95,7 @@ def difference(old: Config, new: Config, stale: Container[str] = ()) -> Differen
     changes = []
     for name, settings in after.items():
         was = before.get(name)
-        if was is None or name in removed:
+        if was is None or _gone(was, settings):
             if (renamed := _same_but_for_the_name(settings, removed)) is not None:
                 del removed[renamed]
                 changes.append(Change(name, frozenset({How.RELOAD}), before=renamed))

@@ -77,6 +77,7 @@ class Generation:
         self.name = settings.name
         self.core = core.new_generation(settings, self.daemon.loop.time(), pool.seed)
         self.slots: list[Slot] = []
+        self._misnamed: set[int] = set()  # slots whose processes were named by other settings
         self.listening: Listening | None = None
         self.recipes: Recipes | None = None
         self.incomplete = False  # taken over from another manager, but not all of it could be had
@@ -198,10 +199,19 @@ class Generation:
 
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
-            name = process_plan(self.settings, self.config, index).name
-            if index in self.core.stand_ins and any(slot.name == name for slot in self.slots):
-                name = f"{name}-{index}"  # the stand-in for one whose name holds no number
-            self.slots.append(Slot(name))
+            self.slots.append(Slot(self._slot_name(index)))
+
+    def _slot_name(self, index: int) -> str:
+        name = process_plan(self.settings, self.config, index).name
+        if index in self.core.stand_ins and any(slot.name == name for slot in self.slots[:index]):
+            return f"{name}-{index}"  # the stand-in for one whose name holds no number
+        return name
+
+    def name_anew(self, index: int) -> None:
+        """What comes next in this place is called as the settings have it now, if they have changed since."""
+        if index in self._misnamed:
+            self._misnamed.discard(index)
+            self.slots[index].name = self._slot_name(index)
 
     def _arm_timer(self, index: int, due: float | None) -> None:
         """Let the process have the timer that its state asks for, and no other."""
@@ -269,6 +279,10 @@ class Generation:
         if self.core.open:
             self.recipes = self._make_recipes(settings, config)
         self.settings, self.config, self.name = settings, config, settings.name
+        self._misnamed = set(range(len(self.slots)))
+        for index, state in enumerate(self.core.processes):
+            if state.pid is None:
+                self.name_anew(index)
         self.daemon.state_file.generation_changed(self)
         self.feed(core.Adopted())
         self.daemon.limits.look_soon()

@@ -43,6 +43,8 @@ class Begun(msgspec.Struct):
 def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
     """Spawn those of the processes that core still wants: a stop may have overtaken the order."""
     due = [index for index in dict.fromkeys(indexes) if generation.is_spawning(index)]
+    for index in due:
+        generation.name_anew(index)
     if generation.zygote is not None:
         for index in due:
             generation.zygote.want(index)

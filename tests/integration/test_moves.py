@@ -117,3 +117,17 @@ def accepts(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_pool_changes_its_name_and_a_program_gets_that(tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    program = '[program.a]\ncommand = "sleep 1000"\nstartsecs = 0\n'
+    with serving(tmp_path, {"a": address}) as manager:
+        manager("stop", "a").succeeds()
+        with write(tmp_path, {"b": address}).open("a") as config:
+            config.write(program)
+        assert manager("update").succeeds() == "b: updated: name changed: reload\na: added\n"
+        manager("start", "b").succeeds()
+        assert who(address) == "b"
+        shown = {pool.name: [process.name for process in pool.processes] for pool in manager.status().pools}
+        assert shown == {"b": ["b_00"], "a": ["a_00"]}

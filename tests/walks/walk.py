@@ -89,9 +89,13 @@ class Walk(RuleBasedStateMachine):
         self.manager = Manager(self.write(plan), self.directory / "fcgimgr.sock")
         self.come_up(self.manager)
 
+    @rule()
+    def a_look(self) -> None:
+        """Nothing is done. (The simplest of the rules, and by its name the first: some walks are made of it alone.)"""
+        self.act("a look")
+
     @rule(moment=moments)
     def a_moment_passes(self, moment: float) -> None:
-        """Nothing is done for a while. (By its name the first of the rules: the first walk is made of it alone.)"""
         self.act("a moment passes", moment)
         time.sleep(moment)
 
@@ -126,8 +130,11 @@ class Walk(RuleBasedStateMachine):
         self.write(plan)
         updated = self.order("update", UpdateParams(), answer=Updated, more=str(plan))
         if updated is not None and updated.ok:
-            shown = {pool.name for pool in self.status().pools}
-            assert shown == {"base", *plan[0]}, f"{shown} after an update to {sorted(plan[0])}"
+            self.check(partial(self.shows, {"base", *plan[0]}))
+
+    def shows(self, names: set[str]) -> None:
+        shown = {pool.name for pool in self.status().pools}
+        assert shown == names, f"{sorted(shown)} after an update to {sorted(names)}"
 
     @rule(plan=plans)
     def update_by_signal(self, plan: Plan) -> None:
