@@ -32,23 +32,27 @@ class Passing:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._accepting: dict[Generation, list[asyncio.Task[None]]] = {}
+        self._accepting: dict[Generation, list[socket.socket]] = {}
         self._carrying: set[asyncio.Task[None]] = set()
 
     def pass_on(self, generation: Generation, to: Listening) -> None:
         """What comes to this generation's listeners is for those of the same address there."""
         assert generation.listening is not None  # it has served
         targets = {str(place.address): place.connect_to() for place in to.places}
-        tasks = self._accepting.setdefault(generation, [])
+        listeners = self._accepting.setdefault(generation, [])
         for place in generation.listening.places:
             target = targets.get(str(place.address))
             if target is not None and not isinstance(place.listener, LostListener):
-                tasks.append(self._daemon.loop.create_task(self._accept(place.listener.sock.dup(), target)))
+                listener = place.listener.sock.dup()
+                listener.setblocking(False)
+                listeners.append(listener)
+                self._daemon.loop.add_reader(listener, self._accept, listener, target)
 
     def end(self, generation: Generation) -> None:
         """Its listeners are closed. What was accepted is carried on."""
-        for task in self._accepting.pop(generation, ()):
-            task.cancel()
+        for listener in self._accepting.pop(generation, ()):
+            self._daemon.loop.remove_reader(listener)
+            listener.close()
 
     def close(self) -> None:
         """The manager ends."""
@@ -57,15 +61,18 @@ class Passing:
         for task in self._carrying:
             task.cancel()
 
-    async def _accept(self, listener: socket.socket, target: ConnectTo) -> None:
-        loop = self._daemon.loop
-        with listener, suppress(OSError):  # EINVAL: it was shut down
-            listener.setblocking(False)
-            while True:
-                client, _ = await loop.sock_accept(listener)
-                task = loop.create_task(self._carry(client, target))
-                self._carrying.add(task)
-                task.add_done_callback(self._carrying.discard)
+    def _accept(self, listener: socket.socket, target: ConnectTo) -> None:
+        # Not loop.sock_accept: one that is cancelled at the wrong moment accepts all the same, and loses what it has.
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # EINVAL: it was shut down
+            self._daemon.loop.remove_reader(listener)
+            return
+        task = self._daemon.loop.create_task(self._carry(client, target))
+        self._carrying.add(task)
+        task.add_done_callback(self._carrying.discard)
 
     async def _carry(self, client: socket.socket, target: ConnectTo) -> None:
         loop = self._daemon.loop
