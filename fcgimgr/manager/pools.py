@@ -247,7 +247,8 @@ class Pool:
 
     def _abandon_addresses(self, number: int) -> None:
         """Where the generation that served until now listens and this one does not, nobody is let in any more."""
-        kept = {str(place.address) for place in self._listening(number).places}
+        settings = self.generations[number].settings  # it may have died since, and closed what it had
+        kept = {str(address) for address in settings.sockets} if isinstance(settings, PoolSettings) else set()
         for generation in self.generations.values():
             if generation.number != number and generation.listening is not None:
                 try:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.commands import Manager, configuration
 from tests.integration.ports import free_address
-from tests.integration.scenes import ask, scene
+from tests.integration.scenes import are_gone, ask, scene
 
 POOL = """
 [pool.{name}]
@@ -131,3 +131,20 @@ def test_a_pool_changes_its_name_and_a_program_gets_that(tmp_path: Path) -> None
         assert who(address) == "b"
         shown = {pool.name: [process.name for process in pool.processes] for pool in manager.status().pools}
         assert shown == {"b": ["b_00"], "a": ["a_00"]}
+
+
+def test_the_old_processes_leave_also_if_the_new_ones_die_at_another_address(tmp_path: Path) -> None:
+    keys = """
+startsecs = 0.2
+ready = "startsecs"
+autorestart = false
+"""
+    one, two = (free_address("tcp", tmp_path) for _ in range(2))
+    good, bad = (f'[pool.a]\nsocket = "{address}"\ncommand = {{}}{keys}' for address in (one, two))
+    with Manager(configuration(tmp_path, good.format('"sleep 1000"')), tmp_path / "fcgimgr.sock") as manager:
+        [old] = manager.pids("a")
+        configuration(tmp_path, bad.format("""["sh", "-c", "sleep 0.25; exit 3"]"""))
+        manager("update").succeeds()
+        assert are_gone(old)
+        assert manager.pool("a").processes[0].state == "EXITED"
+        assert "internal error" not in manager.output()
