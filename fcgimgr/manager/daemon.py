@@ -19,7 +19,16 @@ from fcgimgr.config.settings import Config, ProcessSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import order
 from fcgimgr.core.generation import READY, PoolState
-from fcgimgr.core.process import ABANDONED_AFTER, Backoff, Died, Exit
+from fcgimgr.core.process import (
+    ABANDONED_AFTER,
+    Backoff,
+    Died,
+    Exit,
+    Retiring,
+    Spawning,
+    Starting,
+    Stopping,
+)
 from fcgimgr.linux.gate import Gates
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
 from fcgimgr.manager.abandoned import Abandoned
@@ -203,6 +212,20 @@ class Daemon:
             return False
         waited_for = [self.pools.get(name) for name in core.waiting]
         return all(other and (other.state in READY or self._is_on_its_way(other, known)) for other in waited_for)
+
+    def may_be_ready(self, name: str) -> bool:
+        """Whether it is of use to wait for this pool, without anybody's doing anything about it."""
+        pool = self.pools.get(name)
+        if pool is None or pool.state in READY:
+            return pool is not None
+        core = pool.serving.core
+        if pool.state in (PoolState.DEGRADED, PoolState.STOPPING):
+            tried = pool.settings.startretries >= 0
+            coming = (
+                (Spawning, Starting, Retiring, Stopping, Backoff) if tried else (Spawning, Starting, Retiring, Stopping)
+            )
+            return bool(core.again) or (core.up and any(isinstance(state, coming) for state in core.processes))
+        return self._is_on_its_way(pool, {})
 
     def _is_hopeless(self, pool: Pool, known: dict[str, bool]) -> bool:
         """Whether the pool has failed to start for good, or waits for one that has. `known`: as before."""

@@ -62,7 +62,7 @@ class Wait(Watcher):
             self._tell(generation, index)
 
     def pool_changed(self, pool: Pool) -> None:
-        for target in [target for target in self._open if target[0].pool is pool]:
+        for target in [target for target in self._open if target[0].pool is pool or target[0].core.waiting]:
             self._judge(*target)
 
     def fault(self, why: str) -> None:
@@ -172,11 +172,11 @@ def _not_started(daemon: Daemon, generation: Generation) -> ProcessVerdict | Non
     if core.fault is not None:
         return verdict(False, "failed", core.fault)
     if core.up and core.waiting:
-        states = {name: daemon.pools[name].state if name in daemon.pools else "no more" for name in core.waiting}
-        hopeless = {name: state for name, state in states.items() if state in ("STOPPED", "FATAL", "no more")}
+        hopeless = [name for name in core.waiting if not daemon.may_be_ready(name)]
         if not hopeless:
             return None
-        whom = ", ".join(f"{name}, which is {state}" for name, state in hopeless.items())
+        states = {name: daemon.pools[name].state if name in daemon.pools else "no more" for name in hopeless}
+        whom = ", ".join(f"{name}, which is {state}" for name, state in states.items())
         return verdict(False, "failed", f"it waits for {whom}")
     if core.up and not core.open:  # more were asked for, of a pool of which nothing runs or is tried
         why = f": {generation.why_fatal()}" if generation.state is PoolState.FATAL else ""

@@ -54,6 +54,19 @@ def test_what_waits_for_another_than_before_waits_for_that_one(tmp_path: Path) -
         eventually(lambda: state(manager, "x") == "RUNNING")
 
 
+@pytest.mark.parametrize("retries", [0, -1])
+def test_a_start_does_not_wait_for_what_does_not_come_up_by_itself(retries: int, tmp_path: Path) -> None:
+    soon = NEVER.replace('"/no/such"', '["sh", "-c", "sleep 0.2; exit 3"]').replace(
+        "[program.b]", "[program.b]\nstartsecs = 1"
+    )
+    never = soon.format(retries) + "autostart = false\n"
+    with running(tmp_path, BASE + never + WAITS.format('"b"') + "autostart = false\n", ready=False) as manager:
+        manager("start", "--no-wait", "b").succeeds()
+        done = manager("start", "x")
+        state = "FATAL" if retries == 0 else "STARTING"
+        assert (done.code, done.out) == (1, f"x:x_00: failed: it waits for b, which is {state}\n")
+
+
 # -- jobs -------------------------------------------------------------------------------------------------------------
 
 JOB = """
