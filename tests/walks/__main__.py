@@ -8,7 +8,7 @@ import time
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.walks.walk import Walk
+from tests.walks.walk import Stumbled, Walk
 
 EACH = 50
 """Steps of one walk, at most."""
@@ -16,19 +16,18 @@ EACH = 50
 
 def walk(steps: int, number: int) -> None:
     """So many steps in all, in walks from this seed. It ends with the first that fails, which tells its steps."""
-    machine = seed(number)(Walk)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=max(2, steps // EACH),
-            stateful_step_count=EACH,
-            # Shrinking would take hours: what went wrong is told by the steps and the log.
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-            database=None,
-            deadline=None,
-        ),
+    shape = settings(
+        max_examples=max(2, steps // EACH),
+        stateful_step_count=EACH,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        deadline=None,
     )
+    try:
+        run_state_machine_as_test(seed(number)(Walk), settings=shape)
+    except Stumbled as stumbled:
+        raise AssertionError(str(stumbled)) from stumbled
 
 
 def main() -> int:

@@ -62,6 +62,11 @@ pools = st.sampled_from(NAMES)
 moments = st.sampled_from([0.0, 0.0, 0.005, 0.05, 0.2])
 
 
+class Stumbled(BaseException):
+    """What was wrong, after which steps. No Exception: the next walk of the same steps may end well, for their moments
+    are others, and Hypothesis would tell of that and of nothing else."""
+
+
 class Walk(RuleBasedStateMachine):
     """One walk, from the start of a manager to the end of the last."""
 
@@ -230,11 +235,10 @@ class Walk(RuleBasedStateMachine):
     def check(self, hold: Callable[[], object]) -> None:
         try:
             hold()
-        except BaseException as error:
+        except Exception as error:
             self.failed = True
-            error.add_note("\n".join(["the steps:", *self.told]))
-            error.add_note(f"the log:\n{self.manager.output()[-20000:]}")
-            raise
+            steps, log = "\n".join(self.told), self.manager.output()[-20000:]
+            raise Stumbled(f"{error!r}\n-- the steps:\n{steps}\n-- the log:\n{log}") from error
 
     def write(self, plan: Plan) -> Path:
         return configuration(self.directory, MANAGER + tables(plan, self.addresses))
