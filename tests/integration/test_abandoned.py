@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.commands import Manager, configuration, running, words
-from tests.integration.scenes import Child, is_alive, kill
+from tests.integration.scenes import Child, as_root, is_alive, kill
+from tests.silence import silence
 from tests.tracing import traced
 from tests.waiting import eventually
 
@@ -63,6 +64,25 @@ def test_each_command_ends_and_names_what_is_left_its_state_and_who_traces_it(tm
             assert manager.start("stop").ok
         eventually(lambda: not any(pool.abandoned for pool in manager.status().pools))
         assert f"stop:stop_00: what was given up has ended pid={pids['stop']}" in manager.output()
+
+
+@as_root
+def test_so_it_is_with_one_that_sleeps_uninterruptibly(tmp_path: Path) -> None:
+    program = PROGRAM.format(name="app", numprocs=1, stopwaitsecs=0.1).replace("sleep 1000", f"cat {tmp_path}/silent/x")
+    manager = running(tmp_path, program)
+    try:
+        with silence(tmp_path / "silent") as waits:
+            manager.begin()
+            eventually(manager.is_up)
+            assert waits.wait(10)
+            [pid] = manager.pids("app")
+            left = f"pid {pid} (state D, in uninterruptible sleep: a file system that does not answer?)"
+            assert left in manager("stop", "app").out
+            os.kill(manager.pid, signal.SIGTERM)
+            assert manager.wait() == 1
+            assert f"left behind: {left}" in manager.output()
+    finally:
+        manager.end_by_force()
 
 
 @pytest.mark.parametrize("how", ["timeout", "now", "twice"])
