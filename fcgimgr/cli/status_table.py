@@ -30,7 +30,7 @@ def all_running(pool: PoolStatus) -> bool:
     The pool's own state knows what is wanted; where the manager was asked for some of its processes only, these count.
     """
     if len(pool.processes) >= pool.numprocs:
-        return pool.state == "RUNNING"
+        return pool.state in ("RUNNING", "EXITED")
     return bool(pool.processes) and all(process.state == "RUNNING" for process in pool.processes)
 
 
@@ -152,6 +152,7 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
         facts.append(paint(f"canary {pool.canary:g} %", "yellow"))
     if pool.discarded:
         facts.append(paint(safe(pool.discarded), "red"))
+    facts += [paint(safe(f"could not be killed: {one.process}, {one.reason}"), "red") for one in pool.abandoned]
     return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
 
 

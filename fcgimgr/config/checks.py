@@ -41,7 +41,9 @@ def check_table(read: TableRead, config: Config, findings: Findings) -> None:
     if isinstance(settings, PoolSettings):
         _sockets(read, settings, findings)
         _wsgi(read, settings, findings)
-    elif settings.ready not in ("startsecs", "notify"):
+        if settings.ready == "exit":
+            findings.problem(read, "ready", '"exit" is for programs that do one thing and end: a pool is to serve')
+    elif settings.ready not in ("startsecs", "notify", "exit"):
         findings.problem(
             read, "ready", f'"{settings.ready}" is for pools: a program has no socket; write "notify" or leave it out'
         )
@@ -64,8 +66,9 @@ def _numbers(read: TableRead, settings: PoolSettings | ProgramSettings, findings
         )
     if settings.stopasgroup and not settings.killasgroup:
         findings.problem(read, "killasgroup", "stopasgroup = true needs killasgroup = true; leave killasgroup out")
-    if read.own("exitcodes") and settings.autorestart != "unexpected" and isinstance(settings, ProgramSettings):
-        findings.warning(read, "exitcodes", 'has no effect without autorestart = "unexpected"')
+    is_ended = settings.autorestart == "unexpected" or settings.ready == "exit"
+    if read.own("exitcodes") and not is_ended and isinstance(settings, ProgramSettings):
+        findings.warning(read, "exitcodes", 'has no effect without autorestart = "unexpected" or ready = "exit"')
     if settings.max_rss is not None and settings.max_rss < LEAST_RSS:
         findings.problem(read, "max_rss", f'{settings.max_rss} bytes are less than any process uses; as in "512MB"')
     if settings.redirect_stderr and read.own("stderr_logfile"):

@@ -7,6 +7,7 @@ environment, user, addresses) takes new processes. What did not change is not to
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import IntEnum
 from typing import Any, Final
 
@@ -85,8 +86,8 @@ class Difference(msgspec.Struct, frozen=True):
         return bool(self.changes or self.manager or self.restart)
 
 
-def difference(old: Config, new: Config) -> Difference:
-    """What it takes to get from `old` to `new`."""
+def difference(old: Config, new: Config, stale: Container[str] = ()) -> Difference:
+    """What it takes to get from `old` to `new`. stale: who has another manager.environment than `new` has."""
     before: dict[str, ProcessSettings] = {**old.pools, **old.programs}
     after: dict[str, ProcessSettings] = {**new.pools, **new.programs}
     everybody = old.manager.environment != new.manager.environment
@@ -94,13 +95,13 @@ def difference(old: Config, new: Config) -> Difference:
     changes = []
     for name, settings in after.items():
         was = before.get(name)
-        if was is None or name in removed:
+        if was is None or _gone(was, settings):
             if (renamed := _same_but_for_the_name(settings, removed)) is not None:
                 del removed[renamed]
                 changes.append(Change(name, frozenset({How.RELOAD}), before=renamed))
             else:
                 changes.append(Change(name, frozenset({How.ADD})))
-        elif (change := _change(was, settings, everybody)) is not None:
+        elif (change := _change(was, settings, everybody or name in stale)) is not None:
             changes.append(change)
     changes += [Change(name, frozenset({How.REMOVE})) for name in removed]
     keys = changed_keys(old.manager, new.manager)

@@ -267,10 +267,12 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     ready: Annotated[
         str,
         Readiness(
-            words=("accepts", "startsecs", "ping", "http", "notify"),
+            words=("accepts", "startsecs", "ping", "http", "notify", "exit"),
             meant={
                 "sd_notify": 'write "notify"',
                 "accept": 'write "accepts"',
+                "exited": 'write "exit"',
+                "oneshot": 'write "exit"',
                 "https": 'the pool\'s own socket is asked, without TLS; write "http:/PATH"',
             },
         ),
@@ -281,7 +283,9 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
                 '(`"startsecs"`, the default of a program); once it answers a FastCGI request of the manager '
                 '(`"ping"`), or an HTTP request for `/` or the path that is named (`"http"`, `"http:/healthz"`) with a '
                 "status from 200 to 399, pools only; or once it says READY=1 on $NOTIFY_SOCKET, as systemd services do "
-                '(`"notify"`, the default of a `wsgi` pool, which says it when the application is imported).'
+                '(`"notify"`, the default of a `wsgi` pool, which says it when the application is imported). '
+                '`"exit"`, programs only: once it has ended with one of `exitcodes`, having done what it is for (a '
+                "migration); any other end is a failed start."
             ),
             extra={"default": '`"accepts"`; `"notify"` with `wsgi`, `"startsecs"` of a program'},
         ),
@@ -291,7 +295,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds(positive=True),
         Meta(
             description=(
-                'Seconds that a process has to become ready, but with `ready = "startsecs"`; then its start failed.'
+                'Seconds that a process has to become ready, but with `ready = "startsecs"` and `"exit"`; then its '
+                "start failed."
             )
         ),
     ] = 30.0

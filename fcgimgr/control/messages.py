@@ -262,6 +262,15 @@ class ProcessStatus(Struct, frozen=True, kw_only=True):
     current: tuple[RequestStatus, ...] = ()
 
 
+class AbandonedStatus(Struct, frozen=True, kw_only=True):
+    """A process that SIGKILL has not ended and nobody waits for any more. `process`: of which it is; `reason`: its
+    state, and who traces it."""
+
+    process: str
+    pid: int
+    reason: str
+
+
 class SocketStatus(Struct, frozen=True, kw_only=True):
     """`queued`: connections that wait to be accepted, out of `backlog`."""
 
@@ -271,11 +280,12 @@ class SocketStatus(Struct, frozen=True, kw_only=True):
 
 
 class PoolStatus(Struct, frozen=True, kw_only=True):
-    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL.
+    """A pool or a program. `state` is RUNNING (all that is wanted), STARTING, DEGRADED, STOPPING, STOPPED or FATAL; of
+    a program with `ready = "exit"` EXITED, when it has done what it is for.
 
     `zygotes`: with `preload` what the processes are forked from, one a generation; none of them serves or counts.
     `discarded`: why the last reload came to nothing, until the next one begins. `retry_in`: of what is FATAL with
-    `on_fatal = "retry"`, when that is tried again.
+    `on_fatal = "retry"`, when that is tried again. `abandoned`: what could not be ended, for as long as it is there.
     """
 
     name: str
@@ -291,6 +301,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     zygotes: tuple[ProcessStatus, ...] = ()
     discarded: str | None = None
     retry_in: float | None = None
+    abandoned: tuple[AbandonedStatus, ...] = ()
 
 
 class ManagerStatus(Struct, frozen=True, kw_only=True):
@@ -309,8 +320,8 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 class ProcessVerdict(Struct, frozen=True, kw_only=True):
-    """`result`: started, already running, stopped, not running, restarted, signalled, failed; or, without waiting,
-    starting, stopping, restarting. `lines` are the last log lines of a process that failed."""
+    """`result`: started, already running, done, stopped, not running, restarted, signalled, failed; or, without
+    waiting, starting, stopping, restarting. `lines` are the last log lines of a process that failed."""
 
     name: str
     ok: bool

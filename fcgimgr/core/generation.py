@@ -38,6 +38,7 @@ from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core import crashes, process
 from fcgimgr.core.backoff import backoff_delay
 from fcgimgr.core.process import (
+    Abandon,
     Backoff,
     Died,
     Due,
@@ -75,6 +76,11 @@ class PoolState(StrEnum):
     STOPPING = "STOPPING"
     STOPPED = "STOPPED"
     FATAL = "FATAL"
+    EXITED = "EXITED"  # all that is wanted has done what it is for (`ready = "exit"`)
+
+
+#: What depends on one in such a state may start, and the manager is fit to serve with it.
+READY: Final = (PoolState.RUNNING, PoolState.EXITED)
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -283,6 +289,13 @@ class SignalProcess(msgspec.Struct, frozen=True):
     group: bool
 
 
+class AbandonProcess(msgspec.Struct, frozen=True):
+    """SIGKILL has not ended this process: say what holds it, and wait for it no more."""
+
+    index: int
+    pid: int
+
+
 class Changed(msgspec.Struct, frozen=True):
     """A process has another state, be it only by a later `due`."""
 
@@ -310,7 +323,9 @@ class NotRecycled(msgspec.Struct, frozen=True):
     indexes: tuple[int, ...]
 
 
-Action: TypeAlias = Open | Refuse | Close | SpawnProcess | SignalProcess | Changed | Forget | Recycling | NotRecycled
+Action: TypeAlias = (
+    Open | Refuse | Close | SpawnProcess | SignalProcess | AbandonProcess | Changed | Forget | Recycling | NotRecycled
+)
 
 _AT_REST: Final = (Stopped, Exited, Fatal)
 
@@ -360,6 +375,8 @@ def pool_state(pool: Generation) -> PoolState:
     if running >= pool.wanted:
         return PoolState.RUNNING
     if at_rest == pool.wanted:
+        if all(isinstance(state, Exited) and state.done for state in pool.processes[: pool.wanted]):
+            return PoolState.EXITED
         return PoolState.FATAL if counts["FATAL"] else PoolState.STOPPED
     if running:
         troubled = pool.complete or counts["BACKOFF"] or counts["FATAL"] or counts["STOPPED"] or counts["EXITED"]
@@ -930,3 +947,6 @@ class _Draft:
                     pid = before.pid
                     assert pid is not None  # TRANSITIONS signals only from states that have a pid
                     self.actions.append(SignalProcess(index, pid, signal, group))
+                case Abandon():
+                    assert before.pid is not None  # as above
+                    self.actions.append(AbandonProcess(index, before.pid))

@@ -1,8 +1,9 @@
 """In which order pools and programs start and stop: priority and depends_on.
 
 Starting: by priority, lower first, then as written; nobody waits for anybody, except that what `depends_on` others
-starts when all of those are RUNNING. Stopping: in reverse, and here each wave waits for the one before it, so that a
-queue consumer's database proxy is still there while the consumer finishes its last message.
+starts when all of those are RUNNING, or have done what they are for. Stopping: in reverse, and here each wave waits for
+the one before it, so that a queue consumer's database proxy is still there while the consumer finishes its last
+message.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fcgimgr.config.settings import ProcessSettings
-from fcgimgr.core.generation import PoolState
+from fcgimgr.core.generation import READY, PoolState
 
 
 def start_order(settings: Mapping[str, ProcessSettings]) -> list[str]:
@@ -19,8 +20,8 @@ def start_order(settings: Mapping[str, ProcessSettings]) -> list[str]:
 
 
 def missing(settings: ProcessSettings, states: Mapping[str, PoolState]) -> tuple[str, ...]:
-    """The dependencies that are not RUNNING yet; it may start when there is none."""
-    return tuple(name for name in settings.depends_on if states.get(name) is not PoolState.RUNNING)
+    """The dependencies that are not ready yet; it may start when there is none."""
+    return tuple(name for name in settings.depends_on if states.get(name) not in READY)
 
 
 def stop_waves(settings: Mapping[str, ProcessSettings]) -> list[tuple[str, ...]]:

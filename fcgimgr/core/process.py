@@ -25,9 +25,10 @@ from fcgimgr.core.backoff import backoff_delay
 
 SIGKILL: Final = 9
 
-# A SIGKILL is certain, but not instant: a process in uninterruptible sleep dies when the kernel lets it. It is asked
-# again at this distance, in seconds, so that the log shows that somebody still waits.
-KILL_AGAIN: Final = 10.0
+# A SIGKILL is certain, but not instant. What is still there after so many seconds is held by the kernel (where nothing
+# interrupts its sleep), or by whoever traces it, to whom alone its end is shown (ptrace(2)), and nobody knows for how
+# long. It runs no more code of its own, so that what is to follow it may.
+ABANDONED_AFTER: Final = 5.0
 
 # A fork of the manager comes to its program in milliseconds, and under the heaviest load in seconds. One that takes
 # longer, in seconds, is stuck: in a file system that does not answer, or stopped by somebody.
@@ -93,10 +94,10 @@ class Spawning(msgspec.Struct, frozen=True, tag=True):
 
 
 class Starting(msgspec.Struct, frozen=True, tag=True):
-    """Spawned, not yet ready. `due`: when startsecs, or the patience for its readiness, is over.
+    """Spawned, not yet ready. `due`: when startsecs, or the patience for its readiness, is over; None: it has no end.
 
     executed: False while it is a fork of the manager that has not come to its program, and `due` is the end of the
-    patience for that. fault: why it will not come to it, and is about to end.
+    patience for that. fault: why it will not come to it, and was killed.
 
     takes: it was seen to take its listener, or may not be looked at; seen: not only the latter; served: it had a
     connection in its hands. astray: what it does instead, as far as that is known. follows, unseen: as of Spawning.
@@ -107,7 +108,7 @@ class Starting(msgspec.Struct, frozen=True, tag=True):
     pid: int
     since: float
     tries: int
-    due: float
+    due: float | None
     executed: bool = True
     fault: str = ""
     takes: bool = False
@@ -155,7 +156,7 @@ class Retiring(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stopping(msgspec.Struct, frozen=True, tag=True):
-    """Told to end. `due`: when SIGKILL is sent (again).
+    """Told to end. `due`: when SIGKILL is sent; once it is `killed`, when it is abandoned.
 
     patient: nothing is urgent. What is known to have a request in hand then is not killed, but looked at again later.
     """
@@ -169,13 +170,14 @@ class Stopping(msgspec.Struct, frozen=True, tag=True):
 
 
 class Exited(msgspec.Struct, frozen=True, tag=True):
-    """It ended by itself and is not to be started again (autorestart)."""
+    """It ended by itself and is not to be started again (autorestart). done: that was all that it is for (`ready`)."""
 
     name: ClassVar[str] = "EXITED"
     due: ClassVar[None] = None
     pid: ClassVar[None] = None
     exit: Exit
     expected: bool
+    done: bool = False
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):
@@ -350,7 +352,11 @@ class Signal(msgspec.Struct, frozen=True):
     group: bool
 
 
-Action: TypeAlias = Spawn | Signal
+class Abandon(msgspec.Struct, frozen=True):
+    """SIGKILL has not ended it: say what holds it, and wait for it no more."""
+
+
+Action: TypeAlias = Spawn | Signal | Abandon
 Outcome: TypeAlias = tuple[State, tuple[Action, ...]]
 
 _SPAWN: Final = (Spawn(),)
@@ -408,6 +414,8 @@ def go_on_starting(slot: Slot, state: Starting, event: Executed, now: float) -> 
 
 def _become_ready(slot: Slot, pid: int, before: Spawning | Starting, now: float) -> Outcome:
     settings = slot.settings
+    if settings.ready == "exit":
+        return _starting(before, pid, now, None), ()
     if settings.ready == "startsecs" and settings.startsecs <= 0:
         return running(settings, pid, now, before.tries, now, unseen=before.unseen), ()
     if settings.ready == "startsecs" or (settings.ready == "accepts" and settings.startsecs > 0):
@@ -419,7 +427,9 @@ def _become_ready(slot: Slot, pid: int, before: Spawning | Starting, now: float)
     return _starting(before, pid, now, now + patience), ()
 
 
-def _starting(before: Spawning | Starting, pid: int, now: float, due: float, *, executed: bool = True) -> Starting:
+def _starting(
+    before: Spawning | Starting, pid: int, now: float, due: float | None, *, executed: bool = True
+) -> Starting:
     tries, follows, unseen = before.tries, before.follows, before.unseen
     return Starting(pid=pid, since=now, tries=tries, due=due, executed=executed, follows=follows, unseen=unseen)
 
@@ -470,11 +480,11 @@ def fail_to_execute(slot: Slot, state: Starting, event: SpawnFailed, now: float)
 
 
 def _end_before_program(state: Starting, why: str, now: float) -> Outcome:
-    return msgspec.structs.replace(state, fault=why, due=now + KILL_AGAIN), (Signal(SIGKILL, group=False),)
+    return msgspec.structs.replace(state, fault=why, due=now + ABANDONED_AFTER), (Signal(SIGKILL, group=False),)
 
 
 def be_ready(slot: Slot, state: Starting, event: Ready, now: float) -> Outcome:
-    if slot.settings.ready in ("startsecs", "accepts") or state.fault:
+    if slot.settings.ready in ("startsecs", "accepts", "exit") or state.fault:
         return state, ()  # readiness is not a matter of its word here; a READY=1 that nobody asked for changes nothing
     return _run(slot, state, now), ()
 
@@ -515,9 +525,10 @@ def go_astray(slot: Slot, state: Starting, event: Astray, now: float) -> Outcome
 
 def be_ready_or_give_up(slot: Slot, state: Starting, event: Due, now: float) -> Outcome:
     settings = slot.settings
-    if state.fault or not state.executed:
-        why = state.fault or f"had not come to execute its program within {EXECUTED_WITHIN:g} s"
-        return _end_before_program(state, why, now)
+    if state.fault:
+        return _abandon(back_off_or_give_up(slot, state.tries, state.fault, now))
+    if not state.executed:
+        return _end_before_program(state, f"had not come to execute its program within {EXECUTED_WITHIN:g} s", now)
     if settings.ready == "startsecs" or (settings.ready == "accepts" and state.takes):
         return _run(slot, state, now), ()
     last = state.since + ready_within(settings)
@@ -539,6 +550,12 @@ def die_young(slot: Slot, state: Starting, event: Died, now: float) -> Outcome:
     settings = slot.settings
     if state.fault:
         return back_off_or_give_up(slot, state.tries, state.fault, now)
+    if settings.ready == "exit":
+        if expected(settings, event.exit):
+            return Exited(exit=event.exit, expected=True, done=True), ()
+        return back_off_or_give_up(
+            slot, state.tries, f"{event.exit} {_seconds(now - state.since)} after its start", now
+        )
     if expected(settings, event.exit):
         if settings.autorestart is not True:
             return Exited(exit=event.exit, expected=True), ()  # a one-shot that was quicker than startsecs
@@ -632,19 +649,22 @@ def serve_on(slot: Slot, state: Retiring, event: StartAsked, now: float) -> Outc
 
 
 def kill(slot: Slot, state: Starting | Running | Retiring, event: KillAsked, now: float) -> Outcome:
-    stopping = Stopping(pid=state.pid, due=now + KILL_AGAIN, after=Rest(), killed=True)
+    stopping = Stopping(pid=state.pid, due=now + ABANDONED_AFTER, after=Rest(), killed=True)
     return stopping, (Signal(SIGKILL, slot.settings.killasgroup),)
 
 
 def kill_now(slot: Slot, state: Stopping, event: KillAsked, now: float) -> Outcome:
-    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True, patient=False, after=Rest())
+    due = state.due if state.killed else now + ABANDONED_AFTER  # who says it twice does not wait the longer for it
+    killed = msgspec.structs.replace(state, due=due, killed=True, patient=False, after=Rest())
     return killed, (Signal(SIGKILL, slot.settings.killasgroup),)
 
 
 def wait_or_take_no_excuses(slot: Slot, state: Stopping, event: Due, now: float) -> Outcome:
     if state.patient and event.busy:
         return msgspec.structs.replace(state, due=now + _patience(slot.settings)), ()
-    killed = msgspec.structs.replace(state, due=now + KILL_AGAIN, killed=True, patient=False)
+    if state.killed:
+        return _abandon(_go_on_after(slot, state.after, now))
+    killed = msgspec.structs.replace(state, due=now + ABANDONED_AFTER, killed=True, patient=False)
     return killed, (Signal(SIGKILL, slot.settings.killasgroup),)
 
 
@@ -668,12 +688,21 @@ def _in_time(slot: Slot, state: Stopping, event: StopAsked | RestartAsked, now: 
 
 
 def end_stop(slot: Slot, state: Retiring | Stopping, event: Died, now: float) -> Outcome:
-    after = state.after
+    return _go_on_after(slot, state.after, now)
+
+
+def _go_on_after(slot: Slot, after: After, now: float) -> Outcome:
     if isinstance(after, StartAgain):
         return Spawning(tries=0), _SPAWN
     if isinstance(after, CountAsFailed):
         return back_off_or_give_up(slot, after.tries, after.why, now)
     return Stopped(), ()
+
+
+def _abandon(outcome: Outcome) -> Outcome:
+    """What follows a process that nothing ends is what follows one that has ended."""
+    after, actions = outcome
+    return after, (Abandon(), *actions)
 
 
 def rest(slot: Slot, state: State, event: Event, now: float) -> Outcome:

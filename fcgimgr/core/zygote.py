@@ -47,6 +47,7 @@ def _as_zygote(settings: PoolSettings) -> PoolSettings:
         autorestart=True,
         max_lifetime=None,
         stopsignal=process.SIGKILL,
+        stopwaitsecs=0.0,
         stopasgroup=True,
         killasgroup=True,
     )

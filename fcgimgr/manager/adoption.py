@@ -389,7 +389,7 @@ class PoolAdoption:
     def _awaited(self, generation: Generation, state: State) -> State:
         """With its whole time to become ready once more: while there was no manager nobody pinged, nobody listened."""
         settings = generation.settings
-        if not isinstance(state, Starting) or settings.ready == "startsecs" or self._estate.handed_over:
+        if not isinstance(state, Starting) or settings.ready in ("startsecs", "exit") or self._estate.handed_over:
             return state
         if settings.ready == "accepts" and state.takes:
             return state  # it has only to live for startsecs

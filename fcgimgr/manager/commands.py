@@ -27,9 +27,10 @@ from fcgimgr.control.messages import (
 )
 from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
-from fcgimgr.core.generation import PoolState
+from fcgimgr.core.generation import READY, PoolState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager import updating, upgrading, waiting
+from fcgimgr.manager.abandoned import in_words
 from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
 from fcgimgr.manager.status import status as status_of
 from fcgimgr.manager.tail import last_lines
@@ -334,6 +335,8 @@ async def shutdown(daemon: Daemon, params: messages.ShutdownParams, caller: Call
     (daemon.shutdown_now if params.now else daemon.shutdown)("asked over the control socket")
     if params.wait:
         await asyncio.shield(daemon.ended)
+        if left := in_words(daemon.abandoned):
+            raise ControlError(f"the manager ends, and leaves behind what SIGKILL did not end: {left}")
     return messages.Ok()
 
 
@@ -357,7 +360,7 @@ async def probe(daemon: Daemon, params: messages.ProbeParams, caller: Caller) ->
     if daemon.departure.since is not None:
         return messages.Probed(ok=False, reason=f"the manager is DRAINING: {daemon.departure.why}")
     wanted = [pool for pool in daemon.pools.values() if pool.serving.core.up]
-    unfit = [pool for pool in wanted if pool.state not in (PoolState.RUNNING, PoolState.DEGRADED)]
+    unfit = [pool for pool in wanted if pool.state not in (*READY, PoolState.DEGRADED)]
     if unfit:
         return messages.Probed(ok=False, reason=", ".join(f"{pool.name} is {pool.state.value}" for pool in unfit))
     if not wanted:

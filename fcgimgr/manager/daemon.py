@@ -18,14 +18,25 @@ from typing import Any, Final
 from fcgimgr.config.settings import Config, ProcessSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import order
-from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import Backoff, Exit
+from fcgimgr.core.generation import READY, PoolState
+from fcgimgr.core.process import (
+    ABANDONED_AFTER,
+    Backoff,
+    Died,
+    Exit,
+    Retiring,
+    Spawning,
+    Starting,
+    Stopping,
+)
 from fcgimgr.linux.gate import Gates
 from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
+from fcgimgr.manager.abandoned import Abandoned
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
+from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.helpers import Helpers
@@ -40,7 +51,7 @@ from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.sights import Sights
-from fcgimgr.manager.spawning import spawn_due
+from fcgimgr.manager.spawning import give_up_spawning, spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.taking import Taking
 from fcgimgr.manager.traffic import IdleOnes
@@ -50,7 +61,10 @@ from fcgimgr.manager.zygote import Zygote
 SPAWN_SLICE: Final = 0.010
 SPAWN_TOGETHER: Final = 16  # how many are spawned at the same time
 
-AT_REST: Final = (PoolState.STOPPED, PoolState.FATAL)
+LOOK_AGAIN: Final = 1.0  # seconds to the next look at a pool when a fault of ours has broken one off
+
+# Seconds from the last SIGKILL of a shutdown to its end, whatever is left by then.
+LAST_RESORT: Final = ABANDONED_AFTER + 0.5
 
 
 class Daemon:
@@ -86,7 +100,8 @@ class Daemon:
         self.children: dict[int, tuple[Generation, int]] = {}
         self.zygotes: dict[int, Zygote] = {}
         self.notify = NotifySockets(self)
-        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
+        self.abandoned = Abandoned()
+        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self._abandon_leftovers)
         self.readiness = Readiness(self)
         self.taking = Taking(self)
         self.canaries = Canaries(self)
@@ -103,6 +118,7 @@ class Daemon:
         self._to_look_at: dict[str, Pool] = {}
         self._waves: deque[tuple[str, ...]] = deque()
         self._deadline: asyncio.TimerHandle | None = None
+        self._last_resort: asyncio.TimerHandle | None = None
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
@@ -154,7 +170,9 @@ class Daemon:
         self.pools = self._new_pools()
 
     def start_pool(self, pool: Pool, indexes: tuple[int, ...] | None = None) -> None:
-        """Start a pool, or some of its processes, as soon as what it depends on is RUNNING."""
+        """Start a pool, or some of its processes, as soon as what it depends on is ready."""
+        if self.state == "STOPPING":  # whoever wanted it has been overtaken
+            return
         if missing := order.missing(pool.settings, {name: other.state for name, other in self.pools.items()}):
             self.journal.info(f"waits for {', '.join(missing)}", name=pool.name)
             pool.serving.feed(core.WaitFor(missing))
@@ -197,14 +215,28 @@ class Daemon:
         core = pool.serving.core
         if pool.settings.startretries < 0 and any(isinstance(state, Backoff) for state in core.processes):
             return False
-        waited_for = [self.pools[name] for name in core.waiting]
-        return all(other.state is PoolState.RUNNING or self._is_on_its_way(other, known) for other in waited_for)
+        waited_for = [self.pools.get(name) for name in core.waiting]
+        return all(other and (other.state in READY or self._is_on_its_way(other, known)) for other in waited_for)
+
+    def may_be_ready(self, name: str) -> bool:
+        """Whether it is of use to wait for this pool, without anybody's doing anything about it."""
+        pool = self.pools.get(name)
+        if pool is None or pool.state in READY:
+            return pool is not None
+        core = pool.serving.core
+        if pool.state in (PoolState.DEGRADED, PoolState.STOPPING):
+            tried = pool.settings.startretries >= 0
+            coming = (
+                (Spawning, Starting, Retiring, Stopping, Backoff) if tried else (Spawning, Starting, Retiring, Stopping)
+            )
+            return bool(core.again) or (core.up and any(isinstance(state, coming) for state in core.processes))
+        return self._is_on_its_way(pool, {})
 
     def _is_hopeless(self, pool: Pool, known: dict[str, bool]) -> bool:
         """Whether the pool has failed to start for good, or waits for one that has. `known`: as before."""
         if pool.name not in known:
             waits = pool.serving.core.waiting if pool.state is PoolState.STARTING else ()
-            hopeless = any(self._is_hopeless(self.pools[name], known) for name in waits)
+            hopeless = any(name not in self.pools or self._is_hopeless(self.pools[name], known) for name in waits)
             fatal = pool.state is PoolState.FATAL and pool.settings.on_fatal != "retry"
             known[pool.name] = hopeless or fatal
         return known[pool.name]
@@ -230,7 +262,11 @@ class Daemon:
             indexes = [index]
             while self._to_spawn and self._to_spawn[0][0] is generation and len(indexes) < SPAWN_TOGETHER:
                 indexes.append(self._to_spawn.popleft()[1])
-            spawn_due(generation, indexes)
+            try:
+                spawn_due(generation, indexes)
+            except Exception as error:  # noqa: BLE001 - core waits for an answer, and others for their turn
+                self.loop.call_exception_handler({"message": f"spawning {generation.name}", "exception": error})
+                give_up_spawning(generation, indexes, fault_of_ours(error))
         if self._to_spawn:
             self.loop.call_soon(self._spawn_some)
         else:
@@ -257,9 +293,9 @@ class Daemon:
 
     def _look_at_pools(self) -> None:
         pools, self._to_look_at = self._to_look_at, {}
-        changed = [pool for pool in pools.values() if pool.refresh()]
+        changed = [pool for pool in pools.values() if self._refresh(pool)]
         for pool in changed:
-            if pool.state is PoolState.RUNNING:
+            if pool.state in READY:
                 self._start_dependents(pool.name)
             elif pool.state is PoolState.FATAL and self.config.manager.exit_on_fatal and self.state != "STOPPING":
                 self.journal.error("FATAL, and exit_on_fatal is set", name=pool.name)
@@ -271,9 +307,25 @@ class Daemon:
         self._settle()
         self.go_on_stopping()
 
+    def _refresh(self, pool: Pool) -> bool:
+        try:
+            return pool.refresh()
+        except Exception as error:  # noqa: BLE001 - a fault in one pool must not leave the others unseen, nor this one
+            self.loop.call_exception_handler({"message": f"a look at {pool.name}", "exception": error})
+            self.loop.call_later(LOOK_AGAIN, self.look_at_soon, pool)
+            return False
+
     def _start_dependents(self, name: str) -> None:
         for pool in self.pools.values():
             if pool.serving.core.waiting and name in pool.settings.depends_on:
+                self.start_pool(pool)
+
+    def wait_anew(self) -> None:
+        """What is waited for may be another since (an update): start what waits for nothing more."""
+        states = {name: pool.state for name, pool in self.pools.items()}
+        for pool in self.pools.values():
+            waiting = pool.serving.core.waiting
+            if waiting and waiting != order.missing(pool.settings, states):
                 self.start_pool(pool)
 
     def notify_socket_for(self, settings: ProcessSettings) -> str:
@@ -290,11 +342,19 @@ class Daemon:
 
     def died(self, generation: Generation, index: int, pid: int, exit: Exit, *, adopted: bool = False) -> None:
         """A process has died; its leftovers are to be looked at when this round of deaths is over."""
-        told_of = partial(generation.died, index, pid, exit)
+        told_of = partial(self._tell_of_death, generation, index, pid, exit)
         if generation.settings.killasgroup:
             self.leftovers.leader_died(pid, generation, index, told_of, adopted=adopted)
         else:
             told_of()
+
+    def _tell_of_death(self, generation: Generation, index: int, pid: int, exit: Exit) -> None:
+        try:
+            generation.died(index, pid, exit)
+        except Exception as error:  # noqa: BLE001 - whatever else comes of it, what is dead must not be shown as alive
+            self.loop.call_exception_handler({"message": f"the death of {pid}", "exception": error})
+            if index < len(generation.core.processes) and generation.core.processes[index].pid == pid:
+                generation.happened(index, Died(exit))
 
     def reap_children(self) -> None:
         """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
@@ -315,10 +375,31 @@ class Daemon:
             return
         child = self.children.pop(death.pid, None)
         if child is None:
-            self.journal.debug("reaped a stranger", pid=death.pid)
+            known = [one.process for one in self.abandoned if one.pid == death.pid]
+            if known:
+                self.journal.info("what was given up has ended", name=known[0], pid=death.pid)
+            else:
+                self.journal.debug("reaped a stranger", pid=death.pid)
             return
         self.adopted.forget(death.pid, child)
         self.died(*child, death.pid, exit)
+
+    # What does not die
+
+    def abandon(self, pid: int, name: str) -> None:
+        """Wait no more for the process that had this pid: it, or what it has left, was not ended by SIGKILL."""
+        place = self.children.pop(pid, None)
+        if place is not None:
+            self.adopted.forget(pid, place)
+        its_own = place is not None or self.zygotes.pop(pid, None) is not None
+        self._tell_abandoned(name, pid, [pid] if its_own else self.leftovers.abandon(pid))
+
+    def _abandon_leftovers(self, mark: tuple[str, str], leader: int, pids: list[int]) -> None:
+        self._tell_abandoned(":".join(mark), leader, pids)
+
+    def _tell_abandoned(self, name: str, leader: int, pids: list[int]) -> None:
+        if words := self.abandoned.add(name, leader, pids):
+            self.journal.error(f"given up: still there {ABANDONED_AFTER:g} s after SIGKILL: {words}", name=name)
 
     # Going down
 
@@ -336,8 +417,10 @@ class Daemon:
         self.go_on_stopping()
 
     def shutdown_now(self, why: str) -> None:
-        """Kill everything, and end."""
+        """Kill everything, and end, with exit code 1 if something does not die."""
         self.shutdown(why)
+        if self._last_resort is None:
+            self._last_resort = self.loop.call_later(LAST_RESORT, self._end_regardless)
         self.journal.warning(f"killing what is left: {why}")
         self._waves.clear()
         owners = [generation.pool for generation, _ in self.children.values()]
@@ -360,15 +443,33 @@ class Daemon:
                 if self.leftovers:
                     self.leftovers.when_gone(self.go_on_stopping)
                 elif not self.children and not self.zygotes:
-                    self.ended.set_result(None)
+                    self._be_over()
                 return
             for name in self._waves.popleft():
-                self.pools[name].stop()
+                if (pool := self.pools.get(name)) is not None:  # an update that was under way may have removed it
+                    pool.stop()
+
+    def _end_regardless(self) -> None:
+        """Whatever it was that has not come to its end, a fault of ours included: a shutdown does."""
+        if self.ended.done():
+            return
+        left = {pid: generation.name for pid, (generation, _) in self.children.items()}
+        left |= {pid: zygote.name for pid, zygote in self.zygotes.items()}
+        for pid, name in left.items():
+            self.abandon(pid, name)
+        self._be_over()
+
+    def _be_over(self) -> None:
+        for one in self.abandoned:
+            self.journal.error(f"left behind: {one}", name=one.process)
+            self.exit_code = 1
+        self.ended.set_result(None)
 
     def end(self) -> None:
         """Let go of all that is held: sockets are unlinked, logs flushed."""
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._last_resort):
+            if timer is not None:
+                timer.cancel()
         self.limits.close()
         self.passing.close()
         self.helpers.kill()
@@ -403,7 +504,7 @@ class Daemon:
 
     def fault(self, error: BaseException) -> None:
         """A fault of ours has cut something short: whoever waits for its end is told, since that may never come."""
-        why = f"internal error in the manager: {error!r}; how far it came is shown by: fcgimgr status"
+        why = fault_of_ours(error)
         for pool in self.pools.values():
             pool.fault(why)
         for watcher in tuple(self.watchers):

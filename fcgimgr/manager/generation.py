@@ -42,6 +42,7 @@ from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager import losses, requestlogs
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
@@ -76,6 +77,7 @@ class Generation:
         self.name = settings.name
         self.core = core.new_generation(settings, self.daemon.loop.time(), pool.seed)
         self.slots: list[Slot] = []
+        self._misnamed: set[int] = set()  # slots whose processes were named by other settings
         self.listening: Listening | None = None
         self.recipes: Recipes | None = None
         self.incomplete = False  # taken over from another manager, but not all of it could be had
@@ -163,6 +165,8 @@ class Generation:
                     in_hand = losses.in_hand(self, index) if signal == SIGKILL else ""
                     if self._signal(pid, signal, group) and signal == SIGKILL:
                         self._log_kill(index, pid, before.processes[index], in_hand)
+                case core.AbandonProcess(index, pid):
+                    self._abandon(index, pid)
                 case core.Open():
                     self._inbox.append(self._open())
                 case core.Refuse():
@@ -193,12 +197,29 @@ class Generation:
             self.daemon.journal.error(str(error), name=self.name)
             return False
 
+    def _abandon(self, index: int, pid: int) -> None:
+        slot = self.slots[index]
+        forget_program(self.daemon.loop, slot)
+        slot.exit = None
+        slot.let_go_of_board()
+        slot.hear_last_words()
+        self.daemon.abandon(pid, self.process_name(index))
+
     def _grow(self) -> None:
         for index in range(len(self.slots), len(self.core.processes)):
-            name = process_plan(self.settings, self.config, index).name
-            if index in self.core.stand_ins and any(slot.name == name for slot in self.slots):
-                name = f"{name}-{index}"  # the stand-in for one whose name holds no number
-            self.slots.append(Slot(name))
+            self.slots.append(Slot(self._slot_name(index)))
+
+    def _slot_name(self, index: int) -> str:
+        name = process_plan(self.settings, self.config, index).name
+        if index in self.core.stand_ins and any(slot.name == name for slot in self.slots[:index]):
+            return f"{name}-{index}"  # the stand-in for one whose name holds no number
+        return name
+
+    def name_anew(self, index: int) -> None:
+        """What comes next in this place is called as the settings have it now, if they have changed since."""
+        if index in self._misnamed:
+            self._misnamed.discard(index)
+            self.slots[index].name = self._slot_name(index)
 
     def _arm_timer(self, index: int, due: float | None) -> None:
         """Let the process have the timer that its state asks for, and no other."""
@@ -218,9 +239,17 @@ class Generation:
         if slot.armed != due:
             return
         slot.armed = None
+        if self._is_killed(index):
+            self.daemon.reap_children()  # the loop may have been kept from its death for all this time
+            if not self._is_killed(index):
+                return
         state = self.core.processes[index]
         busy = isinstance(state, Stopping) and state.patient and slot.may_be_busy(self.daemon.loop.time())
         self.feed(core.Happened(index, Due(busy)))
+
+    def _is_killed(self, index: int) -> bool:
+        state = self.core.processes[index] if index < len(self.core.processes) else None
+        return isinstance(state, Stopping) and state.killed
 
     def _arm_drain_timer(self) -> None:
         due = self.core.draining
@@ -258,6 +287,10 @@ class Generation:
         if self.core.open:
             self.recipes = self._make_recipes(settings, config)
         self.settings, self.config, self.name = settings, config, settings.name
+        self._misnamed = set(range(len(self.slots)))
+        for index, state in enumerate(self.core.processes):
+            if state.pid is None:
+                self.name_anew(index)
         self.daemon.state_file.generation_changed(self)
         self.feed(core.Adopted())
         self.daemon.limits.look_soon()
@@ -323,6 +356,9 @@ class Generation:
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)
             return core.OpenFailed(str(error))
+        except Exception as error:  # noqa: BLE001 - core waits for an answer, whatever our fault
+            self.daemon.loop.call_exception_handler({"message": f"opening {self.name}", "exception": error})
+            return core.OpenFailed(fault_of_ours(error))
         if self.listening is not None:
             self._tell("listening on")
         return core.Opened()

@@ -137,7 +137,7 @@ def unknown(daemon: Daemon, manager: int | None) -> list[int]:
 
 
 async def _all_ended(daemon: Daemon, pidfds: Iterable[PidFd], patience: float) -> None:
-    """Wait until all of them have ended, or for `patience` seconds."""
+    """Wait until all of them have ended, or for `patience` seconds, or until the manager is to end."""
     loop = daemon.loop
     left = {pidfd.pid: pidfd for pidfd in pidfds if not pidfd.has_ended()}
     done = loop.create_future()
@@ -149,9 +149,7 @@ async def _all_ended(daemon: Daemon, pidfds: Iterable[PidFd], patience: float) -
 
     for pid, pidfd in left.items():
         loop.add_reader(pidfd, ended, pid)
-    try:
-        if left:
-            await asyncio.wait_for(done, patience)
-    except TimeoutError:
-        for pidfd in left.values():
-            loop.remove_reader(pidfd)
+    if left:
+        await asyncio.wait({done, daemon.ended}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    for pidfd in left.values():
+        loop.remove_reader(pidfd)

@@ -5,6 +5,9 @@ the socket open, so that the pool could not bind its port again. So when a leade
 to end too, and killed when the stop's deadline is over; and a stop is not over before all of it has gone. A leader
 that died by itself is not waited for: its pool is to serve.
 
+What SIGKILL does not end is abandoned (abandoned.py). Of a process that is being stopped core says when; of one that
+died by itself it is so ABANDONED_AFTER seconds after the first SIGKILL.
+
 The manager is a subreaper: each orphan's death is reported to it, which is the moment to look again; no timer polls.
 A descendant with a session of its own comes back to us when its parent dies, and is known by its environment.
 """
@@ -18,7 +21,7 @@ import time
 from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.core.process import SIGKILL, Stopping
+from fcgimgr.core.process import ABANDONED_AFTER, SIGKILL, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import signal_group, signal_process
@@ -31,11 +34,16 @@ if TYPE_CHECKING:
 # Killed processes die within this many seconds, unless the kernel holds them in uninterruptible sleep.
 STRAYS_DIE_WITHIN: Final = 1.0
 
+#: Tells of what is not waited for any more: of which pool and process, its leader's pid, and the pids.
+Abandon = Callable[[tuple[str, str], int, list[int]], None]
+
 
 class Remains:
     """What is left of one process. `gone`: to be called when nothing is; None when nobody waits for that."""
 
-    __slots__ = ("adopted", "asked", "deadline", "empty", "gone", "group", "mark", "stopsignal", "timer", "told")
+    __slots__ = (
+        "adopted", "asked", "deadline", "empty", "gone", "group", "killed", "mark", "stopsignal", "timer", "told",
+    )  # fmt: skip
 
     def __init__(
         self, group: int, mark: tuple[str, str], stopsignal: int, *, told: bool, deadline: float,
@@ -50,6 +58,7 @@ class Remains:
         self.gone = gone
         self.asked: set[int] = set()  # the strays that got it
         self.timer: asyncio.TimerHandle | None = None
+        self.killed: float | None = None  # when it got its first SIGKILL
         self.empty = False
 
     def signal_group(self, number: int) -> bool:
@@ -65,9 +74,14 @@ class Leftovers:
     """All that is left of dead processes. False when there is nothing. `ours`: the pids of the processes themselves."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, ours: Container[int], is_our_notify_socket: Callable[[str], bool]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ours: Container[int],
+        is_our_notify_socket: Callable[[str], bool],
+        abandon: Abandon = lambda mark, leader, pids: None,
     ) -> None:
         self._is_our_notify_socket = is_our_notify_socket
+        self._abandon = abandon
         self._loop = loop
         self._ours = ours
         self._new: list[Remains] = []
@@ -107,9 +121,11 @@ class Leftovers:
         """After a round of reaping: of whom is anybody left?"""
         self._remains += self._new
         self._new = []
-        strays = self._strays()
+        strays = self._strays(self._remains)
         members = self._members()
         for remains in tuple(self._remains):
+            if remains not in self._remains:  # what was told of another has ended the wait for this one
+                continue
             if remains.adopted:
                 left = members[remains.group]
                 self._watch(left)
@@ -129,14 +145,17 @@ class Leftovers:
                 signal_stray(pid, remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL)
             if remains.timer is None:
                 remains.timer = self._loop.call_at(remains.deadline, self._kill, remains)
+        self._tell_if_gone()
+
+    def _tell_if_gone(self) -> None:
         if not self._remains and self._when_gone is not None:
             when_gone, self._when_gone = self._when_gone, None
             when_gone()
 
-    def _strays(self) -> dict[tuple[str, str], list[int]]:
+    def _strays(self, of: Iterable[Remains]) -> dict[tuple[str, str], list[int]]:
         """Descendants that left the group of a process that is being stopped: pids, by the mark of that process."""
         found: dict[tuple[str, str], list[int]] = {}
-        waited_for = [remains for remains in self._remains if remains.gone is not None]
+        waited_for = [remains for remains in of if remains.gone is not None]
         if not waited_for:
             return found
         for pid in children(os.getpid()) or ():
@@ -199,11 +218,29 @@ class Leftovers:
             remains.gone()
 
     def _kill(self, remains: Remains) -> None:
+        now = self._loop.time()
+        if remains.killed is None:
+            remains.killed = now
+        elif remains.gone is None and now >= remains.killed + ABANDONED_AFTER:
+            self._abandon(remains.mark, remains.group, self._drop(remains))
+            self._tell_if_gone()
+            return
         remains.signal_group(SIGKILL)
-        for pid in self._members()[remains.group] if remains.adopted else self._strays().get(remains.mark, ()):
+        for pid in self._members()[remains.group] if remains.adopted else self._strays([remains]).get(remains.mark, ()):
             signal_stray(pid, SIGKILL)
         remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
         self.look()
+
+    def abandon(self, leader: int) -> list[int]:
+        """Wait no more for what this process has left, whoever waits for that: the pids of it."""
+        return [pid for remains in tuple(self._remains) if remains.group == leader for pid in self._drop(remains)]
+
+    def _drop(self, remains: Remains) -> list[int]:
+        self._remains.remove(remains)
+        if remains.timer is not None:
+            remains.timer.cancel()
+        strays = () if remains.adopted else self._strays([remains]).get(remains.mark, ())
+        return [pid for pid in pids() if group_of(pid) == remains.group] + list(strays)
 
     def kill_all(self) -> None:
         """No more patience."""
@@ -233,18 +270,18 @@ class Leftovers:
         have children that it never started.
         """
         until = time.monotonic() + STRAYS_DIE_WITHIN
-        while time.monotonic() < until:
-            strays = [pid for pid in children(os.getpid()) or () if environ_has(pid, "FCGIMGR_PROCESS")]
-            if not strays:
-                return
+        while strays := [pid for pid in children(os.getpid()) or () if environ_has(pid, "FCGIMGR_PROCESS")]:
             for pid in strays:
                 signal_stray(pid, SIGKILL)
+            for pid in strays:
                 pidfd = os.pidfd_open(pid)
                 try:
-                    select.select([pidfd], [], [], STRAYS_DIE_WITHIN)
+                    select.select([pidfd], [], [], max(0.0, until - time.monotonic()))
                 finally:
                     os.close(pidfd)
                 os.waitpid(pid, os.WNOHANG)
+            if time.monotonic() >= until:
+                return
 
 
 def signalled(group: int, number: int) -> bool:

@@ -53,7 +53,8 @@ def _one(daemon: Daemon, name: str) -> Iterable[tuple[Pool, tuple[int, ...] | No
     if name == "all":
         return [(pool, None) for pool in daemon.pools.values()]
     if group := daemon.config.groups.get(name):
-        return [(daemon.pools[member], None) for member in group.programs]
+        # An update that was broken off may not have come to all of them.
+        return [(daemon.pools[member], None) for member in group.programs if member in daemon.pools]
     pool_name, colon, process = name.partition(":")
     pool = daemon.pools.get(pool_name)
     if pool is None:

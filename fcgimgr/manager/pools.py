@@ -19,6 +19,7 @@ from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager import losses
+from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
 from fcgimgr.manager.pinging import starting
@@ -169,7 +170,11 @@ class Pool:
             case core.Begin(number):
                 self.discarded = None
                 self._tell(number, "begins")
-                self._begin(number)
+                try:
+                    self._begin(number)
+                except Exception as error:  # noqa: BLE001 - core waits for an answer, whatever our fault
+                    self.daemon.loop.call_exception_handler({"message": f"reload of {self.name}", "exception": error})
+                    self._inbox.append(core.Failed(number, fault_of_ours(error)))
             case core.Share(number, percent):
                 self._listening(number).share(percent)
                 self._tell(number, f"gets {percent:g} % of the connections, as a canary")
@@ -259,7 +264,8 @@ class Pool:
 
     def _abandon_addresses(self, number: int) -> None:
         """Where the generation that served until now listens and this one does not, nobody is let in any more."""
-        kept = {str(place.address) for place in self._listening(number).places}
+        settings = self.generations[number].settings  # it may have died since, and closed what it had
+        kept = {str(address) for address in settings.sockets} if isinstance(settings, PoolSettings) else set()
         for generation in self.generations.values():
             if generation.number != number and generation.listening is not None:
                 try:
@@ -268,7 +274,11 @@ class Pool:
                     self.daemon.journal.debug(str(error), name=self.name)
 
     def _discard(self, number: int, why: str, *, served: bool) -> None:
-        generation = self.generations[number]
+        generation = self.generations.get(number)
+        if generation is None:  # it could not even be made
+            self._decide(Verdict(False, why))
+            self._inbox.append(core.Gone(number))
+            return
         if self.serving.listening is not None:
             self.serving.listening.take_traffic()
         process, lines = self._who_failed(generation)
@@ -403,6 +413,10 @@ class Pool:
                 self._listening(coming.number).take_traffic()
             except LinuxError as error:  # somebody has removed or replaced the socket's file, say
                 self.feed(core.Failed(coming.number, str(error)))
+                return
+            except Exception as error:  # noqa: BLE001 - nobody else would ever end this reload
+                self.daemon.loop.call_exception_handler({"message": f"reload of {self.name}", "exception": error})
+                self.feed(core.Failed(coming.number, fault_of_ours(error)))
                 return
         hold, watch = self.patience
         self.feed(core.Ready(coming.number, hold, watch))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.config.settings import PoolSettings
+from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Exited, Running
 from fcgimgr.linux.sdnotify import Notifier
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: systemd's own limit on a start or a stop (DefaultTimeoutStartSec=, DefaultTimeoutStopSec=), in seconds.
 SYSTEMDS_LIMIT: Final = 90.0
+DAY: Final = 86400.0
 #: More time is asked for with this much to spare, in seconds.
 SPARE: Final = 10.0
 
@@ -116,7 +117,7 @@ class Service(Watcher):
         """A start that goes on is not to be ended for its length: its own limits (startretries, ready_timeout) do."""
         now = self._daemon.loop.time()
         all_settings = [pool.settings for pool in self._daemon.pools.values()]
-        step = max((max(one.startsecs, one.ready_timeout) + one.backoff_max for one in all_settings), default=0.0)
+        step = max((patience(one) for one in all_settings), default=0.0)
         if now + step > self._patient_until:
             self._patient_until = now + step + SPARE  # said again when SPARE of it has been used up
             self.say(partial(self._notifier.extend_timeout, step + SPARE))
@@ -168,6 +169,13 @@ class Service(Watcher):
                 return
             self._owed.popleft()
         self._tell_soon()
+
+
+def patience(settings: ProcessSettings) -> float:
+    """Seconds until something happens to a process that is being started. How long a migration takes, nobody knows."""
+    if settings.ready == "exit":
+        return DAY
+    return max(settings.startsecs, settings.ready_timeout) + settings.backoff_max
 
 
 def summary(daemon: Daemon) -> str:

@@ -17,11 +17,13 @@ from fcgimgr.config.address import Address, SystemdAddress
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.core.generation import Happened
-from fcgimgr.core.process import Event, Executed, Spawned, SpawnFailed
+from fcgimgr.core.process import SIGKILL, Event, Executed, Spawned, SpawnFailed
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.processes import signal_process
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import Forked, Order, start
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.slots import Slot
 
@@ -41,6 +43,8 @@ class Begun(msgspec.Struct):
 def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
     """Spawn those of the processes that core still wants: a stop may have overtaken the order."""
     due = [index for index in dict.fromkeys(indexes) if generation.is_spawning(index)]
+    for index in due:
+        generation.name_anew(index)
     if generation.zygote is not None:
         for index in due:
             generation.zygote.want(index)
@@ -57,10 +61,31 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
             generation.slots[index].spawned += 1
     children = start([each.order for each in begun.values()])
     for (index, each), child in zip(begun.items(), children, strict=True):
-        outcomes[index] = take_in(generation, index, each, child)
+        try:
+            outcomes[index] = take_in(generation, index, each, child)
+        except Exception as error:  # noqa: BLE001 - it runs, and if we cannot know it, it must not
+            generation.daemon.loop.call_exception_handler({"message": "a new process", "exception": error})
+            if not isinstance(child, LinuxError):
+                kill_unknown(generation, child if isinstance(child, int) else child.pid)
+            outcomes[index] = SpawnFailed(fault_of_ours(error))
     # Together, so that nobody can react to the first before core knows of the last.
     generation.feed(*(Happened(index, outcomes[index]) for index in due))
     generation.daemon.state_file.write()
+
+
+def give_up_spawning(generation: Generation, indexes: Iterable[int], why: str) -> None:
+    """A fault of ours has cut it short: what core has not heard of must not run."""
+    due = [index for index in indexes if generation.is_spawning(index)]
+    for pid, place in tuple(generation.daemon.children.items()):
+        if place[0] is generation and place[1] in due:
+            kill_unknown(generation, pid)
+    generation.feed(*(Happened(index, SpawnFailed(why)) for index in due))
+
+
+def kill_unknown(generation: Generation, pid: int) -> None:
+    """Of its death nobody is to hear; until it is reaped, as a stranger, the number is its own."""
+    generation.daemon.children.pop(pid, None)
+    signal_process(pid, SIGKILL)
 
 
 def begin(generation: Generation, index: int) -> Begun:

@@ -75,6 +75,12 @@ async def _pool(
             if generation.zygote is not None and indexes is None
         ),
         discarded=pool.discarded,
+        abandoned=tuple(
+            messages.AbandonedStatus(process=name, pid=one.pid, reason=str(one))
+            for one in daemon.abandoned
+            for of, _, name in [one.process.partition(":")]
+            if of == pool.name
+        ),
     )
 
 

@@ -2,7 +2,8 @@
 
 The new configuration has been checked whole before any of this. What can still go wrong goes wrong for one pool: a new
 generation that does not come up is discarded and the pool keeps its old settings, so that the next update finds the
-difference again; the other pools have theirs.
+difference again; the other pools have theirs. Whoever is to have what another one has waits for its turn
+(config/moves.py).
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from fcgimgr.config.difference import Change, Difference, How, difference, settings_of
+from fcgimgr.config.moves import Moves, moves, shared
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.control.messages import REFUSED, ControlError, ProcessVerdict, Progress, Updated
 from fcgimgr.core import generation as core
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager import waiting
+from fcgimgr.manager.abandoned import in_words
 from fcgimgr.manager.daemon import Watcher
+from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.pools import Pool
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.generation import Generation
 
 
 async def update(
@@ -39,7 +44,11 @@ async def update(
         config = read(daemon.config.path, os.environ)
     except ConfigError as error:
         return Updated(ok=False, problems=tuple(map(str, error.problems)))
-    found = difference(daemon.config, config)
+    # What the pools have counts. A reload may have come to its end after the update that began it was broken off, or
+    # may have failed, and with it that pool's share in a change of [manager] environment.
+    environment = config.manager.environment
+    stale = {pool.name for pool in daemon.pools.values() if pool.config.manager.environment != environment}
+    found = difference(running_config(daemon, daemon.config), config, stale)
     if dry_run or not found:
         changes = tuple(map(str, found.changes))
         return Updated(ok=True, changes=changes, restart=found.restart, warnings=config.warnings)
@@ -88,29 +97,87 @@ async def _apply(
 ) -> list[ProcessVerdict]:
     verdicts: list[ProcessVerdict] = []
     try:
+        _know_by_name(daemon)
         adopt_manager_settings(daemon, config, found)
         # What goes may hold the name of what comes.
         going = [change for change in found.changes if How.REMOVE in change.how]
         coming = [change for change in found.changes if How.REMOVE not in change.how]
-        for changes in (going, coming):
+        in_order = moves(coming, daemon.settings, {**config.pools, **config.programs})
+        for changes, order in ((going, Moves()), (coming, in_order)):
+            these = Round(daemon, config, progress, order)
             for change in changes:
                 progress(Progress(name=change.name, state="UPDATING", detail=str(change)))
-            verdicts += await asyncio.gather(*(_begin(daemon, change, config, progress) for change in changes))
+                before = _before(daemon, change)
+                if before is not None and before.up and change.name in order.yielding:
+                    daemon.journal.info(
+                        "stopped until the pool that it changes places with has moved", name=change.name
+                    )
+                    these.yielded[change.name] = daemon.loop.create_task(stopped(daemon, before.pool))
+                these.made[change.name] = daemon.loop.create_task(_begin(these, change, before))
+            await _all_over(these.made.values())
+            verdicts += [task.result() for task in these.made.values()]
     finally:  # whatever breaks it off: what was begun runs, and the next update must not begin it once more
+        daemon.updating = False
+        _know_by_name(daemon)
         daemon.config = running_config(daemon, config)
         daemon.state_file.all_changed()
-        daemon.updating = False
+        daemon.wait_anew()
     return verdicts
+
+
+class Round:
+    """Changes that are made together, each in its turn.
+
+    By the names that they lead to: yielded, the pools that are stopped before anybody's turn; made, all changes.
+    """
+
+    def __init__(self, daemon: Daemon, config: Config, progress: Callable[[Progress], None], order: Moves) -> None:
+        self.daemon = daemon
+        self.config = config
+        self.progress = progress
+        self.order = order
+        self.yielded: dict[str, asyncio.Task[None]] = {}
+        self.made: dict[str, asyncio.Task[ProcessVerdict]] = {}
+
+
+class Before(NamedTuple):
+    """A pool as it was before it was changed."""
+
+    pool: Pool
+    serving: Generation
+    settings: ProcessSettings
+    config: Config
+    up: bool
+
+
+def _before(daemon: Daemon, change: Change) -> Before | None:
+    pool = daemon.pools.get(change.before or change.name)
+    if pool is None or How.ADD in change.how:
+        return None
+    return Before(pool, pool.serving, pool.settings, pool.config, pool.serving.core.up)
+
+
+async def _all_over(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Wait until all of these have come to an end, whichever."""
+    if waited_for := tuple(tasks):
+        await asyncio.wait(waited_for)
+
+
+def _know_by_name(daemon: Daemon) -> None:
+    """A change of name may have been broken off: let each pool be known by the name that it has."""
+    for name, pool in tuple(daemon.pools.items()):
+        if pool.name not in daemon.pools:
+            daemon.pools[pool.name] = daemon.pools.pop(name)
 
 
 def adopt_manager_settings(daemon: Daemon, config: Config, found: Difference) -> None:
     """Take over what can be without a restart, and say what cannot."""
     live = {key: getattr(config.manager, key) for key in (*found.manager, "environment")}
     manager = msgspec.structs.replace(daemon.config.manager, **live)
-    daemon.config = msgspec.structs.replace(daemon.config, manager=manager)
     daemon.journal.set_level(manager.loglevel)
     for key in found.restart:
         daemon.journal.warning(f"manager.{key} has changed; it takes a restart of the manager, and stays until then")
+    daemon.config = msgspec.structs.replace(daemon.config, manager=manager)
 
 
 def running_config(daemon: Daemon, config: Config) -> Config:
@@ -124,26 +191,57 @@ def running_config(daemon: Daemon, config: Config) -> Config:
     )
 
 
-async def _begin(
-    daemon: Daemon, change: Change, config: Config, progress: Callable[[Progress], None]
-) -> ProcessVerdict:
-    pool = daemon.pools.get(change.before or change.name)
-    before = (pool.serving, pool.settings, pool.config) if pool is not None else None
+async def _begin(these: Round, change: Change, before: Before | None) -> ProcessVerdict:
+    """Make this change when its turn has come. What goes wrong is undone, so that the next update does all of it."""
+    daemon = these.daemon
     try:
+        await _all_over(these.yielded.values())
+        if change.name in these.yielded:
+            these.yielded[change.name].result()  # else it still has what others are to have
+        await _all_over(these.made[other] for other in these.order.after.get(change.name, ()))
+        _refuse_while_stopping(daemon)
         if How.REMOVE in change.how:
             return await _remove(daemon, change.name)
-        settings = settings_of(config, change.name)
+        settings = settings_of(these.config, change.name)
+        _refuse_what_another_has(daemon, settings, before.pool if before is not None else None)
         if How.ADD in change.how:
-            return _add(daemon, settings, config)
-        return await _change(daemon, change, settings, config, progress)
+            return _add(daemon, settings, these.config)
+        return await _change(these, change, settings, was_up=change.name in these.yielded)
     except (LinuxError, ControlError) as error:
+        await _undo(daemon, change, before)
         return ProcessVerdict(name=change.name, ok=False, result="failed", detail=str(error))
     except Exception as error:  # noqa: BLE001 - a fault of ours in one change must not leave the others half done
-        if before is not None and (serving := before[0]).settings is not before[1]:
-            serving.adopt(*before[1:])  # so that the next update does all of it
         daemon.loop.call_exception_handler({"message": f"update of {change.name}", "exception": error})
-        detail = f"internal error in the manager: {error!r}; how far it came is shown by: fcgimgr status"
-        return ProcessVerdict(name=change.name, ok=False, result="failed", detail=detail)
+        await _undo(daemon, change, before, added=How.ADD in change.how)
+        return ProcessVerdict(name=change.name, ok=False, result="failed", detail=fault_of_ours(error))
+
+
+async def _undo(daemon: Daemon, change: Change, before: Before | None, *, added: bool = False) -> None:
+    """added: the pool may have been added, and nobody knows how far it came."""
+    try:
+        if added and change.name in daemon.pools:
+            await _remove(daemon, change.name)
+        if before is None or How.REMOVE in change.how:
+            return
+        pool, serving = before.pool, before.serving
+        if serving.settings is not before.settings:
+            serving.adopt(before.settings, before.config)
+        if before.up and not pool.serving.core.up and pool in daemon.pools.values():
+            daemon.start_pool(pool)
+    except Exception as error:  # noqa: BLE001 - as above
+        daemon.loop.call_exception_handler({"message": f"undoing the update of {change.name}", "exception": error})
+
+
+def _refuse_while_stopping(daemon: Daemon) -> None:
+    if daemon.state == "STOPPING":
+        raise ControlError("the manager is stopping", code=REFUSED)
+
+
+def _refuse_what_another_has(daemon: Daemon, settings: ProcessSettings, pool: Pool | None) -> None:
+    for other in daemon.pools.values():
+        for generation in other.generations.values() if other is not pool else ():
+            if generation.listening is not None and (address := shared(generation.settings, settings)):
+                raise ControlError(f"{address}: {other.name} is still there; run update again when it has moved")
 
 
 async def _remove(daemon: Daemon, name: str) -> ProcessVerdict:
@@ -153,7 +251,9 @@ async def _remove(daemon: Daemon, name: str) -> ProcessVerdict:
         del daemon.pools[name]
         pool.end()
         daemon.state_file.all_changed()
-    return ProcessVerdict(name=name, ok=True, result="removed")
+    left = in_words(one for one in daemon.abandoned if one.process.startswith(f"{name}:"))
+    detail = f"still there after SIGKILL, and given up: {left}" if left else None
+    return ProcessVerdict(name=name, ok=not left, result="removed", detail=detail)
 
 
 async def stopped(daemon: Daemon, pool: Pool) -> None:
@@ -199,13 +299,9 @@ def _add(daemon: Daemon, settings: ProcessSettings, config: Config) -> ProcessVe
     )
 
 
-async def _change(
-    daemon: Daemon,
-    change: Change,
-    settings: ProcessSettings,
-    config: Config,
-    progress: Callable[[Progress], None],
-) -> ProcessVerdict:
+async def _change(these: Round, change: Change, settings: ProcessSettings, *, was_up: bool) -> ProcessVerdict:
+    """was_up: it has been stopped for the time of the change."""
+    daemon, config = these.daemon, these.config
     pool = daemon.pools[change.before or change.name]
     serving = pool.serving
     if How.SOCKET in change.how and serving.listening is not None and isinstance(settings, PoolSettings):
@@ -218,26 +314,35 @@ async def _change(
         rename(daemon, pool, change)
         return ProcessVerdict(name=change.name, ok=True, result="reloaded", detail=change.words)
     moved = isinstance(settings, PoolSettings) and _addresses(settings) != _addresses(serving.settings)
-    up = serving.core.up
+    up = serving.core.up or was_up
     if How.RELOAD in change.how and up and moved:
         await stopped(daemon, pool)  # on sockets that cannot be shared: these are closed before others are opened
+        _refuse_while_stopping(daemon)
     pool.adopt(settings, config)
     rename(daemon, pool, change)
     if How.SCALE in change.how:
         targets = waiting.scale(daemon, pool, settings.numprocs)
-        if How.RELOAD not in change.how:
-            came = await waiting.Wait(daemon, targets, progress).verdict()
-            bad = next((verdict for verdict in came.processes if not verdict.ok), None)
-            if bad is not None:
-                return ProcessVerdict(
-                    name=change.name, ok=False, result="failed", detail=f"{bad.name}: {bad.detail}", lines=bad.lines
-                )
+        if How.RELOAD not in change.how and (bad := await _failed(these, change, targets)) is not None:
+            return bad
     if How.RELOAD in change.how and up:
+        targets = waiting.targets({pool.serving: None}, waiting.started(daemon)) if was_up else []
         if pool.serving.core.open:
             pool.serving.feed(core.Restart())
         else:
             daemon.start_pool(pool)
+        if not pool.serving.core.waiting and (bad := await _failed(these, change, targets)) is not None:
+            return bad
     return ProcessVerdict(name=change.name, ok=True, result="updated", detail=change.words)
+
+
+async def _failed(these: Round, change: Change, targets: list[waiting.Target]) -> ProcessVerdict | None:
+    """The verdict if what becomes of one of these is not good."""
+    came = await waiting.Wait(these.daemon, targets, these.progress).verdict()
+    bad = next((verdict for verdict in came.processes if not verdict.ok), None)
+    if bad is None:
+        return None
+    detail = f"{bad.name}: {bad.detail}"
+    return ProcessVerdict(name=change.name, ok=False, result="failed", detail=detail, lines=bad.lines)
 
 
 def rename(daemon: Daemon, pool: Pool, change: Change) -> None:

@@ -62,7 +62,7 @@ class Wait(Watcher):
             self._tell(generation, index)
 
     def pool_changed(self, pool: Pool) -> None:
-        for target in [target for target in self._open if target[0].pool is pool]:
+        for target in [target for target in self._open if target[0].pool is pool or target[0].core.waiting]:
             self._judge(*target)
 
     def fault(self, why: str) -> None:
@@ -126,6 +126,8 @@ def started(daemon: Daemon) -> Callable[[Generation, int], Judge]:
             match state:
                 case Running():
                     return verdict(True, "already running" if already else "started")
+                case Exited(exit=exit, done=True):
+                    return verdict(True, "done", str(exit))
                 case Exited(exit=exit, expected=expected):
                     return verdict(expected, "started" if expected else "failed", f"it {exit} again")
                 case Fatal(why=why):
@@ -170,11 +172,12 @@ def _not_started(daemon: Daemon, generation: Generation) -> ProcessVerdict | Non
     if core.fault is not None:
         return verdict(False, "failed", core.fault)
     if core.up and core.waiting:
-        hopeless = [name for name in core.waiting if daemon.pools[name].state in (PoolState.STOPPED, PoolState.FATAL)]
+        hopeless = [name for name in core.waiting if not daemon.may_be_ready(name)]
         if not hopeless:
             return None
-        states = ", ".join(f"{name}, which is {daemon.pools[name].state.value}" for name in hopeless)
-        return verdict(False, "failed", f"it waits for {states}")
+        states = {name: daemon.pools[name].state if name in daemon.pools else "no more" for name in hopeless}
+        whom = ", ".join(f"{name}, which is {state}" for name, state in states.items())
+        return verdict(False, "failed", f"it waits for {whom}")
     if core.up and not core.open:  # more were asked for, of a pool of which nothing runs or is tried
         why = f": {generation.why_fatal()}" if generation.state is PoolState.FATAL else ""
         advice = f"{'mend that, then' if why else 'to start it'}: fcgimgr start {generation.name}"
@@ -188,13 +191,12 @@ def stopped(generation: Generation, index: int) -> Judge:
     idle = before.pid is None and not isinstance(before, Backoff)
 
     def judge(generation: Generation, index: int) -> ProcessVerdict | None:
-        if index >= len(generation.core.processes):
+        state = generation.core.processes[index] if index < len(generation.core.processes) else Stopped()
+        # One that has another pid was started by somebody as soon as it was down.
+        if isinstance(state, Stopped | Exited | Fatal) or (before.pid is not None and state.pid != before.pid):
+            if left := generation.daemon.abandoned.of(before.pid):
+                return verdict(False, "failed", _still_there(left))
             return verdict(True, "not running" if idle else "stopped")
-        state = generation.core.processes[index]
-        if isinstance(state, Stopped | Exited | Fatal):
-            return verdict(True, "not running" if idle else "stopped")
-        if before.pid is not None and state.pid != before.pid:  # somebody had it started as soon as it was down
-            return verdict(True, "stopped")
         if isinstance(state, Running) and generation.core.up:  # else it serves what waits in the queue, and then ends
             return verdict(False, "failed", "somebody started it in the meantime")
         return None
@@ -206,7 +208,7 @@ def restarted(daemon: Daemon) -> Callable[[Generation, int], Judge]:
     """Judges a rolling restart."""
 
     def make(generation: Generation, index: int) -> Judge:
-        before = generation.slots[index].spawned
+        before, pid = generation.slots[index].spawned, generation.core.processes[index].pid
 
         def judge(generation: Generation, index: int) -> ProcessVerdict | None:
             if index >= len(generation.core.processes):
@@ -217,9 +219,13 @@ def restarted(daemon: Daemon) -> Callable[[Generation, int], Judge]:
                 return None
             match generation.core.processes[index]:
                 case Running() if generation.slots[index].spawned > before:
+                    if left := daemon.abandoned.of(pid):
+                        return verdict(False, "failed", f"a new one runs, but the one before is {_still_there(left)}")
                     return verdict(True, "restarted")
                 case Running():
                     return verdict(False, "failed", "not restarted, because the one before it did not come up again")
+                case Exited(exit=exit, done=True) if generation.slots[index].spawned > before:
+                    return verdict(True, "done", str(exit))
                 case Exited(exit=exit, expected=expected):
                     return verdict(expected, "restarted" if expected else "failed", f"it {exit} again")
                 case Backoff(why=why):
@@ -233,6 +239,10 @@ def restarted(daemon: Daemon) -> Callable[[Generation, int], Judge]:
         return judge
 
     return make
+
+
+def _still_there(left: str) -> str:
+    return f"still there after SIGKILL, and given up: {left}"
 
 
 def verdict(ok: bool, result: str, detail: str | None = None) -> ProcessVerdict:

@@ -132,6 +132,15 @@ class Zygote:
         if not isinstance(self.state, Stopped) and not core.is_wanted(self.generation.core.processes):
             self.feed(StopAsked())
 
+    def _abandon(self, pid: int | None) -> None:
+        """It will not end, and is of no use."""
+        assert pid is not None  # core abandons nothing else
+        forget_program(self._daemon.loop, self.slot)
+        self.slot.exit = None
+        self.slot.hear_last_words()
+        self._fork_no_more()
+        self._daemon.abandon(pid, self.name)
+
     def died(self, pid: int, exit: Exit) -> None:
         """It is dead and reaped. Its workers live on; the one that was being forked ends, and is forked anew."""
         if self.slot.forked is not None:  # its last word may tell why
@@ -141,12 +150,15 @@ class Zygote:
         if self.state.name != "STOPPING" and not (isinstance(self.state, Starting) and self.state.fault):
             age = self._daemon.loop.time() - self.slot.started
             self._daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.name, pid=pid)
+        self._fork_no_more()
+        self.feed(Died(exit))
+
+    def _fork_no_more(self) -> None:
         self._hang_up()
         if (asked := self._asked) is not None:
             self._end_asking(asked)
             asked.close()
             self._waiting = {asked.index: None, **self._waiting}
-        self.feed(Died(exit))
 
     def end(self) -> None:
         """Let go of all that is held. It ends by that, if it lives."""
@@ -173,6 +185,8 @@ class Zygote:
                     self.feed(self._spawn())
                 case process.Signal(number, group):
                     self._signal(before.pid, number, group)
+                case process.Abandon():
+                    self._abandon(before.pid)
         if self.state is not before:
             if isinstance(self.state, Backoff | Fatal):
                 self._fail(self.state.why)

@@ -18,6 +18,7 @@ from fcgimgr.config.address import TcpAddress
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core.generation import (
+    AbandonProcess,
     Action,
     Changed,
     Close,
@@ -162,6 +163,8 @@ class History:
                     self._to_spawn.append(index)
                 case SignalProcess():
                     self.signals.append(action)
+                case AbandonProcess(index):
+                    del self.pids[index]  # nobody will tell of its death
                 case Forget(index):
                     self._slots -= 1
                     assert self._slots == index

@@ -85,6 +85,16 @@ def test_a_pool_that_becomes_a_program_is_another(compare):
     assert {change.how for change in found.changes} == {frozenset({How.ADD}), frozenset({How.REMOVE})}
 
 
+def test_a_program_may_have_the_name_that_a_pool_leaves_for_another(compare):
+    old = BASE[: BASE.index("[program.queue]")]
+    program = '\n[program.app]\ncommand = "work"\n'
+    found = compare(old=old, new=old.replace("[pool.app]", "[pool.web]") + program)
+    assert [(change.name, change.before, change.how) for change in found.changes] == [
+        ("web", "app", {How.RELOAD}),
+        ("app", None, {How.ADD}),
+    ]
+
+
 def test_the_managers_environment_concerns_everybody(compare):
     found = compare(("[pool.app]", '[manager.environment]\nA = "1"\n[pool.app]'))
     assert [change.how for change in found.changes] == [{How.RELOAD}, {How.RELOAD}]

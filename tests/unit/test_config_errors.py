@@ -143,7 +143,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path):
         ("stdout_logfile_maxbytes = -1", "stdout_logfile_maxbytes: expected a size in bytes"),
         (
             "ready = 'pong'",
-            'ready: expected one of "accepts", "startsecs", "ping", "http", "notify", got "pong"; did you mean "ping"?',
+            'one of "accepts", "startsecs", "ping", "http", "notify", "exit", got "pong"; did you mean "ping"?',
         ),
         ("ready = 'accept'", 'write "accepts"'),
         ("ready = '/healthz'", 'write "http:/healthz"'),

@@ -1,0 +1,69 @@
+"""Processes that SIGKILL has not ended: nobody waits for them, and nobody forgets them.
+
+The kernel keeps a process that is in uninterruptible sleep (a file system that does not answer), and the end of one
+that another traces is shown to that one alone (ptrace(2)). Neither runs code of its own any more. So what waited for
+such a process goes on, and is told which one is left, its state, and who traces it. `status` shows it for as long as it
+is there, and a manager that ends before it says so with its exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from fcgimgr.linux import procfs
+
+_STATES: Final = {
+    "D": "in uninterruptible sleep: a file system that does not answer?",
+    "T": "stopped",
+    "t": "stopped by its tracer",
+    "X": "dead",
+    "Z": "dead, but not to be reaped yet",
+}
+
+
+class Left(msgspec.Struct, frozen=True):
+    """One that is left. `process`: of which it is, as app:app_00; `leader`: that one's pid, often its own."""
+
+    process: str
+    leader: int
+    pid: int
+    born: int | None
+
+    @property
+    def is_there(self) -> bool:
+        return self.born is not None and procfs.start_time(self.pid) == self.born
+
+    def __str__(self) -> str:
+        letter = procfs.state(self.pid)
+        facts = [f"state {letter}, {_STATES[letter]}" if letter in _STATES else f"state {letter}"]
+        if tracer := procfs.tracer(self.pid):
+            facts.append(f"traced by pid {tracer} ({procfs.command(tracer) or 'gone'})")
+        return f"pid {self.pid} ({'; '.join(facts)})"
+
+
+class Abandoned:
+    """All of them; those that have ended since are left out whenever somebody asks."""
+
+    def __init__(self) -> None:
+        self._left: list[Left] = []
+
+    def __iter__(self) -> Iterator[Left]:
+        self._left = [one for one in self._left if one.is_there]
+        return iter(tuple(self._left))
+
+    def add(self, process: str, leader: int, pids: Iterable[int]) -> str:
+        """Wait no more for these, which are the process or what it has left: they in words, "" if all have ended."""
+        found = [Left(process, leader, pid, procfs.start_time(pid)) for pid in dict.fromkeys(pids)]
+        self._left += found
+        return in_words(one for one in found if one.is_there)
+
+    def of(self, leader: int | None) -> str | None:
+        """What is left, in words, of the process that had this pid; None: nothing."""
+        return in_words(one for one in self if one.leader == leader) or None
+
+
+def in_words(left: Iterable[Left]) -> str:
+    return ", ".join(map(str, left))
