@@ -115,7 +115,9 @@ class Watch:
             return None
         open_ones = {pid: self._sockets(pid) for pid in pids}
         seen = {inode for sockets in open_ones.values() if sockets for inode in sockets.values() if inode in reports}
-        self._first_seen = {inode: self._first_seen.get(inode, now) for inode in seen}
+        # Of the processes that this look is not at, too: one that is held again and again makes nobody else young.
+        known = seen.union(self._first_seen.keys() & reports.keys())
+        self._first_seen = {inode: self._first_seen.get(inode, now) for inode in known}
         if not held:
             self._read = {inode: received for inode, received in self._read.items() if inode in seen}
         insights = insights or {}

@@ -24,6 +24,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.parting import borrowed, is_of
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import open_sockets
 from fcgimgr.linux.sockdiag import SocketName
@@ -72,8 +73,9 @@ _FDINFO: Final = 256 * 1024  # bytes that are read of one epoll set
 
 _POLLFD: Final = struct.Struct("=ihh")
 _POLLIN: Final = 0x001
-# The stack of a 64-bit program is above this. A 32-bit one has other numbers of system calls.
+# The stack of a 64-bit program is above this. A 32-bit one has other numbers of system calls, so that it is a maybe.
 _ABOVE: Final = 1 << 32
+_UNKNOWN: Final = -2
 
 
 def sight(pid: int, listeners: Collection[int]) -> Sight:
@@ -117,20 +119,12 @@ def connection_of(
 def _accepted(process: PidFd, fd: int, names: Collection[SocketName], without: Collection[int]) -> int:
     """The inode of its socket `fd`, if that is an accepted connection."""
     try:
-        with socket.socket(fileno=process.get_fd(fd)) as sock:
-            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            local, inode = sock.getsockname(), os.fstat(sock.fileno()).st_ino
-            ours = not listens and inode not in without and any(_is_of(local, name) for name in names)
-            return inode if ours else 0
+        with borrowed(process, fd) as sock:
+            inode = os.fstat(sock.fileno()).st_ino
+            streams = sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            return inode if streams and inode not in without and is_of(sock.getsockname(), names) else 0
     except (OSError, LinuxError):  # closed since; or it may not be had; or no socket any more
         return 0
-
-
-def _is_of(local: SocketName, listener: SocketName) -> bool:
-    """Whether a connection with this name was made to the listener of that name, which may be a wildcard."""
-    if isinstance(local, tuple) and isinstance(listener, tuple):
-        return bool(local[1] == listener[1])
-    return bool(local) and local == listener
 
 
 def _system_calls(pid: int) -> Iterator[tuple[int, list[int]] | None]:
@@ -158,7 +152,7 @@ def _call(text: bytes) -> tuple[int, list[int]] | None:
     if len(words) < 9 or words[0] == b"-1":  # "running", or the stack and program counter alone
         return None
     if int(words[7], 16) < _ABOVE:
-        return None
+        return _UNKNOWN, []
     return int(words[0]), [int(word, 16) for word in words[1:7]]
 
 
@@ -174,7 +168,7 @@ def _judge(pid: int, number: int, arguments: list[int], listeners: Collection[in
         elif number in _CALLS.select:
             fds = _of_select(pid, *arguments[:2])
         else:
-            return Sight.MAYBE if number in _CALLS.unclear else Sight.NO
+            return Sight.MAYBE if number in _CALLS.unclear or number == _UNKNOWN else Sight.NO
         return _either(any(_inode(pid, fd) in listeners for fd in fds))
     except (FileNotFoundError, ProcessLookupError):
         return Sight.NO  # the thread has gone on since

@@ -1,17 +1,20 @@
 """Whether a process waits for connections to a listener is seen by the system call it waits in."""
 
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.sockdiag import established_inodes
-from fcgimgr.linux.taking import Sight, connection_of, sight
+from fcgimgr.linux.taking import Sight, _accepted, connection_of, sight
 from tests.waiting import eventually
 
 WAYS = {
@@ -158,3 +161,42 @@ def test_a_large_set_is_read_on(listener: socket.socket):
 def _state(pid: int) -> str:
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0]
+
+
+# Accepts from fd 0, by the system calls of a 32-bit program.
+OF_32_BITS = """
+void _start(void) {
+    long arguments[3] = {0, 0, 0}, result;
+    for (;;)
+        __asm__ volatile("int $0x80" : "=a"(result) : "a"(102), "b"(5), "c"(arguments) : "memory");
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86-64 alone")
+def test_a_32_bit_program_is_a_maybe(listener: socket.socket, tmp_path: Path):
+    (tmp_path / "accepts.c").write_text(OF_32_BITS)
+    options = ["-m32", "-nostdlib", "-static", "-fno-pie", "-fno-stack-protector"]
+    subprocess.run(["gcc", *options, "-o", tmp_path / "accepts", tmp_path / "accepts.c"], check=True)
+    with subprocess.Popen([tmp_path / "accepts"], stdin=listener) as process:
+        try:
+            eventually(lambda: sight(process.pid, {os.fstat(listener.fileno()).st_ino}) is Sight.MAYBE)
+        finally:
+            process.kill()
+
+
+def test_what_is_no_socket_any_more_is_let_go_of(listener: socket.socket):
+    """The number of a connection that was closed may be that of a file by the time it is looked at."""
+    with PidFd(os.getpid()) as process, open(os.devnull) as file:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            assert _accepted(process, file.fileno(), [listener.getsockname()], ()) == 0
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_that_serves_datagrams_at_the_same_port_has_no_connection():
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with socket.create_server(("127.0.0.1", 0)) as listener, datagrams, PidFd(os.getpid()) as process:
+        name = listener.getsockname()
+        datagrams.bind(name)
+        assert _accepted(process, datagrams.fileno(), [name], ()) == 0
