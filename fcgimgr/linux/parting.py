@@ -49,16 +49,15 @@ def hang_up(
     return False
 
 
-def is_accepted(process: PidFd, fd: int, names: Iterable[SocketName]) -> bool:
-    """Whether this is a connection of these listeners."""
+def accepted(process: PidFd, fd: int, names: Iterable[SocketName]) -> SocketName | None:
+    """The name of a connection of these listeners; None: it is none."""
     try:
         with borrowed(process, fd) as ours:
             ours.getpeername()
-            if ours.type != socket.SOCK_STREAM:
-                return False
-            return is_of(ours.getsockname(), names)
+            name: SocketName = ours.getsockname()
+            return name if ours.type == socket.SOCK_STREAM and is_of(name, names) else None
     except (LinuxError, OSError):
-        return False
+        return None
 
 
 class Last:

@@ -191,6 +191,20 @@ def unix_is_bound_to(sock: int, device: int, inode: int) -> bool | None:
     return None
 
 
+def unix_place(sock: int) -> tuple[str | bytes | None, bytes] | None:
+    """The name of the Unix socket of this inode, and what tells its file from all others; accepted ones have those of
+    their listener. None: there is none in this network namespace, or nobody knows.
+
+    Its name alone does not say much: in a mount namespace of its own a process may give a socket any path.
+    """
+    try:
+        for _, attributes in _unix(_ALL_STATES, _UDIAG_SHOW_NAME | _UDIAG_SHOW_VFS, sock):
+            return _unix_name(attributes), attributes.get(_UNIX_DIAG_VFS, b"")
+    except OSError:
+        return None
+    return None
+
+
 # --- Unix sockets
 
 

@@ -88,7 +88,7 @@ class Gating:
             if view.blocking is None:
                 raise LinuxError("the pool's socket could not be taken back: it does not tell how one accepts from it")
             barred = view.inodes if view.shared else ()
-            observer = Kept(member, view.names, time.monotonic)
+            observer = Kept(member, view.names, view.inodes, time.monotonic)
             gate = self._gates.close(member, barred, blocking=view.blocking, observer=observer)
         except LinuxError as error:
             if observer is not None:

@@ -8,17 +8,17 @@ sent (linux/parting.py), so that its client makes a new one, to those that serve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from fcgimgr.answers.conversation import Conversation, State
 from fcgimgr.fastcgi.records import ends_stdin
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.idle import Talk
-from fcgimgr.linux.parting import MOST, Last, is_accepted
+from fcgimgr.linux.parting import MOST, Last, accepted
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.sockdiag import SocketName
+from fcgimgr.linux.sockdiag import SocketName, unix_place
 from fcgimgr.linux.transfers import Transfer
 
 #: Seconds for which the end of a Unix connection waits for its client to be asleep.
@@ -28,11 +28,16 @@ _PATIENCE: Final = 1.0
 class Kept:
     """The observer (linux/gate.py) of one process."""
 
-    def __init__(self, pid: int, names: Sequence[SocketName], clock: Callable[[], float]) -> None:
-        """names: of the listeners. LinuxError: it is gone."""
+    def __init__(
+        self, pid: int, names: Sequence[SocketName], listeners: Iterable[int], clock: Callable[[], float]
+    ) -> None:
+        """names, listeners: of the listeners, these as inodes. LinuxError: it is gone."""
         self.is_told = False  # to end: it may close a connection itself as soon as it has answered
         self._process = PidFd(pid)
         self._names = names
+        self._places = set[Any]()  # of those that are Unix sockets; none: nobody knows
+        if any(not isinstance(name, tuple) for name in names):
+            self._places = {unix_place(inode) for inode in listeners} - {None}
         self._clock = clock
         self._conversations: dict[int, Conversation | None] = {}  # by inode; None: no connection of these listeners
         self._ended: set[int] = set()  # inodes of those that were closed
@@ -113,9 +118,15 @@ class Kept:
             return 0, None
         inode = int(target[8:-1])
         if inode not in self._conversations:
-            ours = is_accepted(self._process, moved.fd, self._names)
-            self._conversations[inode] = Conversation() if ours else None
+            self._conversations[inode] = Conversation() if self._is_ours(moved.fd, inode) else None
         return inode, self._conversations[inode]
+
+    def _is_ours(self, fd: int, inode: int) -> bool:
+        """Whether it is a connection of the listeners, and not one to others that calls itself so."""
+        name = accepted(self._process, fd, self._names)
+        if name is None or isinstance(name, tuple) or not self._places:
+            return name is not None
+        return unix_place(inode) in self._places
 
 
 def is_nothing(unread: bytes) -> bool:
