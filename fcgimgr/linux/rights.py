@@ -2,8 +2,8 @@
 
 Where there is no room for them the kernel drops them, in the midst of our recvmsg(2). Whoever drops the last descriptor
 of a TCP connection that is to linger (SO_LINGER) waits until its other end has taken all there is to send, and it may
-be set to linger for a year. So they are refused where that can be, from Linux 6.16 on: it is an error of who sends
-them. Before that the wait is cut short, which any signal does.
+be set to linger for a year. So the wait is cut short, which any signal does. And where nobody has a reason to send any
+they are refused, if that can be, from Linux 6.16 on: it is an error of who sends them.
 """
 
 import contextlib

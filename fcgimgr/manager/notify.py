@@ -5,10 +5,10 @@ X_REQUESTS=n is how many requests it has served; X_RECYCLE=why asks for its repl
 There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
 writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent a
 message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any descendant in its
-session. Descriptors that come along are refused (linux/rights.py). A helper that has said its word may have ended
-before it is heard, and then nothing tells whose it was. So from a user's own socket, which nobody else can write to,
-its READY=1 is taken for that of the one process of this user that waits to say it; where several wait it is dropped,
-with a warning. All else that comes from strangers is dropped.
+session. Descriptors that come along (of sd_notify_barrier(3), say) are dropped. A helper that has said its word may
+have ended before it is heard, and then nothing tells whose it was. So from a user's own socket, which nobody else can
+write to, its READY=1 is taken for that of the one process of this user that waits to say it; where several wait it is
+dropped, with a warning. All else that comes from strangers is dropped.
 
 Whoever says so much that to hear it takes more than SHARE of the time is heard the later for it: what is said waits in
 the socket then, and whoever says it waits too.
@@ -31,7 +31,7 @@ from fcgimgr.linux.accounts import resolve_user
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LONGEST_PATH
 from fcgimgr.linux.procfs import session
-from fcgimgr.linux.rights import dropping_rights, refuse_rights
+from fcgimgr.linux.rights import cut_short
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -41,6 +41,7 @@ LONGEST: Final = 4096  # bytes of one message
 MOST_LINES: Final = 32  # of one message
 STATUS_LONGEST: Final = 200  # characters
 AT_ONCE: Final = 16  # messages read before the loop is given back
+TURN: Final = 0.002  # seconds; what comes along with one may take that long to be dropped
 SHARE: Final = 0.05  # of the time
 SAVED: Final = 0.1  # seconds that may be spent at once, by a socket that was silent before
 WORTH: Final = 0.005  # seconds that are saved up before one is heard again that has spent all
@@ -96,7 +97,6 @@ class NotifySockets:
             os.set_inheritable(fd, False)
             receiver = socket.socket(fileno=fd)
             receiver.setblocking(False)
-            refuse_rights(receiver)
             self._sockets[path] = receiver
             self._listen(path)
 
@@ -117,24 +117,13 @@ class NotifySockets:
 
     def _read(self, receiver: socket.socket) -> None:
         budget, begun = self._budgets[receiver], time.monotonic()
-        with dropping_rights():
-            self._read_some(receiver)
+        for message, pid, uid in receive(receiver):
+            self._hear(receiver, pid, uid, message)
         if pause := budget.spend(begun, time.monotonic()):
             self._daemon.loop.remove_reader(receiver)
             budget.timer = self._daemon.loop.call_later(
                 pause, self._daemon.loop.add_reader, receiver, self._read, receiver
             )
-
-    def _read_some(self, receiver: socket.socket) -> None:
-        for _ in range(AT_ONCE):
-            try:
-                message, ancillary, _, _ = receiver.recvmsg(LONGEST, socket.CMSG_SPACE(_CREDENTIALS.size))
-            except BlockingIOError:
-                return
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                    pid, uid, _ = _CREDENTIALS.unpack(content)
-                    self._hear(receiver, pid, uid, message)
 
     def _hear(self, receiver: socket.socket, pid: int, uid: int, message: bytes) -> None:
         children = self._daemon.children
@@ -185,12 +174,29 @@ class NotifySockets:
             self._daemon.loop.remove_reader(receiver)
             if (timer := self._budgets[receiver].timer) is not None:
                 timer.cancel()
-            with dropping_rights():
+            with cut_short():
                 receiver.close()
             if not path.startswith("@") and os.path.lexists(path):
                 os.unlink(path)
         self._sockets.clear()
         self._budgets.clear()
+
+
+def receive(receiver: socket.socket) -> list[tuple[bytes, int, int]]:
+    """What has been said, some of it: each message with the pid and the uid of who has said it."""
+    found: list[tuple[bytes, int, int]] = []
+    until = time.monotonic() + TURN
+    with cut_short():
+        while len(found) < AT_ONCE and time.monotonic() < until:
+            try:
+                message, ancillary, _, _ = receiver.recvmsg(LONGEST, socket.CMSG_SPACE(_CREDENTIALS.size))
+            except BlockingIOError:
+                break
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                    pid, uid, _ = _CREDENTIALS.unpack(content)
+                    found.append((message, pid, uid))
+    return found
 
 
 class Budget:
@@ -247,5 +253,4 @@ def bind_abstract(name: str) -> socket.socket:
 def open_receiver() -> socket.socket:
     receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    refuse_rights(receiver)
     return receiver

@@ -5,8 +5,11 @@ import time
 
 import pytest
 
+from fcgimgr.linux import ptrace
 from tests.hostile.stage import ATTACKS_KNOWN, Attack, staged
 from tests.waiting import eventually
+
+pytestmark = pytest.mark.skipif(not ptrace.AVAILABLE, reason="system calls can be seen on x86-64 only")
 
 # On a quiet machine both take some milliseconds (python -m tests.hostile); one that hangs does not end at all.
 SOON = 2.0
