@@ -103,13 +103,18 @@ def _addresses(config: Config, reads: Sequence[TableRead], findings: Findings) -
         if settings is None or read.settings is not settings:
             continue
         for address in settings.sockets:
-            bucket = seen.setdefault(address.port if isinstance(address, TcpAddress) else str(address), [])
-            for other, owner in bucket:
+            near = seen.setdefault(bucket(address), [])
+            for other, owner in near:
                 if clash(address, other):
                     whose = f"[{owner.table.key}]" if owner is not read else "this pool"
                     also = "" if str(address) == str(other) else f" as {other}"
                     findings.problem(read, "socket", f"{whose} listens on {address} already{also}")
-            bucket.append((address, read))
+            near.append((address, read))
+
+
+def bucket(address: Address) -> object:
+    """What an address has in common with all that it may clash with."""
+    return address.port if isinstance(address, TcpAddress) else str(address)
 
 
 def clash(one: Address, other: Address) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from fcgimgr.config.crosschecks import clash
+from fcgimgr.config.address import Address
+from fcgimgr.config.crosschecks import bucket, clash
 from fcgimgr.config.difference import Change, How
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 
@@ -26,31 +27,35 @@ def moves(
     changes: Sequence[Change], before: Mapping[str, ProcessSettings], after: Mapping[str, ProcessSettings]
 ) -> Moves:
     """The order of these changes, none of them a removal. before, after: the settings, by name."""
+    held: dict[object, list[tuple[Address, str]]] = {}
+    renamed = {change.before: change.name for change in changes if change.before is not None}
+    for change in changes:
+        for address in _addresses(None if How.ADD in change.how else before.get(change.before or change.name)):
+            held.setdefault(bucket(address), []).append((address, change.name))
     waits: dict[str, frozenset[str]] = {}
     for change in changes:
-        others = (other for other in changes if other is not change)
-        waits[change.name] = frozenset(other.name for other in others if _is_first(other, change, before, after))
+        first = {
+            holder
+            for address in _addresses(after[change.name])
+            for its, holder in held.get(bucket(address), ())
+            if clash(its, address)
+        }
+        waits[change.name] = frozenset(first | {renamed.get(change.name, change.name)}) - {change.name}
     yielding: frozenset[str] = frozenset()
     while (one := _in_a_circle(waits, yielding)) is not None:
         yielding |= {one}
     return Moves({name: others - yielding for name, others in waits.items()}, yielding)
 
 
-def _is_first(
-    other: Change, change: Change, before: Mapping[str, ProcessSettings], after: Mapping[str, ProcessSettings]
-) -> bool:
-    """Whether `other` has, until it is changed, the name or an address that `change` is to have."""
-    if other.before == change.name:
-        return True
-    was = None if How.ADD in other.how else before.get(other.before or other.name)
-    return was is not None and shared(was, after[change.name]) is not None
-
-
 def shared(one: ProcessSettings, other: ProcessSettings) -> str | None:
     """An address that both pools listen at; None: both can be there."""
-    if not isinstance(one, PoolSettings) or not isinstance(other, PoolSettings):
-        return None
-    return next((str(address) for address in one.sockets if any(clash(address, its) for its in other.sockets)), None)
+    return next(
+        (str(its) for its in _addresses(one) if any(clash(its, address) for address in _addresses(other))), None
+    )
+
+
+def _addresses(settings: ProcessSettings | None) -> tuple[Address, ...]:
+    return settings.sockets if isinstance(settings, PoolSettings) else ()
 
 
 def _in_a_circle(waits: Mapping[str, frozenset[str]], yielding: frozenset[str]) -> str | None:

@@ -238,6 +238,8 @@ def _refuse_while_stopping(daemon: Daemon) -> None:
 
 
 def _refuse_what_another_has(daemon: Daemon, settings: ProcessSettings, pool: Pool | None) -> None:
+    if pool is not None and _addresses(settings) <= _addresses(pool.settings):
+        return
     for other in daemon.pools.values():
         for generation in other.generations.values() if other is not pool else ():
             if generation.listening is not None and (address := shared(generation.settings, settings)):

@@ -143,7 +143,7 @@ class House:
                 assert process.pid is not None
                 shown.add(process.pid)
                 environ = Child(process.pid).environ
-                assert (environ["FCGIMGR_POOL"], environ["COLOUR"]) == (pool.name, str(colour))
+                assert (environ.get("FCGIMGR_POOL"), environ.get("COLOUR")) == (pool.name, str(colour))
                 if port is not None:
                     listening = sockdiag.listening_at(("127.0.0.1", port))
                     assert listening == {(procfs.sockets(process.pid) or {})[0]}
