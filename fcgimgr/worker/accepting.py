@@ -8,7 +8,7 @@ What it promises, and flup's own loop does not:
   and after each accept goes to the end of the kernel's line by registering again; without that the kernel prefers
   the same one every time. An idle worker makes no system call.
 - **A connection that waits costs no thread**: one kept between two requests, one that has not said anything yet. It
-  waits in the same epoll, for a limited time.
+  waits in the same epoll, for a limited time; a kept one is seen off then (parting.py).
 - **TERM loses nothing**: the queue is served once more, requests in hand are finished, and what has come on connections
   that wait gets its answer. Kept connections are seen off (parting.py): their peers are told to close them, or they are
   ended with the next answer on them; one that is not used again in FIRST_BYTE_GRACE is closed. INT, QUIT and HUP do the
@@ -64,11 +64,12 @@ class Connection(Protocol):
 
     Between two calls of `serve`, `until` is the monotonic time at which its waiting ends, and `idle` says that it
     waits for a new request, so that closing it cuts nothing in two. A loop that hears of the peer's end with the next
-    request sets `hung_up`.
+    request sets `hung_up`; one that has waited for long enough, `seen_off`.
     """
 
     until: float
     hung_up: bool
+    seen_off: bool
 
     @property
     def idle(self) -> bool: ...
@@ -93,6 +94,7 @@ class AcceptLoop:
     counts on it: so it is kept however many wait. Must be run in the main thread, where Python delivers signals.
 
     `stopping`: a stop signal has come, or `retire` was called. Nothing that is answered now has a successor.
+    `crowded`: no more connections can wait than those that are promised to.
     `forked`: this is a child that the application has forked; it must not go on as if it were its parent.
     """
 
@@ -140,6 +142,10 @@ class AcceptLoop:
         self._ready()
         self._serve()
         self._stop()
+
+    @property
+    def crowded(self) -> bool:
+        return len(self._waiting) >= MOST_WAITING
 
     def retire(self) -> None:
         """Accept no more, finish what is in hand, return from `run`. From any thread."""
@@ -298,7 +304,7 @@ class AcceptLoop:
     def _wait(self, connection: Connection, *, silent: bool = False) -> bool:
         """Wait for what it says next, without a thread; False when it is to be closed instead."""
         with self._changed:
-            if len(self._waiting) >= MOST_WAITING and not self._promised(connection):
+            if self.crowded and not self._promised(connection):
                 return False
             if self.stopping and not self._waits_on(connection, silent):
                 return False
@@ -334,7 +340,12 @@ class AcceptLoop:
             now = time.monotonic()
             for fd, connection in list(self._waiting.items()):
                 # What has come since the last look is no less in time for that. (A half request is late all the same.)
-                if connection.until <= now and not (connection.idle and _speaks(connection.socket, 0)):
+                if connection.until > now or (connection.idle and _speaks(connection.socket, 0)):
+                    continue
+                if connection.idle and not connection.seen_off and self._see_off(connection):
+                    connection.seen_off = True  # and what crosses with that is served
+                    connection.until = now + FIRST_BYTE_GRACE
+                else:
                     self._take_waiting(fd).drop()
             self._look_at = min((connection.until for connection in self._waiting.values()), default=math.inf)
 

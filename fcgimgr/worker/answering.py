@@ -66,7 +66,7 @@ class Engine:
 
 
 class Answering:
-    """One accepted connection. `hung_up` is set by a loop that hears of it; `gone`: sending or receiving has failed."""
+    """One accepted connection. `gone`: sending or receiving has failed. Its loop sets `hung_up` and `seen_off`."""
 
     __slots__ = (
         "_closing",
@@ -79,6 +79,7 @@ class Answering:
         "_waited",
         "gone",
         "hung_up",
+        "seen_off",
         "socket",
         "until",
     )
@@ -87,6 +88,7 @@ class Answering:
         self.socket = accepted
         self.until = 0.0
         self.hung_up = False
+        self.seen_off = False
         self.gone = False
         self._engine = engine
         self._keep = False  # whether the web server wants to use the connection again
@@ -255,6 +257,10 @@ class Answering:
             raise ProtocolError("the replies to management records are not read")
 
     # --- the end
+
+    def is_promised(self) -> bool:
+        """Whether the web server counts on the connection: it has heard that it may use it again, or is to close it."""
+        return self._leaving or (self._keep and not self._closing)
 
     def see_off(self) -> bool:
         """What the web server has sent before gets its answer; and what it sends within a grace, where nothing can tell

@@ -78,6 +78,7 @@ def serve(
         allowed=allowed,
         ready=ready,
         see_off=_Connection.see_off,
+        promised=_Connection.is_promised,
     )
     server.loop = loop
     loop.run()
@@ -337,7 +338,8 @@ class _Connection(Answering, fcgi_base.Connection):  # type: ignore[misc]
     # --- the answer
 
     def _goes_on(self) -> bool:
-        goes = self._keep and not (self._leaving or self._engine.loop.stopping)
+        loop = self._engine.loop
+        goes = self._keep and not (self._leaving or loop.stopping or loop.crowded)
         self._closing = not goes
         if self._running is not None:
             self._running.answered = True

@@ -76,7 +76,7 @@ def serve(
         "allowed": allowed,
         "ready": ready,
         "see_off": _Connection.see_off,
-        "promised": keeping.kept.__contains__,
+        "promised": _Connection.is_promised,
     }
     if threads == 1:
         loop = SoloLoop(listeners, connect, keeping=keeping, **common)
@@ -367,7 +367,7 @@ class _Connection(Answering):
         engine = self._engine
         goes = goes and not (self._leaving or engine.loop.stopping)
         if goes and not engine.keeping.keeps(self):
-            goes = self._parting is Parting.END and self._its_end().spares()
+            goes = self._parting is Parting.END and self._its_end().spares() and not engine.loop.crowded
         self._closing = not goes
         return goes
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from fcgimgr.worker.accepting import MOST_WAITING, AcceptLoop, Connection
+from fcgimgr.worker.accepting import AcceptLoop, Connection
 from fcgimgr.worker.keeping import Keeping
 from fcgimgr.worker.patched import Together, is_patched
 from fcgimgr.worker.saying import say, told
@@ -118,7 +118,7 @@ class SoloLoop(AcceptLoop):
             return False
         fd = connection.socket.fileno()
         if fd not in self._waiting:
-            if len(self._waiting) >= MOST_WAITING and not self._promised(connection):
+            if self.crowded and not self._promised(connection):
                 return False
             self._waiting[fd] = connection
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)

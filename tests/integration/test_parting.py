@@ -60,13 +60,16 @@ def request(path: str, software: str) -> bytes:
     return bytes(Request(parameters(path, SERVER_SOFTWARE=software), keep_connection=True).to_send())
 
 
-def start_with_grace(bench: Bench) -> subprocess.Popen[bytes]:
+def start_with_grace(bench: Bench, *, before: tuple[str, ...] = (), **others: float) -> subprocess.Popen[bytes]:
     """A worker that gives a busy machine the time to send what crosses with its end."""
     engine = "flup" if bench.engine == ENGINES["flup"] else "native"
     threads = "1" if bench.engine == ENGINES["solo"] else "16"
-    patience = ("FIRST_BYTE_GRACE", "HEAD_PATIENCE", "LINGER", "KEPT_PATIENCE")
+    settings = {"FIRST_BYTE_GRACE": 60.0, "HEAD_PATIENCE": 60, "LINGER": 60, "KEPT_PATIENCE": 60, **others}
     worker = bench.launch(
-        [sys.executable, "impatient_worker.py", engine, threads, "native_app", *(f"{name}=60" for name in patience)],
+        [
+            *(*before, sys.executable, "impatient_worker.py", engine, threads, "native_app"),
+            *(f"{name}={seconds}" for name, seconds in settings.items()),
+        ],
         env={"PYTHONPATH": os.pathsep.join((str(Path(fcgimgr.__file__).parents[1]), FLUP_HOME))},
     )
     bench.wait_until_ready()
@@ -250,6 +253,54 @@ def is_stopping(worker: subprocess.Popen[bytes], bench: Bench) -> bool:
     """Whether it has let go of its listener."""
     inode = f"socket:[{Path(f'/proc/self/fd/{bench.listener.fileno()}').stat().st_ino}]"
     return not any(str(fd.readlink()) == inode for fd in Path(f"/proc/{worker.pid}/fd").iterdir())
+
+
+def test_nginx_is_told_of_a_connection_that_nobody_uses_before_it_ends(bench: Bench) -> None:
+    """And what it sends at that moment is served."""
+    worker = start_with_grace(bench, KEPT_PATIENCE=0.3)
+    with bench.connect() as connection, bench.connect() as other:
+        assert [ask(each, NGINX).body for each in (connection, other)] == [str(worker.pid).encode()] * 2
+        assert connection.recv(100) == other.recv(100) == encode_record(GOODBYE, 1)
+        assert ask(connection, NGINX).body == str(worker.pid).encode()
+
+
+@pytest.mark.parametrize("software", [NGINX, HAPROXY, HTTPD])
+def test_a_connection_that_nobody_uses_ends_all_the_same(bench: Bench, software: str) -> None:
+    start_with_grace(bench, KEPT_PATIENCE=0.2, FIRST_BYTE_GRACE=0.2)
+    with bench.connect() as connection:
+        ask(connection, software)
+        while connection.recv(100):
+            continue
+
+
+# --- more connections than can wait
+
+
+def test_in_a_crowd_nginx_is_told_with_the_answer(bench: Bench) -> None:
+    if bench.engine != ENGINES["flup"]:
+        pytest.skip("the native server says so long before (keeping.py)")
+    worker = start_with_grace(bench, MOST_WAITING=5)
+    with contextlib.ExitStack() as stack:
+        for place in range(40):
+            connection = stack.enter_context(bench.connect())
+            if ask(connection, NGINX).records[-1].type == GOODBYE:
+                break
+        else:
+            raise AssertionError("it tells nobody")
+        assert place >= 5
+        assert ask(connection, NGINX).body == str(worker.pid).encode()
+
+
+def test_in_a_crowd_a_unix_connection_ends_right_behind_its_answer_or_goes_on(local_bench: Bench) -> None:
+    """The worker comes back late from sending: it cannot know whether the next request is on its way."""
+    need("strace")
+    late = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "inject=sendto:delay_exit=20000", "-e", "sendto")
+    start_with_grace(local_bench, before=late, MOST_WAITING=5)
+    with contextlib.ExitStack() as stack:
+        for _ in range(26):  # more than a process keeps
+            connection = stack.enter_context(local_bench.connect())
+            assert not ask(connection, HTTPD).ended
+        assert not ask(connection, HTTPD).ended
 
 
 # --- the end of a body that comes late
