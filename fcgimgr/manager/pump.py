@@ -105,7 +105,7 @@ class Pump:
         """
         recent = self._recent
         if len(recent) > RECENT:  # one byte more than wanted is kept, so that a whole first line is told from a cut one
-            recent = recent[recent.find(b"\n", 0, -1) + 1 :] if b"\n" in recent[:-1] else recent[1:]
+            recent = recent[recent.find(b"\n", 0, -1) + 1 :] if b"\n" in recent[:-1] else from_a_character(recent[1:])
         lines = recent.split(b"\n")
         last = lines.pop()
         if last and unfinished:
@@ -218,3 +218,11 @@ class Pump:
             lines = bytes(chunk).removesuffix(b"\n").split(b"\n")
             for follower in self._followers:
                 follower(lines)
+
+
+def from_a_character(cut: bytes) -> bytes:
+    """What was cut off somewhere, without the rest of a character of UTF-8 that it begins in."""
+    for start in range(min(4, len(cut))):
+        if cut[start] & 0xC0 != 0x80:
+            return cut[start:]
+    return cut
