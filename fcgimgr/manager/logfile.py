@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from fcgimgr.linux.directories import directory_of
 from fcgimgr.manager.openlog import open_in, open_reason
-from fcgimgr.manager.target import Discard, Outage, Report, Target, reason, write_some
+from fcgimgr.manager.target import Discard, Outage, Report, Target, ends_with_a_line, reason, write_some
 
 RETRY = 1.0  # seconds between two looks at a trouble, and at whether the file is still there
 OVERRUN = 1024 * 1024  # bytes that an unfinished line may carry a file beyond its maxbytes
@@ -36,7 +36,7 @@ class LogFile(Target):
     """
 
     __slots__ = (
-        "_backups", "_check_at", "_clock", "_fd", "_inside_line", "_maxbytes", "_outage", "_owner", "_regular",
+        "_backups", "_check_at", "_clock", "_fd", "_home", "_inside_line", "_maxbytes", "_outage", "_owner", "_regular",
         "_resting", "_rotate_at", "_rotation", "_size", "_torn", "path",
     )  # fmt: skip
 
@@ -58,6 +58,7 @@ class LogFile(Target):
         self._outage = Outage(path, report)
         self._rotation = Outage(path, report)
         self._fd = -1
+        self._home: os.stat_result | None = None  # its directory, as it was
         self._size = 0
         self._regular = True
         self._inside_line = False  # what was written last did not end its line
@@ -179,7 +180,10 @@ class LogFile(Target):
             self._make_room()
         except OSError as error:
             self._rotate_at = self._clock() + RETRY
-            self._rotation.begin(f"cannot rotate: {reason(error)}; it grows beyond its maxbytes until this is mended")
+            what = f" ({error.filename2})" if error.filename2 else ""
+            self._rotation.begin(
+                f"cannot rotate: {reason(error)}{what}; it grows beyond its maxbytes until this is mended"
+            )
             return False
         self._rotation.end("rotates again")
         return True
@@ -206,8 +210,27 @@ class LogFile(Target):
     # -- opening, and trouble ---------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        with directory_of(self.path) as (directory, name):
-            self._open_in(directory, name)
+        try:
+            with directory_of(self.path) as (directory, name):
+                self._open_in(directory, name)
+        except FileNotFoundError:
+            if self._home is None or self._fd >= 0:  # it never was there, or was moved away with the file that is open
+                raise
+            self._make_directory(self._home)
+            with directory_of(self.path) as (directory, name):
+                self._open_in(directory, name)
+
+    def _make_directory(self, like: os.stat_result) -> None:
+        with directory_of(os.path.dirname(self.path)) as (parent, name):
+            os.mkdir(name, 0o700, dir_fd=parent)
+            made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(made, like.st_uid, like.st_gid)
+            os.fchmod(made, stat.S_IMODE(like.st_mode))
+        finally:
+            os.close(made)
+        self._outage.note("its directory was removed; made again")
 
     def _open_in(self, directory: int, name: str, like: os.stat_result | None = None) -> None:
         """Turn to the file now at `path`; where there is none, create it (with the owner and mode of `like`).
@@ -218,11 +241,15 @@ class LogFile(Target):
         mode = stat.S_IMODE(like.st_mode) if like else None
         fd = open_in(directory, name, owner=owner, mode=mode, note=self._outage.note)
         found = os.fstat(fd)
+        same = self._fd >= 0 and os.path.samestat(os.fstat(self._fd), found)
         self._close_fd()
         self._fd = fd
+        self._home = os.fstat(directory)
         self._size = found.st_size
         self._regular = stat.S_ISREG(found.st_mode)
-        self._inside_line = self._torn = False
+        if not same:
+            self._inside_line = False
+            self._torn = not ends_with_a_line(fd)  # whoever wrote it was killed amid a write
 
     def _check(self) -> None:
         """Is the file still there, can a trouble be over? At a write, once in RETRY seconds."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -90,6 +91,23 @@ def write_some(fd: int, chunk: bytes | bytearray | memoryview) -> int:
     if written == 0 and chunk:
         raise OSError(errno.EIO, "the device takes nothing")
     return written
+
+
+def ends_with_a_line(fd: int) -> bool:
+    """Whether what is appended to this file begins a line of its own; also where that cannot be known."""
+    try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or about.st_size == 0:
+            return True
+        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return os.pread(readable, 1, about.st_size - 1) == b"\n"
+    except OSError:
+        return True
+    finally:
+        os.close(readable)
 
 
 def reason(error: OSError) -> str:
