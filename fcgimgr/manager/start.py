@@ -46,7 +46,7 @@ from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
 from fcgimgr.manager.openlog import open_log, open_reason
-from fcgimgr.manager.places import Places
+from fcgimgr.manager.places import Places, refuse_another
 from fcgimgr.manager.presets import listen_to_signals
 from fcgimgr.manager.server import ControlServer
 from fcgimgr.manager.service import Service
@@ -152,7 +152,7 @@ def run(
     soft_nofile: int | None = raise_nofile(settings.minfds)
     with ExitStack() as held:
         if handover is None or estate is None:
-            places = Places(settings)
+            places = Places(settings, config.path)
         else:
             places = Places.kept(settings, handover.locks, handover.control, made_state_dir=estate.made_dir)
         held.callback(places.release)
@@ -170,6 +170,8 @@ def run(
         if estate is not None:
             held.callback(estate.close)
             places.made_state_dir |= estate.made_dir
+            if estate.living and handover is None:
+                refuse_another(settings, config.path, estate.saved.manager.path)
         daemon = Daemon(
             running_config(estate.saved, config) if estate is not None and estate.living and not handover else config,
             loop=loop,
@@ -198,6 +200,7 @@ def run(
         if handover is not None and estate is not None:
             daemon.started, daemon.upgrades = estate.saved.manager.started, handover.upgrades
             daemon.departure.go_on(handover.draining, handover.draining_why)
+        daemon.ground.begin(places, server)
         daemon.go_over = upgrading.GoOver(daemon, places, server, signals, logs.streams)
         return loop.run_until_complete(live(daemon, server, starter, estate, config))
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.pools import Pool
 
-NAME: Final = "state.jsonl"
 # Lines that may be appended for each thing that there is, and besides, before the file is written anew.
 LINES_EACH: Final = 4
 LINES_BESIDES: Final = 256
@@ -43,7 +42,7 @@ class StateFile:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self.path = os.path.join(daemon.config.manager.state_dir, NAME)
+        self.path = os.path.join(daemon.config.manager.state_dir, state.NAME)
         self._boot = boot_id()
         self._fd = -1
         self._lines = 0
@@ -117,6 +116,14 @@ class StateFile:
         if self._failing:
             self._failing = False
             self._daemon.journal.info(f"{self.path}: is written again")
+
+    def put_back(self) -> list[str]:
+        """Write all of it anew if somebody has removed it: its path if that was so."""
+        if self._fd < 0 or (os.fstat(self._fd).st_nlink and os.path.exists(self.path)):
+            return []
+        self._close_fd()
+        self.write()
+        return [self.path] if self._fd >= 0 else []
 
     def _try_again(self) -> None:
         """A disk that was full may have room again while nothing changes that would be written down."""
