@@ -98,7 +98,7 @@ def _commands(read: TableRead, settings: PoolSettings | ProgramSettings, finding
 
 def _shell_command(words: Sequence[str]) -> str | None:
     """What to write in place of a command that only a shell has; None: it is none."""
-    first = words[0]
+    first = words[0] if words else ""  # one that could not be read has none
     if re.fullmatch(r"[A-Za-z_]\w*=.*", first, re.DOTALL):
         name, _, value = first.partition("=")
         return f'write environment = {{ {name} = "{value}" }}'
