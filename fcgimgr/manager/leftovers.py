@@ -8,8 +8,8 @@ that died by itself is not waited for: its pool is to serve.
 The manager is a subreaper: each orphan's death is reported to it, which is the moment to look again; no timer polls.
 A descendant with a session of its own comes back to us when its parent dies, and is known by its environment. One that
 is dying shows none any more (its memory goes before its children are given to us, exit(2)), and has children that
-nobody has seen yet: so it is waited for, whosever it was. Of a leader that died by itself only those are its own that
-were there before the next one in its place.
+nobody has seen yet: so it is waited for, whosever it was. Of a leader that died by itself, and is started again, only
+those are its own that were there before the next one in its place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.core.process import SIGKILL, Stopping
+from fcgimgr.core.process import SIGKILL, Exited, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import signal_group, signal_process
@@ -59,7 +59,7 @@ class Remains:
         self.gone = gone
         self.asked: set[int] = set()  # the strays that got it
         self.sessions: set[int | None] = set()  # of the strays that were there when its leader died
-        self.looked = False  # these are known
+        self.looked = False  # these are known; or are not to be
         self.timer: asyncio.TimerHandle | None = None
         self.empty = False
 
@@ -126,6 +126,8 @@ class Leftovers:
         self._new.append(remains)
         if gone is None:
             told_of()
+            # One that has done what it was for, and is not started again, may have started what is to live on.
+            remains.looked = isinstance(generation.core.processes[index], Exited)
 
     def look(self) -> None:
         """After a round of reaping: of whom is anybody left?"""
