@@ -289,9 +289,14 @@ class Listening:
             if owner is not None:
                 place.listener.set_owner(*owner)
 
+    @property
+    def waiting(self) -> int:
+        """Connections that wait to be accepted, as far as that can be known."""
+        return sum((place.queue() or (0, 0))[0] for place in self.places)
+
     def queue_is_empty(self) -> bool:
         """Whether no connection waits to be accepted; where that cannot be known, it is taken to be so."""
-        return not any((place.queue() or (0, 0))[0] for place in self.places)
+        return not self.waiting
 
     def close(self) -> None:
         """Close all of them. LinuxError: the file of one cannot be removed; they are closed all the same."""
