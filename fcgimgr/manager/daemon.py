@@ -30,6 +30,7 @@ from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.ground import Ground
 from fcgimgr.manager.history import History
+from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.leftovers import Leftovers
 from fcgimgr.manager.limits import Limits
@@ -107,6 +108,7 @@ class Daemon:
         self.upgrades = 0  # how often newer code was executed in this process
         self.go_over: Callable[[], Coroutine[Any, Any, None]] | None = None  # how that is done, once the manager is up
         self.taking_over = False  # nothing is to be started yet
+        self.left: dict[int, Left] = {}  # what a manager before us had read and not yet logged, by the pipe
         self.pools = self._new_pools()
 
     def _new_pools(self) -> dict[str, Pool]:

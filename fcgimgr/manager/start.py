@@ -38,7 +38,7 @@ from fcgimgr.linux.processes import (
 from fcgimgr.linux.returning import pick_out
 from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.linux.terminal import Terminal
-from fcgimgr.manager import upgrading
+from fcgimgr.manager import inhand, upgrading
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_config
@@ -223,6 +223,7 @@ def confess(journal: Journal, daemon: Daemon | None, loop: asyncio.AbstractEvent
 async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: Estate | None, config: Config) -> int:
     """From the first process to the last. `estate`: what a manager that was killed has left."""
     await server.open()
+    _keep_what_is_in_hand(daemon)
     if estate is None or not estate.handed_over:
         daemon.journal.info(
             "starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control
@@ -237,6 +238,18 @@ async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: 
     daemon.journal.info("ended", code=daemon.exit_code)
     await server.close()
     return daemon.exit_code
+
+
+def _keep_what_is_in_hand(daemon: Daemon) -> None:
+    """Take what a manager that was killed had read and not yet logged, and have a place for what we shall read."""
+    state_dir = daemon.config.manager.state_dir
+    daemon.left = inhand.left_in(state_dir)
+    try:
+        inhand.keep_in(state_dir)
+    except OSError as error:
+        daemon.journal.warning(
+            f"{state_dir}: {error.strerror}; if the manager were killed, the lines that it has just read would be lost"
+        )
 
 
 class TellStarter(Watcher):

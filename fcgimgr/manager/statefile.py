@@ -21,7 +21,7 @@ import msgspec
 from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings, ProgramSettings
 from fcgimgr.linux.procfs import boot_id, start_time
-from fcgimgr.manager import state
+from fcgimgr.manager import inhand, state
 from fcgimgr.manager.listening import LostPlace, Place
 from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ManagerRecord, PoolRecord, ProcessRecord, Record
 
@@ -175,7 +175,7 @@ class StateFile:
         """All has ended well: nothing is left for anybody to take over."""
         self._begun = False
         self._close_fd()
-        for path in (self.path, f"{self.path}.new"):
+        for path in (self.path, f"{self.path}.new", os.path.join(os.path.dirname(self.path), inhand.NAME)):
             try:
                 os.unlink(path)
             except FileNotFoundError:

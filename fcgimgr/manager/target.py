@@ -6,6 +6,8 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from fcgimgr.manager.inhand import Left
+
 Report = Callable[[str], None]
 """Takes a message for the operator. It may end in a write to the very target that reports."""
 
@@ -15,9 +17,16 @@ class Target(ABC):
 
     __slots__ = ()
 
+    #: Whether it can be seen, when a manager has been killed, how far it had written.
+    shows_how_far = False
+
     @abstractmethod
     def write(self, chunk: bytes | memoryview) -> None:
         """Write `chunk`, whole lines. Its memory may be used again as soon as this returns."""
+
+    def grown(self, left: Left) -> int:
+        """How many bytes of what a dead manager had in hand it has written here."""
+        return 0
 
     @property
     def blocked(self) -> bool:
@@ -93,19 +102,18 @@ def write_some(fd: int, chunk: bytes | bytearray | memoryview) -> int:
     return written
 
 
-def ends_with_a_line(fd: int) -> bool:
-    """Whether what is appended to this file begins a line of its own; also where that cannot be known."""
+def last_bytes(fd: int, count: int, size: int) -> bytes:
+    """Of a regular file of this size its last bytes, so many; none of anything else, or where it cannot be read."""
+    if count <= 0 or size <= 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
+        return b""
     try:
-        about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode) or about.st_size == 0:
-            return True
         readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return True
+        return b""
     try:
-        return os.pread(readable, 1, about.st_size - 1) == b"\n"
+        return os.pread(readable, count, max(0, size - count))
     except OSError:
-        return True
+        return b""
     finally:
         os.close(readable)
 
