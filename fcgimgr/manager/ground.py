@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 from asyncio import TimerHandle
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, LostListener
 from fcgimgr.linux.presence import Presence
 from fcgimgr.linux.socketfile import SocketFile
+from fcgimgr.manager import inhand
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -179,11 +181,12 @@ class Ground:
             ("the manager's own files", places.put_back),
             ("the notify sockets", daemon.notify.put_back),
             ("the state file", daemon.state_file.put_back),
+            ("what is in hand of logs", partial(inhand.put_back, daemon.config.manager.state_dir)),
         ):
             try:
                 made += put_back()
             except (LinuxError, OSError) as error:
-                self._tell(subject, f"{subject} were removed, and cannot be made again: {error}")
+                self._tell(subject, f"{subject}: removed, and cannot be made again: {error}")
                 break  # the others lie in what could not be made
             self._told.discard(subject)
         for path in made:

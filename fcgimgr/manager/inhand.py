@@ -56,6 +56,11 @@ class Hand:
         self._free = list(range(MOST_BEGUN))
         self._writing = 0  # bytes of a chunk that are to be in a log before it is done
 
+    def go_on(self, before: Hand) -> None:
+        """Have what another has; between two callbacks of the loop."""
+        self.memory[:] = before.memory[:]
+        self._free = before._free
+
     def newline(self, start: int, end: int) -> int:
         """Behind the last newline of this part of the buffer; 0: there is none."""
         return max(0, self.memory.rfind(b"\n", _HEADER + start, _HEADER + end) + 1 - _HEADER)
@@ -119,7 +124,7 @@ hand = Hand(bytearray(_SIZE))
 
 
 def keep_in(state_dir: str) -> None:
-    """Have what is in hand in a new file from now on. OSError: it stays as it is."""
+    """Have what is in hand in a new file from now on. OSError: it stays where it is."""
     global hand
     path = os.path.join(state_dir, NAME)
     fd = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -129,7 +134,18 @@ def keep_in(state_dir: str) -> None:
         os.rename(f"{path}.new", path)
     finally:
         os.close(fd)
-    hand = Hand(memory)
+    before, hand = hand, Hand(memory)
+    if isinstance(before.memory, mmap.mmap):
+        hand.go_on(before)
+
+
+def put_back(state_dir: str) -> list[str]:
+    """Have the file again, if somebody has removed it: its path if that was so. OSError."""
+    path = os.path.join(state_dir, NAME)
+    if os.path.lexists(path) or not isinstance(hand.memory, mmap.mmap):
+        return []
+    keep_in(state_dir)
+    return [path]
 
 
 class Left(NamedTuple):

@@ -196,7 +196,7 @@ def test_what_cannot_be_made_again_is_told_once_and_made_by_a_hangup_signal(tmp_
     manager.log = tmp_path / "log"
     with manager:
         shutil.rmtree(run)
-        eventually(lambda: "cannot be made again" in manager.output())
+        eventually(lambda: "removed, and cannot be made again" in manager.output())
         run.mkdir()
         os.kill(manager.pid, signal.SIGHUP)
         eventually(manager.control.is_socket)

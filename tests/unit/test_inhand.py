@@ -38,6 +38,7 @@ def manager(tmp_path: Path, loop: asyncio.AbstractEventLoop, stack: ExitStack) -
 
     def manager(reader: int, **more: str) -> Pump:
         left = inhand.left_in(str(tmp_path))
+        inhand.hand = inhand.Hand(bytearray(inhand._SIZE))
         inhand.keep_in(str(tmp_path))
         log = LogFile(str(tmp_path / "log"), report=lambda message: None)
         stack.callback(log.close)
@@ -110,6 +111,22 @@ def kill_when(killed: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "write", die_after(os.write, 6))
     elif killed == "after the write":
         monkeypatch.setattr(os, "write", die_after(os.write))
+
+
+def test_a_file_that_was_removed_is_made_again_with_what_it_held(
+    tmp_path: Path, manager: Callable[..., Pump], pipe: tuple[int, int]
+) -> None:
+    reader, writer = pipe
+    first = manager(reader)
+    os.write(writer, b"beg")
+    first.drain()
+    assert inhand.put_back(str(tmp_path)) == []
+    (tmp_path / inhand.NAME).unlink()
+    assert inhand.put_back(str(tmp_path)) == [str(tmp_path / inhand.NAME)]
+    second = manager(reader)
+    os.write(writer, b"un\n")
+    second.drain()
+    assert (tmp_path / "log").read_text() == "begun\n"
 
 
 def test_what_is_left_of_another_kind_is_nothing(tmp_path: Path) -> None:
