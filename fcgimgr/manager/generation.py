@@ -85,6 +85,7 @@ class Generation:
         self.pings: set[socket.socket] = set()  # the connections of pings that are under way
         self.pinged: deque[int] = deque(maxlen=1024)  # the other ends of pings, as inodes
         self.has_served = True  # False: no client has ever been led to it
+        self.blind = False  # its processes may not be looked at (manager/taking.py)
         self.lost = 0  # connections of clients, since it was to leave
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
@@ -516,6 +517,10 @@ class Generation:
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
             self.feed(core.Happened(index, Died(exit)))
             return
+        expected = exit.code in self.settings.exitcodes
+        if self.blind and expected and self.listening is not None and self.listening.has_accepted():
+            # Whether it has served is to be known before it is decided what its end means.
+            self.feed(core.Accepted(blind=True))
         slot.exit = exit
         in_hand = losses.in_hand(self, index)
         losses.died(self, index, exit)
