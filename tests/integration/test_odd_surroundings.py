@@ -59,12 +59,12 @@ def test_without_proc_sys_the_start_is_refused_with_its_name(tmp_path: Path) -> 
 
 def test_who_runs_out_of_descriptors_is_told_which_limit_to_raise(tmp_path: Path) -> None:
     need("prlimit")
-    tables = IDLE + "numprocs = 60\nstartretries = 0\n"
-    config = scene(tmp_path, tables, manager="minfds = 64")
-    with managing(config, prefix=["prlimit", "--nofile=100"], ready=False) as manager:
+    tables = IDLE + "numprocs = 90\nstartretries = 0\n"
+    config = scene(tmp_path, tables, manager="minfds = 128")
+    with managing(config, prefix=["prlimit", "--nofile=128"], ready=False) as manager:
         eventually(lambda: manager.status().manager.state == "RUNNING")
         reasons = {process.reason for process in manager.pool("idle").processes if process.state == "FATAL"}
-        assert reasons == {"the manager has no file descriptor left of 100; raise LimitNOFILE= (systemd) or ulimit -Hn"}
+        assert reasons == {"the manager has no file descriptor left of 128; raise LimitNOFILE= (systemd) or ulimit -Hn"}
 
 
 def test_a_socket_of_systemd_that_is_missing_is_told_with_those_that_came(tmp_path: Path) -> None:
