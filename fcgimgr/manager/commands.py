@@ -390,7 +390,8 @@ async def update(daemon: Daemon, params: messages.UpdateParams, caller: Caller) 
 
     with nullcontext() if params.dry_run else daemon.reloading():
         updated = await updating.update(daemon, tell, dry_run=params.dry_run)
-    daemon.ground.look()
+    if not params.dry_run:
+        daemon.ground.look()
     return updated
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.linux.procfs import socket_inodes
+from tests.integration.commands import fcgimgr
 from tests.integration.ports import connect, free_address
 from tests.integration.running import RunningManager
 from tests.integration.scenes import Child, heard, managing, scene
@@ -162,6 +163,21 @@ def test_the_control_socket_is_made_again_and_who_speaks_is_heard_to_the_end(tmp
         assert manager.pids("idle") != pids
         # Those that were closed are, when the last who came to them has had his time.
         eventually(lambda: listening(manager) == 1)
+
+
+def test_a_command_tells_a_manager_without_its_socket_from_none(tmp_path: Path) -> None:
+    config = tmp_path / "pool.toml"
+    config.write_text(f'[manager]\ncontrol = "%(here)s/c.sock"\n{IDLE}')
+    with RunningManager(config, tmp_path / "c.sock") as manager:
+        os.kill(manager.pid, signal.SIGSTOP)
+        try:
+            remove_all_in(tmp_path)
+            said = fcgimgr("-c", config, "status").fails(4)
+            assert f"pid {manager.pid} runs without it, as somebody has removed it" in said
+        finally:
+            os.kill(manager.pid, signal.SIGCONT)
+        eventually(manager.control.is_socket)
+    assert "start one with" in fcgimgr("-c", config, "status").fails(4)
 
 
 def listening(manager: RunningManager) -> int:
