@@ -96,7 +96,45 @@ def no_manager(problem: str, context: click.Context) -> Failure:
     """The failure of a command that found nobody, with the way to start one."""
     config = find_config(context)
     file = "pool.toml" if config is None else short_path(config)
-    return Failure(f"{problem}\nstart one with: fcgimgr -c {file}", code=NO_MANAGER)
+    mend = f"start one with: fcgimgr -c {file}"
+    if (pid := _who_runs(control_socket(context))) is not None:
+        mend = f"pid {pid} runs without it, as somebody has removed it; it is made again by: kill -HUP {pid}"
+    return Failure(f"{problem}\n{mend}", code=NO_MANAGER)
+
+
+def _who_runs(socket: str) -> int | None:
+    """The pid of the manager that has this control socket, though it may have been removed; None: none is known."""
+    import fcntl
+
+    lock = os.path.join(socket.removesuffix(".sock") + ".state", "lock")
+    try:
+        with open(lock, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read(20))
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def refuse_another(running: str | None, config: str, socket: str) -> None:
+    """Failure if the manager at `socket` runs another configuration (`running`; None: it does not say) than `config`.
+
+    Two projects with a pool.toml each have the same control socket where neither says which.
+    """
+    if running is None or running == config.encode("utf-8", "backslashreplace").decode():
+        return
+    try:
+        if os.path.samefile(running, config):
+            return
+    except OSError:
+        pass  # one of them is not there any more, or lies where only the manager sees it
+    raise Failure(
+        f"the manager at {socket} runs {running}, not {config}\n"
+        f'give each a control socket of its own: [manager] control = "…"; or name the one that you mean: -s {socket}',
+        code=NO_MANAGER,
+    )
 
 
 def _absolute(path: str) -> str:

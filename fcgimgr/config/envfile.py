@@ -21,7 +21,9 @@ def read_environment_file(path: str) -> dict[str, str]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     variables: dict[str, str] = {}
-    for number, raw in enumerate(content.decode("utf-8", "surrogateescape").split("\n"), 1):
+    # Editors on Windows put a byte order mark there.
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
         if not line or line.startswith(("#", ";")):
             continue
@@ -37,5 +39,7 @@ def _unquoted(value: str, path: str, number: int) -> str:
     if quote not in ('"', "'"):
         return value
     if len(value) < 2 or not value.endswith(quote):
+        if re.match(r"\s+[#;]", value.partition(quote)[2].partition(quote)[2]):
+            raise ValueError(f"{path}: line {number}: no comment may follow a value; put it on a line of its own")
         raise ValueError(f"{path}: line {number}: the closing {quote} is missing")
     return value[1:-1]

@@ -39,6 +39,10 @@ class LockFile:
     def fileno(self) -> int:
         return self._fd
 
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to the file that is locked."""
+        return _leads_to(self.path, self._fd)
+
     def write_pid(self) -> None:
         """Write our pid (again: the lock outlives a fork, the number in the file does not)."""
         text = b"%d\n" % os.getpid()
@@ -50,7 +54,7 @@ class LockFile:
 
     def remove(self) -> None:
         """Unlink the file while it is held, then let go. A file that is no longer ours stays."""
-        if self._fd >= 0 and _leads_to(self.path, self._fd):
+        if self._fd >= 0 and self.is_in_place():
             try:
                 os.unlink(self.path)
             except OSError as error:  # the directory may have lost its write permission: say so, but let go

@@ -2,6 +2,10 @@
 
 A directory may be writable for others than us (an app's user, say), so nothing is done by path that can be done by
 descriptor: between bind and chown somebody could put a link to /etc/shadow in the socket's place.
+
+Servers there are that unlink the file of the socket they were given, at their end and not at that of the last of them
+(gunicorn, asyncio's). A file without a name is lost: link(2) gives it none again. So it has a second, hidden one beside
+the first, and whoever removes the first takes nothing that cannot be put back.
 """
 
 import errno
@@ -9,11 +13,17 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import ExitStack, suppress
+from typing import Final, NoReturn
 
 from fcgimgr.linux import procfs, sockdiag
 from fcgimgr.linux.errors import LinuxError, refuse
 from fcgimgr.linux.libc import exchange
+
+#: What fits into sockaddr_un: 108 bytes with the closing NUL.
+LONGEST_PATH: Final = 107
+# What the second name of a file begins with; its inode's number follows.
+_SECOND: Final = ".fcgimgr-"
 
 
 class SocketFile:
@@ -25,6 +35,7 @@ class SocketFile:
         self._pin = pin
         made = os.fstat(pin)
         self._identity = made.st_dev, made.st_ino
+        self._second = os.path.join(os.path.dirname(path), _second_name(made.st_ino))
 
     def set_mode(self, mode: int) -> None:
         self._change(f"set its mode to {mode:04o}", lambda itself: os.chmod(itself, mode))
@@ -36,6 +47,49 @@ class SocketFile:
     def path(self) -> str:
         return self._path
 
+    @property
+    def way(self) -> str:
+        """Where a client connects: the path, or what is short enough and leads there as long as this is held."""
+        return self._path if _fits(self._path) else self.itself
+
+    @property
+    def itself(self) -> str:
+        """A path of the very file, wherever it is, and if it is nowhere; as long as this is held."""
+        return f"/proc/self/fd/{self._pin}"
+
+    def keep(self) -> None:
+        """Give it its second name. Where there are no hard links it has none, and cannot be put back."""
+        with suppress(OSError, LinuxError):
+            self._link(self._second)
+
+    def is_in_place(self) -> bool:
+        """Whether the path leads to it. LinuxError: it cannot be looked at."""
+        try:
+            return self._is_at(self._path)
+        except OSError as error:
+            refuse(f"{self._name}: cannot look at {self._path}", error)
+
+    def put_back(self) -> bool:
+        """Let the path lead to it again. False: it has no name left, and nothing is at its path.
+
+        LinuxError: something else is there, or its directory is not.
+        """
+        try:
+            self._link(self._path)
+        except FileExistsError:
+            if not self.is_in_place():
+                raise LinuxError(
+                    f"{self._name}: the socket at {self._path} is not ours any more; somebody has put another file "
+                    "there; move that away"
+                ) from None
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if os.fstat(self._pin).st_nlink == 0:
+                return False
+            refuse(f"{self._name}: cannot put {self._path} back", error)
+        return True
+
     def attributes(self) -> tuple[int, int, int]:
         """(uid, gid, mode) as they are now, the mode without the file's kind."""
         now = os.fstat(self._pin)
@@ -44,27 +98,18 @@ class SocketFile:
     def trade_places(self, other: "SocketFile") -> bool:
         """Have the path of `other`, which gets this one's, in one step: a client meets the one file or the other.
 
-        False: this file system cannot exchange two files, so it was renamed over the other one, which has none now.
-        LinuxError, and nothing is done: either was replaced.
+        False: this file system cannot exchange two files, or there was none at the path of `other`, which has none now.
+        LinuxError, and nothing is done: either was replaced, or this one was removed.
         """
-        for file in (self, other):
-            try:
-                there = file._is_there()
-            except OSError as error:
-                refuse(f"{file._name}: cannot look at {file._path}", error)
-            if not there:
-                raise LinuxError(
-                    f"{file._name}: the socket at {file._path} is not ours any more; somebody replaced or removed it"
-                )
-        traded = True
+        if not (self.is_in_place() or self.put_back()):
+            raise LinuxError(f"{self._name}: the socket at {self._path} was removed, and cannot be put back")
+        traded = other.is_in_place() or other.put_back()
         try:
-            try:
-                exchange(self._path, other._path)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOSYS):
-                    raise
-                os.rename(self._path, other._path)
-                traded = False
+            if not traded:
+                self._link(other._path)
+                os.unlink(self._path)
+            else:
+                traded = _exchanged(self._path, other._path)
         except OSError as error:
             refuse(f"{self._name}: cannot rename it to {other._path}", error)
         self._name, other._name = other._name, self._name
@@ -74,10 +119,10 @@ class SocketFile:
     def remove(self) -> None:
         """Unlink it if the path still leads to it, and let go of it. Once only."""
         try:
-            if self._is_there():
-                os.unlink(self._path)
-        except FileNotFoundError:
-            pass  # gone this moment: somebody tidied up
+            for path in (self._second, self._path):
+                if self._is_at(path):
+                    with suppress(FileNotFoundError):  # gone this moment: somebody tidied up
+                        os.unlink(path)
         except OSError as error:
             refuse(f"{self._name}: cannot remove {self._path}", error, "remove it by hand")
         finally:
@@ -87,17 +132,26 @@ class SocketFile:
         """Let go of it, and leave it where it is."""
         os.close(self._pin)
 
-    def _is_there(self) -> bool:
-        """Whether the path leads to it. OSError: it cannot be looked at."""
+    def _is_at(self, path: str) -> bool:
+        """Whether this path leads to it. OSError: it cannot be looked at."""
         try:
-            there = os.stat(self._path, follow_symlinks=False)
+            there = os.stat(path, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return (there.st_dev, there.st_ino) == self._identity
 
+    def _link(self, path: str) -> None:
+        """Have this path too. OSError; LinuxError: its directory is not there."""
+        directory = _open_directory(self._name, os.path.dirname(path))
+        try:
+            # From the descriptor: whatever somebody has put in the place of its other names, it is this file.
+            os.link(self.itself, os.path.basename(path), dst_dir_fd=directory)
+        finally:
+            os.close(directory)
+
     def _change(self, what: str, call: Callable[[str], None]) -> None:
         try:
-            call(f"/proc/self/fd/{self._pin}")  # fchmod(2) refuses O_PATH descriptors; this leads to the same inode
+            call(self.itself)  # fchmod(2) refuses O_PATH descriptors; this leads to the same inode
         except OSError as error:
             advice = "only root may do that, and others only for groups they are in"
             refuse(f"{self._name}: cannot {what}", error, advice if isinstance(error, PermissionError) else "")
@@ -113,7 +167,7 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
         _clear_the_way(name, path, directory)
         before = os.umask(0o777 & ~mode)
         try:
-            sock.bind(path)
+            _bind_in(sock, path, directory)
         except OSError as error:
             _refuse(name, path, error)
         finally:
@@ -128,21 +182,83 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
     except BaseException:
         file.remove()
         raise
+    file.keep()
     return file
 
 
 def find_again(sock: int, name: str, path: str) -> SocketFile | None:
-    """The file at `path`, if the socket of inode `sock` is bound to it; else None."""
+    """The file at `path`, if the socket of inode `sock` is bound to it; else None. It is put back if it was removed."""
+    file = _bound_to(sock, name, path, path)
+    if file is None and not os.path.lexists(path):
+        for second in _second_names(os.path.dirname(path)):
+            # Where netlink is barred nobody can tell which of them it is.
+            file = _bound_to(sock, name, path, second, sure=True)
+            if file is not None:
+                with suppress(LinuxError):
+                    file.put_back()
+                return file
+    return file
+
+
+def _bound_to(sock: int, name: str, path: str, found: str, *, sure: bool = False) -> SocketFile | None:
+    """What is `found`, as the file that is to be at `path`, if the socket is bound to it."""
     try:
-        pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        pin = os.open(found, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     there = os.fstat(pin)
+    bound = sockdiag.unix_is_bound_to(sock, there.st_dev, there.st_ino)
     # Where netlink is barred nobody can tell; then whoever names the path is believed.
-    if sockdiag.unix_is_bound_to(sock, there.st_dev, there.st_ino) is not False:
-        return SocketFile(name, path, pin)
+    if bound or (bound is None and not sure):
+        file = SocketFile(name, path, pin)
+        file.keep()
+        return file
     os.close(pin)
     return None
+
+
+def _second_names(directory: str) -> list[str]:
+    try:
+        return [os.path.join(directory, name) for name in os.listdir(directory) if name.startswith(_SECOND)]
+    except OSError:
+        return []
+
+
+def _second_name(inode: int) -> str:
+    return f"{_SECOND}{inode}"
+
+
+def _fits(path: str) -> bool:
+    return len(os.fsencode(path)) <= LONGEST_PATH
+
+
+def _bind_in(sock: socket.socket, path: str, directory: int) -> None:
+    """Bind to this path in its directory, however long it is. OSError."""
+    if _fits(path):
+        sock.bind(path)
+        return
+    # By a name of its own all the same: what the socket is called for life tells its connections from others'.
+    name = f"{_SECOND}{os.urandom(8).hex()}"
+    sock.bind(f"/proc/self/fd/{directory}/{name}")
+    try:
+        os.link(name, os.path.basename(path), src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    finally:
+        os.unlink(name, dir_fd=directory)
+
+
+def _exchanged(one: str, other: str) -> bool:
+    """Let each path lead to the other's file. False: this file system cannot, and now `other` leads to that of `one`.
+
+    OSError.
+    """
+    try:
+        exchange(one, other)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        os.rename(one, other)
+        return False
+    return True
 
 
 def _open_directory(name: str, directory: str) -> int:
@@ -165,7 +281,7 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
         kind = _KINDS.get(stat.S_IFMT(there.st_mode), "a device")
         raise LinuxError(f"{name}: {path} is {kind}, not a socket; move it away or choose another path")
     # Bound but not listening yet refuses as a dead one does: somebody is just opening it.
-    if _answers(name, path) or sockdiag.unix_bound(there.st_dev, there.st_ino):
+    if _answers(name, path, directory) or sockdiag.unix_bound(there.st_dev, there.st_ino):
         who = procfs.holders(sockdiag.listening_inodes(path))
         raise LinuxError(f"{name}: a live process serves this socket{who}; stop that one or choose another path")
     again = _look(name, path, directory)
@@ -173,8 +289,11 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
         return
     if (again.st_dev, again.st_ino) != (there.st_dev, there.st_ino):
         raise LinuxError(f"{name}: somebody else is opening this socket at this moment; choose another path")
+    second = _look(name, os.path.join(os.path.dirname(path), _second_name(there.st_ino)), directory)
     try:
         os.unlink(os.path.basename(path), dir_fd=directory)
+        if second is not None and os.path.samestat(there, second):
+            os.unlink(_second_name(there.st_ino), dir_fd=directory)
     except OSError as error:
         refuse(f"{name}: cannot remove the dead socket {path}", error, "remove it by hand, or choose another path")
 
@@ -188,11 +307,15 @@ def _look(name: str, path: str, directory: int) -> os.stat_result | None:
         refuse(f"{name}: cannot look at {path}", error)
 
 
-def _answers(name: str, path: str) -> bool:
+def _answers(name: str, path: str, directory: int) -> bool:
     """Whether anybody listens there. Only ECONNREFUSED is a no."""
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX) as probe, ExitStack() as held:
         probe.setblocking(False)
         try:
+            if not _fits(path):
+                there = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+                held.callback(os.close, there)
+                path = f"/proc/self/fd/{there}"
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             return False

@@ -479,7 +479,11 @@ class PoolAdoption:
                     f"its {stream} cannot be read on: {error.strerror}", name=generation.process_name(index)
                 )
             else:
-                pumps[number] = None if fd is None else generation.take_pipe(index, stream, fd)
+                if fd is None:
+                    continue
+                pump = pumps[number] = generation.take_pipe(index, stream, fd)
+                if (left := self._daemon.left.pop(inode, None)) is not None:
+                    pump.recover(left)
         generation.slots[index].hear(*pumps)
 
     def _find_board(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:

@@ -28,7 +28,9 @@ from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
+from fcgimgr.manager.ground import Ground
 from fcgimgr.manager.history import History
+from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.leftovers import Leftovers
 from fcgimgr.manager.limits import Limits
@@ -100,11 +102,13 @@ class Daemon:
         self._deadline: asyncio.TimerHandle | None = None
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
+        self.ground = Ground(self)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
         self.outlives_terminal = False
         self.upgrades = 0  # how often newer code was executed in this process
         self.go_over: Callable[[], Coroutine[Any, Any, None]] | None = None  # how that is done, once the manager is up
         self.taking_over = False  # nothing is to be started yet
+        self.left: dict[int, Left] = {}  # what a manager before us had read and not yet logged, by the pipe
         self.pools = self._new_pools()
 
     def _new_pools(self) -> dict[str, Pool]:
@@ -364,6 +368,7 @@ class Daemon:
         """Let go of all that is held: sockets are unlinked, logs flushed."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self.ground.end()
         self.limits.close()
         self.passing.close()
         self.leftovers.kill_strays()

@@ -10,6 +10,7 @@ import socket
 from asyncio import TimerHandle
 from collections import deque
 from functools import partial
+from signal import SIGCONT
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
@@ -39,6 +40,7 @@ from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.procfs import rss
+from fcgimgr.linux.procfs import state as state_of
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager import losses, requestlogs
 from fcgimgr.manager.board import Board
@@ -161,8 +163,11 @@ class Generation:
                     if losses.may_be(before.processes[index], event, signal):
                         losses.count(self, index, pid)
                     in_hand = losses.in_hand(self, index) if signal == SIGKILL else ""
-                    if self._signal(pid, signal, group) and signal == SIGKILL:
-                        self._log_kill(index, pid, before.processes[index], in_hand)
+                    if self._signal(pid, signal, group):
+                        if signal == SIGKILL:
+                            self._log_kill(index, pid, before.processes[index], in_hand)
+                        elif signal == self.settings.stopsignal and state_of(pid) == "T":
+                            self._signal(pid, SIGCONT, group)  # it is stopped, and would not heed it before
                 case core.Open():
                     self._inbox.append(self._open())
                 case core.Refuse():
@@ -270,6 +275,7 @@ class Generation:
         self.core = before
         self.listening = listening
         if listening is not None:
+            self.daemon.ground.watch(listening)
             self.daemon.fd_store.keep(listening)
         self.slots.clear()  # those for numprocs: it may have been scaled down since
         self._grow()
@@ -319,6 +325,7 @@ class Generation:
                 if self.pool.serving is self:
                     listening.begin_serving()
                 self.listening = listening
+                self.daemon.ground.watch(listening)
                 self.daemon.fd_store.keep(listening)
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)

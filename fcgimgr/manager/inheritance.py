@@ -20,8 +20,7 @@ from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.manager import updating
 from fcgimgr.manager.adoption import Estate, adopt, replace_incomplete, running_config
 from fcgimgr.manager.journal import Journal
-from fcgimgr.manager.state import StateError, read
-from fcgimgr.manager.statefile import NAME
+from fcgimgr.manager.state import NAME, StateError, read
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

@@ -6,7 +6,10 @@ to end too, and killed when the stop's deadline is over; and a stop is not over 
 that died by itself is not waited for: its pool is to serve.
 
 The manager is a subreaper: each orphan's death is reported to it, which is the moment to look again; no timer polls.
-A descendant with a session of its own comes back to us when its parent dies, and is known by its environment.
+A descendant with a session of its own comes back to us when its parent dies, and is known by its environment. One that
+is dying shows none any more (its memory goes before its children are given to us, exit(2)), and has children that
+nobody has seen yet: so it is waited for, whosever it was. Of a leader that died by itself, and is started again, only
+those are its own that were there before the next one in its place.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.core.process import SIGKILL, Stopping
+from fcgimgr.core.process import SIGKILL, Exited, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import signal_group, signal_process
-from fcgimgr.linux.procfs import children, environ_has, environment_of, pids, session
+from fcgimgr.linux.procfs import children, environ_has, environment_of, is_dying, pids, session
 from fcgimgr.linux.procfs import state as state_of
 
 if TYPE_CHECKING:
@@ -31,14 +34,20 @@ if TYPE_CHECKING:
 # Killed processes die within this many seconds, unless the kernel holds them in uninterruptible sleep.
 STRAYS_DIE_WITHIN: Final = 1.0
 
+#: Of which process a descendant is, by its environment: FCGIMGR_POOL, FCGIMGR_GENERATION, FCGIMGR_PROCESS.
+Mark = tuple[str, str, str]
+
 
 class Remains:
     """What is left of one process. `gone`: to be called when nothing is; None when nobody waits for that."""
 
-    __slots__ = ("adopted", "asked", "deadline", "empty", "gone", "group", "mark", "stopsignal", "timer", "told")
+    __slots__ = (
+        "adopted", "asked", "deadline", "empty", "gone", "group", "looked", "mark", "sessions", "stopsignal", "timer",
+        "told",
+    )  # fmt: skip
 
     def __init__(
-        self, group: int, mark: tuple[str, str], stopsignal: int, *, told: bool, deadline: float,
+        self, group: int, mark: Mark, stopsignal: int, *, told: bool, deadline: float,
         gone: Callable[[], None] | None, adopted: bool,
     ) -> None:  # fmt: skip
         self.group = group
@@ -49,8 +58,14 @@ class Remains:
         self.deadline = deadline
         self.gone = gone
         self.asked: set[int] = set()  # the strays that got it
+        self.sessions: set[int | None] = set()  # of the strays that were there when its leader died
+        self.looked = False  # these are known; or are not to be
         self.timer: asyncio.TimerHandle | None = None
         self.empty = False
+
+    def has(self, session: int | None) -> bool:
+        """Whether one that bears its mark in this session is its own, and not its successor's."""
+        return self.gone is not None or not self.looked or session in self.sessions
 
     def signal_group(self, number: int) -> bool:
         """Signal what is left of the group; False if there is nobody, and then never again: its number is free."""
@@ -74,6 +89,8 @@ class Leftovers:
         self._remains: list[Remains] = []
         self._when_gone: Callable[[], None] | None = None
         self._watched: dict[int, PidFd] = {}
+        self._dying: dict[int, float] = {}  # children that show no environment any more, and since when
+        self._buried: asyncio.Future[None] | None = None  # done at the next burial
 
     def __bool__(self) -> bool:
         return bool(self._remains or self._new)
@@ -91,8 +108,15 @@ class Leftovers:
         if isinstance(state, Stopping):
             told, gone = settings.stopasgroup, told_of
             deadline = self._loop.time() if state.killed else state.due
-        mark = (settings.name, generation.slots[index].name)
-        remains = Remains(pid, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone, adopted=adopted)
+        remains = Remains(
+            pid,
+            mark_of(generation, index),
+            settings.stopsignal,
+            told=told,
+            deadline=deadline,
+            gone=gone,
+            adopted=adopted,
+        )
         if not adopted:
             # Now, and not when it is reaped: its number is the group's for certain only as long as it is a zombie.
             if deadline <= self._loop.time():
@@ -102,12 +126,14 @@ class Leftovers:
         self._new.append(remains)
         if gone is None:
             told_of()
+            # One that has done what it was for, and is not started again, may have started what is to live on.
+            remains.looked = isinstance(generation.core.processes[index], Exited)
 
     def look(self) -> None:
         """After a round of reaping: of whom is anybody left?"""
         self._remains += self._new
         self._new = []
-        strays = self._strays()
+        strays, dying = self._strays()
         members = self._members()
         for remains in tuple(self._remains):
             if remains.adopted:
@@ -120,8 +146,8 @@ class Leftovers:
                     remains.asked.update(left)
                     remains.told = False
             else:
-                left = strays.get(remains.mark, []) if remains.gone is not None else []
-                if not remains.signal_group(0) and not left:
+                left = strays.get(remains, [])
+                if not remains.signal_group(0) and not left and not dying:
                     self._bury(remains)
                     continue
             for pid in set(left) - remains.asked:
@@ -133,22 +159,35 @@ class Leftovers:
             when_gone, self._when_gone = self._when_gone, None
             when_gone()
 
-    def _strays(self) -> dict[tuple[str, str], list[int]]:
-        """Descendants that left the group of a process that is being stopped: pids, by the mark of that process."""
-        found: dict[tuple[str, str], list[int]] = {}
-        waited_for = [remains for remains in self._remains if remains.gone is not None]
-        if not waited_for:
-            return found
-        for pid in children(os.getpid()) or ():
+    def _strays(self) -> tuple[dict[Remains, list[int]], bool]:
+        """The pids of descendants that left the group of a process that is no more; whether others may still come.
+
+        Its group is told as a whole, and nobody is to be told twice.
+        """
+        found: dict[Remains, list[int]] = {}
+        here = [remains for remains in self._remains if not remains.adopted]
+        sessions: dict[Remains, set[int | None]] = {remains: set() for remains in here}
+        dying: dict[int, float] = {}
+        for pid in children(os.getpid()) or () if here else ():
             if pid in self._ours:
                 continue
-            for remains in waited_for:
-                pool, process = remains.mark
-                if not environ_has(pid, "FCGIMGR_POOL", pool) or not environ_has(pid, "FCGIMGR_PROCESS", process):
-                    continue
-                if group_of(pid) != remains.group:  # its group is told as a whole, and nobody is to be told twice
-                    found.setdefault(remains.mark, []).append(pid)
-        return found
+            mark, of_session = mark_in(environment_of(pid)), session(pid)
+            if mark is None and is_dying(pid):
+                dying[pid] = self._dying.get(pid, self._loop.time())
+            for remains in here:
+                if mark is None and pid in dying and (not remains.looked or of_session in remains.sessions):
+                    sessions[remains].add(of_session)  # that of its children, if it has any
+                elif mark == remains.mark and group_of(pid) != remains.group and remains.has(of_session):
+                    sessions[remains].add(of_session)
+                    found.setdefault(remains, []).append(pid)
+                    break
+        for remains in here:
+            remains.looked, remains.sessions = True, sessions[remains]
+        self._dying = dying
+        lately = (
+            self._loop.time() - STRAYS_DIE_WITHIN
+        )  # one that cannot be reaped, as it is traced, is no reason to wait
+        return found, any(since > lately for since in dying.values())
 
     def _members(self) -> dict[int, list[int]]:
         """What adopted processes have left, by their groups: all of the group, and who left it if that is waited for.
@@ -169,7 +208,7 @@ class Leftovers:
                     found[group].append(pid)
             elif anywhere and session(pid) not in self._ours and may_signal(pid):
                 environment = environment_of(pid) or {}
-                mark = (environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_PROCESS", ""))
+                mark = mark_in(environment)
                 # Another manager on this machine may have a process of the same name; its notify socket is another.
                 if mark in anywhere and self._is_our_notify_socket(environment.get("NOTIFY_SOCKET", "")):
                     found[anywhere[mark]].append(pid)
@@ -197,10 +236,20 @@ class Leftovers:
             remains.timer.cancel()
         if remains.gone is not None:
             remains.gone()
+        if self._buried is not None:
+            self._buried.set_result(None)
+            self._buried = None
+
+    async def none_left_of(self, marks: Collection[Mark]) -> None:
+        """Wait until nothing is left of these processes."""
+        while any(remains.mark in marks for remains in (*self._remains, *self._new)):
+            if self._buried is None:
+                self._buried = self._loop.create_future()
+            await asyncio.shield(self._buried)
 
     def _kill(self, remains: Remains) -> None:
         remains.signal_group(SIGKILL)
-        for pid in self._members()[remains.group] if remains.adopted else self._strays().get(remains.mark, ()):
+        for pid in self._members()[remains.group] if remains.adopted else self._strays()[0].get(remains, ()):
             signal_stray(pid, SIGKILL)
         remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
         self.look()
@@ -245,6 +294,19 @@ class Leftovers:
                 finally:
                     os.close(pidfd)
                 os.waitpid(pid, os.WNOHANG)
+
+
+def mark_of(generation: Generation, index: int) -> Mark:
+    """What is in the environment of this process and its descendants."""
+    return generation.settings.name, str(generation.number), generation.slots[index].name
+
+
+def mark_in(environment: dict[str, str] | None) -> Mark | None:
+    """The mark in an environment; None: there is none."""
+    if not environment or "FCGIMGR_PROCESS" not in environment:
+        return None
+    pool, generation = environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_GENERATION", "")
+    return pool, generation, environment["FCGIMGR_PROCESS"]
 
 
 def signalled(group: int, number: int) -> bool:

@@ -74,7 +74,7 @@ class Place:
         if isinstance(self.address, UnixAddress):
             # Not getsockname(): a socket that was renamed goes on calling itself by the name it was bound to.
             path = self.listener.name.removeprefix("unix:")
-            return f"\0{path[1:]}" if path.startswith("@") else path
+            return f"\0{path[1:]}" if path.startswith("@") else self.listener.way or path
         name = self.bound
         if not isinstance(name, tuple) or name[0] not in ("::", "0.0.0.0"):
             return name
@@ -402,8 +402,9 @@ def _open(address: Address, settings: PoolSettings, owner: tuple[int, int] | Non
         case SystemdAddress(name):
             fds = inherited.get(name)
             if not fds:
+                came = ", ".join(other for other in inherited if not other.startswith("fd:")) or "none"
                 raise LinuxError(
-                    f"systemd:{name}: no socket of this name was passed to the manager; "
+                    f"systemd:{name}: no socket of this name was passed to the manager (passed: {came}); "
                     f"set FileDescriptorName={name} in the .socket unit that starts it"
                 )
             return Place(address, take_inherited(fds[0], backlog=backlog, name=str(address)))

@@ -69,6 +69,19 @@ class NotifySockets:
         """Whether a process with this $NOTIFY_SOCKET is of this manager, or of one that it has taken over from."""
         return path in self._sockets
 
+    def put_back(self) -> list[str]:
+        """Make those again whose file somebody has removed, under the same path: the paths of these. OSError."""
+        gone = [path for path in self._sockets if not path.startswith("@") and not os.path.lexists(path)]
+        for path in gone:
+            before = self._sockets[path]
+            receiver = bind_file(path, int(path.rpartition("-")[2].removesuffix(".sock")))
+            self._daemon.loop.add_reader(receiver, self._read, receiver)
+            self._sockets[path] = receiver
+            self._read(before)  # what was said to it before it had gone
+            self._daemon.loop.remove_reader(before)
+            before.close()
+        return gone
+
     @property
     def abstract(self) -> tuple[str, ...]:
         """The names of those that have no file."""

@@ -6,6 +6,8 @@ be forked is not waited for at all: core is told that there is one, and later ho
 
 from __future__ import annotations
 
+import errno
+import resource
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -53,7 +55,7 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
             begun[index] = begin(generation, index)
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
-            outcomes[index] = SpawnFailed(str(error))
+            outcomes[index] = SpawnFailed(why_not(error))
             generation.slots[index].spawned += 1
     children = start([each.order for each in begun.values()])
     for (index, each), child in zip(begun.items(), children, strict=True):
@@ -61,6 +63,14 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
     # Together, so that nobody can react to the first before core knows of the last.
     generation.feed(*(Happened(index, outcomes[index]) for index in due))
     generation.daemon.state_file.write()
+
+
+def why_not(error: LinuxError | OSError) -> str:
+    """In words."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"the manager has no file descriptor left of {most}; raise LimitNOFILE= (systemd) or ulimit -Hn"
+    return str(error)
 
 
 def begin(generation: Generation, index: int) -> Begun:

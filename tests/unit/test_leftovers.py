@@ -58,7 +58,7 @@ def family(*, member: bool) -> int:
 def generation(state: Any) -> Any:
     settings = SimpleNamespace(name="app", stopwaitsecs=0.2, stopsignal=int(signal.SIGTERM), stopasgroup=False)
     core = SimpleNamespace(processes=(state,))
-    return SimpleNamespace(settings=settings, core=core, slots=[SimpleNamespace(name="app_00")])
+    return SimpleNamespace(settings=settings, core=core, number=1, slots=[SimpleNamespace(name="app_00")])
 
 
 def bury(leftovers: Leftovers, leader: int, state: Any, gone: Callable[[], None]) -> None:
@@ -113,7 +113,7 @@ def test_a_number_that_is_another_process_by_now_is_not_signalled(loop: asyncio.
     try:
         eventually(lambda: os.getpgid(stranger) == stranger)
         remains = module.Remains(
-            stranger, ("app", "app_00"), signal.SIGTERM, told=False, deadline=0.0, gone=None, adopted=False
+            stranger, ("app", "1", "app_00"), signal.SIGTERM, told=False, deadline=0.0, gone=None, adopted=False
         )
         assert not remains.signal_group(signal.SIGKILL)
         assert procfs.state(stranger) != "Z"
