@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -139,6 +140,23 @@ def test_a_successor_that_lost_its_file_takes_nothing_over(path: str, stack: Exi
     assert answered_by(path, old)
 
 
+@pytest.mark.parametrize("anew", ["the file", "its directory"])
+def test_a_path_whose_file_was_removed_is_free_for_the_successor(anew: str, path: str, stack: ExitStack) -> None:
+    old = stack.enter_context(open_unix(path, backlog=8))
+    if anew == "the file":
+        os.unlink(path)
+    else:
+        shutil.rmtree(os.path.dirname(path))
+        os.mkdir(os.path.dirname(path))
+    new = stack.enter_context(old.beside(backlog=8))
+    assert not new.trade_places(old)
+    assert answered_by(path, new)
+    assert (new.path, old.path) == (path, None)
+    assert os.listdir(os.path.dirname(path)) == ["s"]
+    old.close()
+    assert answered_by(path, new)
+
+
 def test_places_that_were_traded_are_traded_back(path: str, stack: ExitStack) -> None:
     old = stack.enter_context(open_unix(path, backlog=8))
     new = stack.enter_context(old.beside(backlog=8))
@@ -158,7 +176,7 @@ def test_places_that_were_traded_are_traded_back(path: str, stack: ExitStack) ->
 def test_where_nothing_can_be_exchanged_it_is_renamed(
     code: int, path: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(one: str, other: str) -> None:
+    def refuse(one: str, other: str, *, in_directory: int, in_other: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcgimgr.linux.socketfile.exchange", refuse)
