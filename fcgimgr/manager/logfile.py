@@ -95,6 +95,15 @@ class LogFile(Target):
         self._resting = False
         self._outage.tell()
         return None
+    def open_to_read(self) -> int | None:
+        """A descriptor to read the very file that is written to, whatever its path leads to; None: there is none.
+
+        OSError: it may not be read.
+        """
+        if self._fd < 0 or not self._regular:
+            return None
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
 
     def close(self) -> None:
         """Close the file for good; lines written later are lost."""
@@ -215,7 +224,7 @@ class LogFile(Target):
         OSError: nothing has changed, and what was open stays open.
         """
         owner = (like.st_uid, like.st_gid) if like else self._owner
-        mode = stat.S_IMODE(like.st_mode) if like else None
+        mode = like.st_mode & 0o777 if like else None  # whatever the old one was: no setuid for what a child writes
         fd = open_in(directory, name, owner=owner, mode=mode, note=self._outage.note)
         found = os.fstat(fd)
         self._close_fd()
@@ -326,6 +335,10 @@ class Logs:
     def reopen_all(self) -> tuple[int, list[str]]:
         """Open all files anew, as after logrotate: (how many were, what is wrong with the others)."""
         problems = [problem for file in self._files.values() if (problem := file.reopen()) is not None]
+    def written_at(self, path: str) -> LogFile | None:
+        """The file at this path that is written to just now."""
+        return self._files.get(os.path.abspath(path))
+
         return len(self._files) - len(problems), problems
 
     def __len__(self) -> int:
