@@ -168,6 +168,12 @@ class Generation:
                 case core.Recycling(index, why):
                     self.daemon.journal.info(f"recycling: {why}", name=self.process_name(index))
                 case core.NotRecycled(indexes):
+                case core.PutOff(index, why):
+                    self.daemon.journal.warning(
+                        f"not recycled yet: {why}; new ones ask for it as soon as they have started, so it waits for "
+                        f"backoff_max ({self.settings.backoff_max:g} s)",
+                        name=self.process_name(index),
+                    )
                     names = ", ".join(map(self.process_name, indexes))
                     self.daemon.journal.warning(
                         f"a new process is no good: {names} not recycled; to be tried again", name=self.name
