@@ -491,7 +491,7 @@ class Generation:
             self.daemon.loop,
             fd,
             target,
-            process=f"{self.name}:{plan.name}",
+            process=process,
             stream=stream,
             timestamps=settings.log_timestamps,
             format=settings.log_format,
@@ -504,6 +504,7 @@ class Generation:
         if slot.forked is not None:  # its last word may tell why
             hear_of_program(self.daemon.loop, slot, partial(self.happened, index))
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
+        process = f"{self.name}:{plan.name}"
             self.feed(core.Happened(index, Died(exit)))
             return
         slot.exit = exit
@@ -512,6 +513,7 @@ class Generation:
         slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
             self._log_death(index, pid, exit, in_hand)
+            label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
         self.feed(core.Happened(index, Died(exit)))
 
     def _log_kill(self, index: int, pid: int, before: State, in_hand: str) -> None:

@@ -321,6 +321,10 @@ class Logs:
             file.limit(maxbytes, backups)
         self._users[path] = self._users.get(path, 0) + 1
         return file
+    def is_own(self, target: Target) -> bool:
+        """Whether this is the manager's own log."""
+        return target is self._own
+
 
     def release(self, target: Target) -> None:
         """One user less; the file is closed with its last."""

@@ -41,9 +41,9 @@ _read_into = [_view[LINE_LIMIT:]]
 class Pump:
     """Reads `fd` (non-blocking, its own from now on) whenever there is something, and writes to `target`.
 
-    `process` and `stream` are named in JSON; `label` is put before each line otherwise. `clock`: nanoseconds since
-    1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has closed
-    itself; it is not called by `close`.
+    `process` and `stream` are named in JSON; `label` is put before each line otherwise (lines.py). `clock`: nanoseconds
+    since 1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has
+    closed itself; it is not called by `close`.
     """
 
     __slots__ = (
@@ -70,7 +70,13 @@ class Pump:
         self._fd = fd
         self._target = target
         self._dress = dress(
-            timestamps=timestamps, line_format=format, process=process, stream=stream, label=label, clock=clock
+            timestamps=timestamps,
+            line_format=format,
+            process=process,
+            stream=stream,
+            label=label,
+            clock=clock,
+            on_terminal=target.is_terminal,
         )
         self._on_eof = on_eof
         self._release = release
