@@ -430,6 +430,11 @@ class Generation:
         for path in requestlogs.files(plan):
             for problem in requestlogs.create(path, recipes.account):  # it serves without
                 self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
+    def set_pumps_aside(self, index: int) -> None:
+        """Make room for the pipes of the next process."""
+        if told := self.slots[index].set_pumps_aside():
+            self.daemon.journal.warning(told, name=self.process_name(index))
+
         return recipes.recipe(plan), plan
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
@@ -466,7 +471,7 @@ class Generation:
 
     def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
         """The zygote has forked the process that is Spawning."""
-        self.slots[index].set_pumps_aside()
+        self.set_pumps_aside(index)
         self.take_in(index, pid, self._recipes().plan(index), pipes, board)
         self.happened(index, Spawned(pid))
         self.daemon.state_file.write()
@@ -475,7 +480,7 @@ class Generation:
         """The zygote could not fork the process that is Spawning; `words`: its own last, if that explains it."""
         slot = self.slots[index]
         slot.spawned += 1
-        slot.set_pumps_aside()
+        self.set_pumps_aside(index)
         if words is not None:
             slot.old_stdout = slot.old_stderr = words
         self.happened(index, SpawnFailed(why))

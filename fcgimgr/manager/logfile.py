@@ -18,12 +18,11 @@ from collections.abc import Callable
 
 from fcgimgr.linux.directories import directory_of
 from fcgimgr.manager.openlog import open_in, open_reason
-from fcgimgr.manager.target import Discard, Outage, Report, Target, reason, write_some
+from fcgimgr.manager.target import NOWHERE, Outage, Report, Target, reason, write_some
 
 RETRY = 1.0  # seconds between two looks at a trouble, and at whether the file is still there
 OVERRUN = 1024 * 1024  # bytes that an unfinished line may carry a file beyond its maxbytes
 
-NOWHERE = Discard()
 # Symbolic links, which a log file does not follow; but configurations of containers name them.
 DEVICES = {"/dev/stdout": 1, "/dev/stderr": 2}
 
@@ -95,6 +94,7 @@ class LogFile(Target):
         self._resting = False
         self._outage.tell()
         return None
+
     def open_to_read(self) -> int | None:
         """A descriptor to read the very file that is written to, whatever its path leads to; None: there is none.
 
@@ -103,7 +103,6 @@ class LogFile(Target):
         if self._fd < 0 or not self._regular:
             return None
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
-
 
     def close(self) -> None:
         """Close the file for good; lines written later are lost."""
@@ -321,10 +320,10 @@ class Logs:
             file.limit(maxbytes, backups)
         self._users[path] = self._users.get(path, 0) + 1
         return file
+
     def is_own(self, target: Target) -> bool:
         """Whether this is the manager's own log."""
         return target is self._own
-
 
     def release(self, target: Target) -> None:
         """One user less; the file is closed with its last."""
@@ -336,13 +335,13 @@ class Logs:
             del self._users[path], self._files[path]
             target.close()
 
-    def reopen_all(self) -> tuple[int, list[str]]:
-        """Open all files anew, as after logrotate: (how many were, what is wrong with the others)."""
-        problems = [problem for file in self._files.values() if (problem := file.reopen()) is not None]
     def written_at(self, path: str) -> LogFile | None:
         """The file at this path that is written to just now."""
         return self._files.get(os.path.abspath(path))
 
+    def reopen_all(self) -> tuple[int, list[str]]:
+        """Open all files anew, as after logrotate: (how many were, what is wrong with the others)."""
+        problems = [problem for file in self._files.values() if (problem := file.reopen()) is not None]
         return len(self._files) - len(problems), problems
 
     def __len__(self) -> int:

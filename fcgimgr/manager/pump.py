@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fcgimgr.manager.lines import LineFormat, Timestamps, dress
-from fcgimgr.manager.target import Target
+from fcgimgr.manager.target import NOWHERE, Target
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -141,6 +141,18 @@ class Pump:
                 return False
             limit -= size
         return self._fd >= 0
+
+    def drop(self) -> None:
+        """Go on reading, so that nobody has to wait who writes, and keep nothing of it."""
+        if self._fd < 0 or self._target is NOWHERE:
+            return
+        if self._begun or self._inside_line:
+            last, self._begun = self._begun + b"\n", b""
+            self._hand_on(last)
+        if self._release:
+            self._release(self._target)
+        self._target = NOWHERE
+        self._resume()
 
     def close(self) -> None:
         """Hand on what is there of an unfinished line and let go of the pipe and the target; the tail stays."""

@@ -42,6 +42,9 @@ class Discard(Target):
         """Take `chunk` and forget it."""
 
 
+NOWHERE = Discard()
+
+
 class Outage:
     """A time in which something does not work: its beginning and its end are each told once.
 

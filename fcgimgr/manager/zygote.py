@@ -217,7 +217,8 @@ class Zygote:
 
     def _spawn(self) -> Spawned | SpawnFailed:
         slot = self.slot
-        slot.set_pumps_aside()
+        if told := slot.set_pumps_aside():
+            self._daemon.journal.warning(told, name=self.name)
         try:
             recipe, plan = self.generation.prepare_zygote()
             pipes = Pipes(self.settings)
