@@ -38,6 +38,7 @@ from fcgimgr.core.process import (
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager import requestlogs
@@ -155,7 +156,7 @@ class Generation:
                     self.daemon.spawn_soon(self, index)
                 case core.SignalProcess(index, pid, signal, group):
                     in_hand = self.slots[index].in_hand(self.daemon.loop.time()) if signal == SIGKILL else ""
-                    if self._signal(pid, signal, group) and signal == SIGKILL:
+                    if self._signal(index, pid, signal, group) and signal == SIGKILL:
                         self._log_kill(index, pid, before.processes[index], in_hand)
                 case core.Open():
                     self._inbox.append(self._open())
@@ -167,26 +168,36 @@ class Generation:
                     self._forget(index)
                 case core.Recycling(index, why):
                     self.daemon.journal.info(f"recycling: {why}", name=self.process_name(index))
-                case core.NotRecycled(indexes):
                 case core.PutOff(index, why):
                     self.daemon.journal.warning(
                         f"not recycled yet: {why}; new ones ask for it as soon as they have started, so it waits for "
                         f"backoff_max ({self.settings.backoff_max:g} s)",
                         name=self.process_name(index),
                     )
+                case core.NotRecycled(indexes):
                     names = ", ".join(map(self.process_name, indexes))
                     self.daemon.journal.warning(
                         f"a new process is no good: {names} not recycled; to be tried again", name=self.name
                     )
 
-    def _signal(self, pid: int, signal: int, group: bool) -> bool:
+    def is_there(self, index: int, pid: int) -> bool:
+        """Whether this process has not been reaped. One that is Stopping has its pid until nothing of it is left, and
+        by then that may be another's number.
+        """
+        return self.daemon.children.get(pid) == (self, index)
+
+    def signal(self, index: int, pid: int, number: int, *, group: bool = False) -> bool:
+        """Send it a signal, or its group; False: it has ended. LinuxError: not permitted."""
+        return self.is_there(index, pid) and self.daemon.signalling.send(pid, number, group=group)
+
+    def _signal(self, index: int, pid: int, signal: int, group: bool) -> bool:
         """Whether it was there to hear it."""
-        if pid not in self.daemon.children:  # dead and reaped: its number may be another's by now
+        if not self.is_there(index, pid):
             if signal == SIGKILL:
                 self.daemon.leftovers.kill(pid)
             return False
         try:
-            return self.daemon.signal(pid, signal, group)
+            return self.signal(index, pid, signal, group=group)
         except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here
             self.daemon.journal.error(str(error), name=self.name)
             return False
@@ -407,6 +418,7 @@ class Generation:
         """The process is there: read what it writes, and hear of its death."""
         self.listen_to(self.slots[index], plan, pipes, board)
         self.daemon.children[pid] = (self, index)
+        self.daemon.signalling.hold(PidFd(pid))  # it is not reaped before the loop turns
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
 
     def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes, board: Board | None = None) -> None:
@@ -417,6 +429,11 @@ class Generation:
         if pipes.from_stderr is not None:
             stderr = self._pump(pipes.from_stderr, plan, "stderr", plan.stderr_logfile)
         slot.begin(self.daemon.loop.time(), stdout, stderr, board)
+
+    def set_pumps_aside(self, index: int) -> None:
+        """Make room for the pipes of the next process."""
+        if told := self.slots[index].set_pumps_aside():
+            self.daemon.journal.warning(told, name=self.process_name(index))
 
     def new_board(self) -> Board | None:
         """For the next process, if it is of a kind to have one. LinuxError."""
@@ -430,11 +447,6 @@ class Generation:
         for path in requestlogs.files(plan):
             for problem in requestlogs.create(path, recipes.account):  # it serves without
                 self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
-    def set_pumps_aside(self, index: int) -> None:
-        """Make room for the pipes of the next process."""
-        if told := self.slots[index].set_pumps_aside():
-            self.daemon.journal.warning(told, name=self.process_name(index))
-
         return recipes.recipe(plan), plan
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
@@ -492,6 +504,7 @@ class Generation:
             maxbytes=getattr(settings, f"{stream}_logfile_maxbytes"),
             backups=getattr(settings, f"{stream}_logfile_backups"),
         )
+        process = f"{self.name}:{plan.name}"
         return Pump(
             self.daemon.loop,
             fd,
@@ -500,6 +513,7 @@ class Generation:
             stream=stream,
             timestamps=settings.log_timestamps,
             format=settings.log_format,
+            label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
             release=self.daemon.logs.release,
         )
 
@@ -509,7 +523,6 @@ class Generation:
         if slot.forked is not None:  # its last word may tell why
             hear_of_program(self.daemon.loop, slot, partial(self.happened, index))
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
-        process = f"{self.name}:{plan.name}"
             self.feed(core.Happened(index, Died(exit)))
             return
         slot.exit = exit
@@ -518,7 +531,6 @@ class Generation:
         slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
             self._log_death(index, pid, exit, in_hand)
-            label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
         self.feed(core.Happened(index, Died(exit)))
 
     def _log_kill(self, index: int, pid: int, before: State, in_hand: str) -> None:

@@ -15,13 +15,13 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import SIGKILL, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.processes import signal_group, signal_process
 from fcgimgr.linux.procfs import children, environ_has, environment_of, pids, session
 from fcgimgr.linux.procfs import state as state_of
 
@@ -35,14 +35,18 @@ STRAYS_DIE_WITHIN: Final = 1.0
 class Remains:
     """What is left of one process. `gone`: to be called when nothing is; None when nobody waits for that."""
 
-    __slots__ = ("adopted", "asked", "deadline", "empty", "gone", "group", "mark", "stopsignal", "timer", "told")
+    __slots__ = (
+        "asked", "deadline", "empty", "gone", "group", "leader", "mark", "stopsignal", "timer", "told",
+    )  # fmt: skip
 
     def __init__(
-        self, group: int, mark: tuple[str, str], stopsignal: int, *, told: bool, deadline: float,
-        gone: Callable[[], None] | None, adopted: bool,
+        self, group: int, leader: PidFd | None, mark: tuple[str, str], stopsignal: int, *, told: bool, deadline: float,
+        gone: Callable[[], None] | None,
     ) -> None:  # fmt: skip
         self.group = group
-        self.adopted = adopted  # another manager's child: what it has left is not ours to reap either
+        # By it the group is signalled, whoever has its number by now. None: it was another manager's child, and what it
+        # has left is not ours to reap either.
+        self.leader = leader
         self.mark = mark
         self.stopsignal = stopsignal
         self.told = told  # the whole group got the stopsignal together with its leader
@@ -53,11 +57,10 @@ class Remains:
         self.empty = False
 
     def signal_group(self, number: int) -> bool:
-        """Signal what is left of the group; False if there is nobody, and then never again: its number is free."""
-        if self.adopted:  # it was reaped by others: the number of its group may be anybody's by now
+        """Signal what is left of the group; False if there is nobody, and then never again."""
+        if self.leader is None:  # its members are told one by one: all of them have to be known anyway
             return True
-        # Its leader was reaped. If there is a process of that number, it is another: it came when the group was empty.
-        self.empty = self.empty or state_of(self.group) is not None or not signalled(self.group, number)
+        self.empty = self.empty or not signalled(self.leader, number)
         return not self.empty
 
 
@@ -79,9 +82,9 @@ class Leftovers:
         return bool(self._remains or self._new)
 
     def leader_died(
-        self, pid: int, generation: Generation, index: int, told_of: Callable[[], None], *, adopted: bool = False
+        self, pid: int, leader: PidFd | None, generation: Generation, index: int, told_of: Callable[[], None]
     ) -> None:
-        """The leader of group `pid` is dead but not reaped yet, so its number is still its own; or it was `adopted`.
+        """The leader of group `pid` is dead, and not reaped yet; None: it was adopted. Takes `leader` over.
 
         `told_of` is called when its death is to be told: now, but of one that was to stop when all of it has gone.
         """
@@ -92,13 +95,12 @@ class Leftovers:
             told, gone = settings.stopasgroup, told_of
             deadline = self._loop.time() if state.killed else state.due
         mark = (settings.name, generation.slots[index].name)
-        remains = Remains(pid, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone, adopted=adopted)
-        if not adopted:
-            # Now, and not when it is reaped: its number is the group's for certain only as long as it is a zombie.
+        remains = Remains(pid, leader, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone)
+        if leader is not None:
             if deadline <= self._loop.time():
-                signalled(pid, SIGKILL)
+                signalled(leader, SIGKILL)
             elif not told:
-                signalled(pid, settings.stopsignal)
+                signalled(leader, settings.stopsignal)
         self._new.append(remains)
         if gone is None:
             told_of()
@@ -110,9 +112,8 @@ class Leftovers:
         strays = self._strays()
         members = self._members()
         for remains in tuple(self._remains):
-            if remains.adopted:
+            if remains.leader is None:
                 left = members[remains.group]
-                self._watch(left)
                 if not left:
                     self._bury(remains)
                     continue
@@ -126,7 +127,8 @@ class Leftovers:
                     continue
             for pid in set(left) - remains.asked:
                 remains.asked.add(pid)
-                signal_stray(pid, remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL)
+                number = remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL
+                self._signal(remains, pid, number)
             if remains.timer is None:
                 remains.timer = self._loop.call_at(remains.deadline, self._kill, remains)
         if not self._remains and self._when_gone is not None:
@@ -156,34 +158,47 @@ class Leftovers:
         They are no children of ours, so all of /proc is searched, once for all of them. The number of a group is not
         given to another process while the group has members; so if there is such a process again, it has none.
         """
-        adopted = [remains for remains in self._remains if remains.adopted]
+        adopted = [remains for remains in self._remains if remains.leader is None]
         found: dict[int, list[int]] = {remains.group: [] for remains in adopted}
         whole = {group for group in found if not is_alive(group)}
         anywhere = {remains.mark: remains.group for remains in adopted if remains.gone is not None}
         for pid in pids() if adopted else ():
-            if pid in self._ours:
-                continue
-            group = group_of(pid)
-            if group in whole:
-                if pid != group and is_alive(pid):  # else it is the number again, taken since
+            if self._is_of(pid, whole, anywhere) is not None:
+                self._watch(pid)
+                group = self._is_of(pid, whole, anywhere)  # once more: what is true now is true of what is watched
+                if group is not None:
                     found[group].append(pid)
-            elif anywhere and session(pid) not in self._ours and may_signal(pid):
-                environment = environment_of(pid) or {}
-                mark = (environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_PROCESS", ""))
-                # Another manager on this machine may have a process of the same name; its notify socket is another.
-                if mark in anywhere and self._is_our_notify_socket(environment.get("NOTIFY_SOCKET", "")):
-                    found[anywhere[mark]].append(pid)
         return found
 
-    def _watch(self, pids: Iterable[int]) -> None:
-        """Look again when one of these ends."""
-        for pid in set(pids) - self._watched.keys():
-            try:
+    def _is_of(self, pid: int, whole: Container[int], anywhere: Mapping[tuple[str, str], int]) -> int | None:
+        """Of which of these groups a process is, or was: `whole`, and those that it may have left, by their mark."""
+        if pid in self._ours:
+            return None
+        group = group_of(pid)
+        if group in whole:
+            return group if pid != group and is_alive(pid) else None  # else it is the number again, taken since
+        if anywhere and session(pid) not in self._ours and may_signal(pid):
+            environment = environment_of(pid) or {}
+            mark = (environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_PROCESS", ""))
+            # Another manager on this machine may have a process of the same name; its notify socket is another.
+            if mark in anywhere and self._is_our_notify_socket(environment.get("NOTIFY_SOCKET", "")):
+                return anywhere[mark]
+        return None
+
+    def _watch(self, pid: int) -> None:
+        """Look again when it ends, and signal it by its descriptor."""
+        if pid not in self._watched:
+            with suppress(LinuxError):  # it has ended since; or no descriptor is left, and then it has to wait
                 self._watched[pid] = PidFd(pid)
-            except LinuxError:  # it has ended since
-                self._loop.call_soon(self.look)
-            else:
                 self._loop.add_reader(self._watched[pid], self._watched_ended, pid)
+
+    def _signal(self, remains: Remains, pid: int, number: int) -> None:
+        """Signal a child of ours, or one that is watched, if it may be signalled (a setuid program may not)."""
+        if remains.leader is not None:
+            signal_stray(pid, number)
+        elif pid in self._watched:
+            with suppress(LinuxError):
+                self._watched[pid].signal(number)
 
     def _watched_ended(self, pid: int) -> None:
         pidfd = self._watched.pop(pid)
@@ -193,6 +208,8 @@ class Leftovers:
 
     def _bury(self, remains: Remains) -> None:
         self._remains.remove(remains)
+        if remains.leader is not None:
+            remains.leader.close()
         if remains.timer is not None:
             remains.timer.cancel()
         if remains.gone is not None:
@@ -200,8 +217,8 @@ class Leftovers:
 
     def _kill(self, remains: Remains) -> None:
         remains.signal_group(SIGKILL)
-        for pid in self._members()[remains.group] if remains.adopted else self._strays().get(remains.mark, ()):
-            signal_stray(pid, SIGKILL)
+        for pid in self._members()[remains.group] if remains.leader is None else self._strays().get(remains.mark, ()):
+            self._signal(remains, pid, SIGKILL)
         remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
         self.look()
 
@@ -239,18 +256,15 @@ class Leftovers:
                 return
             for pid in strays:
                 signal_stray(pid, SIGKILL)
-                pidfd = os.pidfd_open(pid)
-                try:
-                    select.select([pidfd], [], [], STRAYS_DIE_WITHIN)
-                finally:
-                    os.close(pidfd)
+                with PidFd(pid) as process:
+                    select.select([process], [], [], STRAYS_DIE_WITHIN)
                 os.waitpid(pid, os.WNOHANG)
 
 
-def signalled(group: int, number: int) -> bool:
+def signalled(leader: PidFd, number: int) -> bool:
     """Signal what is left of a group; False if there is nobody, or nobody whom we may signal (a setuid program)."""
     try:
-        return signal_group(group, number)
+        return leader.signal_group(number)
     except LinuxError:
         return False
 
@@ -262,7 +276,8 @@ def is_alive(pid: int) -> bool:
 def may_signal(pid: int) -> bool:
     """Whether it may be signalled: another user's process is no concern of an ordinary user's manager."""
     try:
-        return signal_process(pid, 0) if pid > 1 else False
+        with PidFd(pid) as process:
+            return pid > 1 and process.signal(0)
     except LinuxError:
         return False
 
@@ -276,7 +291,5 @@ def group_of(pid: int) -> int | None:
 
 def signal_stray(pid: int, number: int) -> None:
     """Signal a child of ours, if it may be signalled (a setuid program may not)."""
-    try:
-        signal_process(pid, number)
-    except LinuxError:
-        return
+    with suppress(LinuxError), PidFd(pid) as process:  # the number is its own until we reap it
+        process.signal(number)
