@@ -42,7 +42,7 @@ def hang_up(
     not there.
     """
     with borrowed(process, fd) as ours:
-        if is_of(ours.getsockname(), names) and may_wait(_unread(ours)):
+        if is_of(ours.getsockname(), names) and may_wait(unread(ours)):
             with suppress(OSError):  # the client was quicker
                 ours.shutdown(socket.SHUT_RDWR)
             return True
@@ -69,7 +69,7 @@ class Last:
 
     def is_possible(self, may_wait: Callable[[bytes], bool]) -> bool:
         """Whether nothing else waits to be read there."""
-        return may_wait(_unread(self._socket))
+        return may_wait(unread(self._socket))
 
     @property
     def is_unix(self) -> bool:
@@ -93,10 +93,8 @@ class Last:
         if len(last) > _MOST:
             return None
         count = None
-        with suppress(OSError), _Urgent():
-            count = self._socket.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            if count == len(last):
-                self._socket.shutdown(socket.SHUT_WR)
+        with suppress(OSError):
+            count = end_with(self._socket, last)
         self._socket.close()
         return count
 
@@ -111,6 +109,17 @@ class Last:
             with suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         self._socket.close()
+
+
+def end_with(connection: socket.socket, last: bytes) -> int:
+    """Send this now and close for writing with it; how much could be sent, and closed it is if that is all. OSError."""
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    with _Urgent():
+        count = connection.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if count == len(last):
+            connection.shutdown(socket.SHUT_WR)
+    return count
 
 
 class _Urgent:
@@ -146,7 +155,8 @@ def is_of(local: SocketName, listeners: Iterable[SocketName]) -> bool:
     )
 
 
-def _unread(connection: socket.socket) -> bytes:
+def unread(connection: socket.socket) -> bytes:
+    """The first few bytes that wait to be read there."""
     try:
         return connection.recv(_FEW, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:  # nothing; or the client has broken it off

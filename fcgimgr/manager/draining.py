@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 # Seconds between two looks, growing from the first to the second.
 SHORTEST: Final = 0.002
 LONGEST: Final = 0.05
+# Seconds after which a queue that is still not empty is passed on (passing.py).
+LATE: Final = 0.5
 # Looks in a row at a process that goes from connection to connection, and seconds between two rows.
 IN_A_ROW: Final = 8
 BETWEEN_ROWS: Final = 0.003
@@ -99,6 +101,7 @@ class Looks:
             self._gating.let_in()
         if generation.core.draining is not None:
             if not self._nothing_can_come():
+                self._pass_on_if_late(generation.core.draining)
                 if generation.listening is not None and not is_ours(generation.settings):
                     self._hang_up_idle_ones(generation.listening)
                 self._settle_gates()
@@ -129,6 +132,12 @@ class Looks:
         if self._handshakes:
             self._handshakes &= handshakes(listening.names) or set()
         return not self._handshakes and listening.queue_is_empty()
+
+    def _pass_on_if_late(self, due: float) -> None:
+        """Where they do not come to their queue, those that serve now shall; due: when they have to end."""
+        generation, within = self._generation, self._generation.settings.stopwaitsecs
+        if generation.core.left and self._daemon.loop.time() >= due - within + min(LATE, within / 2):
+            generation.pool.pass_on(generation.number)
 
     def _is_shared(self, listening: Listening) -> bool:
         """Whether new connections still come, for the processes that do not retire."""

@@ -41,7 +41,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.recipes import Recipe
-from fcgimgr.manager import requestlogs
+from fcgimgr.manager import losses, requestlogs
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
@@ -83,6 +83,9 @@ class Generation:
         self.max_rss_in_vain: int | None = None  # the max_rss of which it was said that it is less than a new one uses
         self.pings: set[socket.socket] = set()  # the connections of pings that are under way
         self.pinged: deque[int] = deque(maxlen=1024)  # the other ends of pings, as inodes
+        self.has_served = True  # False: no client has ever been led to it
+        self.blind = False  # its processes may not be looked at (manager/taking.py)
+        self.lost = 0  # connections of clients, since it was to leave
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None
@@ -103,9 +106,10 @@ class Generation:
 
     @property
     def down(self) -> bool:
-        """Whether none of its processes lives."""
+        """Whether none of its processes lives, and nobody who has come to it is still served by another generation."""
         zygote = self.zygote is not None and self.zygote.state.pid is not None
-        return not zygote and all(state.pid is None for state in self.core.processes)
+        lives = zygote or any(state.pid is not None for state in self.core.processes)
+        return not lives and not self.daemon.passing.carries(self)
 
     def process_name(self, index: int) -> str:
         """`app:app_00`"""
@@ -155,7 +159,9 @@ class Generation:
                 case core.SpawnProcess(index):
                     self.daemon.spawn_soon(self, index)
                 case core.SignalProcess(index, pid, signal, group):
-                    in_hand = self.slots[index].in_hand(self.daemon.loop.time()) if signal == SIGKILL else ""
+                    if losses.may_be(before.processes[index], event, signal):
+                        losses.count(self, index, pid)
+                    in_hand = losses.in_hand(self, index) if signal == SIGKILL else ""
                     if self._signal(index, pid, signal, group) and signal == SIGKILL:
                         self._log_kill(index, pid, before.processes[index], in_hand)
                 case core.Open():
@@ -163,6 +169,8 @@ class Generation:
                 case core.Refuse():
                     self._refuse()
                 case core.Close():
+                    for change in changed:  # with its listener closed, the one before could not take its place any more
+                        self.pool.watch(self, change)
                     self._close()
                 case core.Forget(index):
                     self._forget(index)
@@ -386,6 +394,8 @@ class Generation:
             self.listening = None
             return
         self.daemon.fd_store.let_go(self.listening)
+        self.daemon.passing.end(self)
+        losses.closing(self)
         try:
             self.listening.close()
         except LinuxError as error:  # its directory may not be written to any more; the socket is closed all the same
@@ -525,8 +535,13 @@ class Generation:
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
             self.feed(core.Happened(index, Died(exit)))
             return
+        expected = exit.code in self.settings.exitcodes
+        if self.blind and expected and self.listening is not None and self.listening.has_accepted():
+            # Whether it has served is to be known before it is decided what its end means.
+            self.feed(core.Accepted(blind=True))
         slot.exit = exit
-        in_hand = slot.in_hand(self.daemon.loop.time())
+        in_hand = losses.in_hand(self, index)
+        losses.died(self, index, exit)
         slot.let_go_of_board()
         slot.hear_last_words()
         if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
@@ -544,7 +559,7 @@ class Generation:
     def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
         state = self.core.processes[index]
         if state.name == "STOPPING" and (
-            exit.signal != SIGKILL
+            (exit.signal != SIGKILL and not self.slots[index].at_risk)
             or self.settings.stopsignal == SIGKILL
             or (isinstance(state, Stopping) and state.killed)  # said when it was
         ):

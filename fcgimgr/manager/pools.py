@@ -18,6 +18,7 @@ from fcgimgr.core import pool as core
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.manager import losses
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
 from fcgimgr.manager.pinging import starting
@@ -29,15 +30,23 @@ if TYPE_CHECKING:
 class Verdict:
     """How a reload ended: `ok` or not, why, and with a failed process its name and last words.
 
-    `known`: False, it is not known how it will end.
+    `known`: False, it is not known how it will end; `switched`: the new processes serve, though it is not `ok`.
     """
 
-    __slots__ = ("known", "lines", "ok", "process", "why")
+    __slots__ = ("known", "lines", "ok", "process", "switched", "why")
 
     def __init__(
-        self, ok: bool, why: str = "", process: str = "", lines: tuple[str, ...] = (), *, known: bool = True
+        self,
+        ok: bool,
+        why: str = "",
+        process: str = "",
+        lines: tuple[str, ...] = (),
+        *,
+        known: bool = True,
+        switched: bool = False,
     ) -> None:
         self.ok = ok
+        self.switched = switched
         self.known = known
         self.why = why
         self.process = process
@@ -217,12 +226,20 @@ class Pool:
         old.feed(core_generation.Return())
         if old.settings.numprocs == generation.settings.numprocs:
             old.feed(core_generation.Scale(generation.core.wanted))
-        self.daemon.passing.pass_on(generation, self._listening(number))
+        self.daemon.passing.end(old)
+        self._abandon_addresses(number)
+        self.pass_on(bad)
         generation.feed(core_generation.Leave())
         self.daemon.state_file.all_changed()
         verdict = self._until_gone.pop(number, None)
         if verdict is not None and not verdict.done():
             verdict.set_result(Verdict(False, why, process, lines))
+
+    def pass_on(self, number: int) -> None:
+        """What waits in the queue of this generation is for the one that serves, if it does."""
+        to = self.serving.listening
+        if to is not None and not self.serving.core.refusing:
+            self.daemon.passing.pass_on(self.generations[number], to)
 
     def _tell(self, number: int, what: str, *, error: bool = False) -> None:
         log = self.daemon.journal.error if error else self.daemon.journal.info
@@ -262,6 +279,7 @@ class Pool:
         self.daemon.canaries.forget(generation)
         self.discarded = f"generation {number} was discarded: {why}"
         self._tell(number, f"is discarded: {why}", error=True)
+        generation.has_served = served
         generation.feed(core_generation.Leave(served=served))
         self._decide(Verdict(False, why, process, lines))
 
@@ -316,8 +334,7 @@ class Pool:
     def process_changed(self, generation: Generation, change: core_generation.Changed) -> None:
         """A process of one generation went into another state."""
         self.daemon.process_changed(generation, change.index)
-        if self.core.watch is not None and self.core.serving == generation.number:
-            self._watch(generation, change)
+        self.watch(generation, change)
         if self.core.coming is None or self.core.coming.number != generation.number:
             return
         if isinstance(change.after, Backoff | Fatal | Exited) or (
@@ -328,9 +345,10 @@ class Pool:
             why = describe(change.after) or str(generation.slots[change.index].exit)
             self.feed(core.Failed(generation.number, f"{generation.process_name(change.index)}: {why}"))
 
-    def _watch(self, generation: Generation, change: core_generation.Changed) -> None:
+    def watch(self, generation: Generation, change: core_generation.Changed) -> None:
         """Whether a process of what serves since a moment ago was lost, and the generation before could serve again."""
-        assert self.core.watch is not None
+        if self.core.watch is None or self.core.serving != generation.number:
+            return
         exit = generation.slots[change.index].exit
         respawned = isinstance(change.before, Running) and isinstance(change.after, Spawning)
         unexpected = exit is None or exit.code not in generation.settings.exitcodes
@@ -353,14 +371,14 @@ class Pool:
         self._switch_if_ready()
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
-                self.daemon.passing.end(self.generations[number])
-                self.generations.pop(number).end()
+                left = self.generations.pop(number)
+                left.end()
                 self.daemon.state_file.all_changed()
                 self.daemon.journal.info("a generation has left", name=self.name, generation=number)
                 self.feed(core.Gone(number))
                 verdict = self._until_gone.pop(number, None)
                 if verdict is not None and not verdict.done():
-                    verdict.set_result(Verdict(True))
+                    verdict.set_result(self._verdict_on_leaving(left))
         before, self.state = self.state, self.serving.state
         if self.state is before:
             return False
@@ -368,6 +386,13 @@ class Pool:
             self.daemon.journal.error(f"FATAL: {fault}; {self.serving.advice(self.name)}", name=self.name)
         self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.serving.core.fault)
         return True
+
+    def _verdict_on_leaving(self, left: Generation) -> Verdict:
+        if not left.lost:
+            return Verdict(True)
+        lost = losses.connections(left.lost)
+        why = f"generation {self.core.serving} serves, but {lost} of generation {left.number} lost: see the log"
+        return Verdict(False, why, switched=True)
 
     def _switch_if_ready(self) -> None:
         coming = self.core.coming

@@ -29,10 +29,9 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "board", "born", "exit", "followers", "forked", "fresh_rss", "has_told_of_lingering", "lingering",
-        "name", "old_stderr",
-        "old_stdout", "pipes",
-        "requests", "spawned", "started", "status_text", "stderr", "stdout", "timer",
+        "armed", "at_risk", "board", "born", "exit", "followers", "forked", "fresh_rss", "has_told_of_lingering",
+        "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests", "spawned", "started", "status_text",
+        "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -44,6 +43,7 @@ class Slot:
         self.fresh_rss: int | None = None  # bytes of memory when it was ready; None: not known
         self.spawned = 0  # how often; with those that could not be
         self.exit: Exit | None = None
+        self.at_risk = 0  # connections that its process had in hand when it was told to end all the same
         self.forked: Forked | None = None  # while its process has not come to its program
         self.requests: int | None = None
         self.status_text: str | None = None
@@ -61,6 +61,7 @@ class Slot:
         """A new process writes to these pipes, and to this board."""
         self.started = now
         self.spawned += 1
+        self.at_risk = 0
         self.born = self.fresh_rss = None
         self.requests = self.status_text = None
         self.let_go_of_board()

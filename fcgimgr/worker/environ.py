@@ -3,7 +3,8 @@
     promised = promises(threads=16)
     environ = template(promised).copy()
     environ.update(parameters)
-    finish(environ, promised)
+    environ.update(promised)  # once more: what the server says of itself is not the web server's to say
+    finish(environ)
     environ["wsgi.input"] = ...
 
 **Where the application is mounted** is for the web server to say: SCRIPT_NAME is the mount, PATH_INFO the path below
@@ -73,9 +74,8 @@ def template(promised: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def finish(environ: dict[str, Any], promised: Mapping[str, Any]) -> None:
+def finish(environ: dict[str, Any]) -> None:
     """What is left to do before these parameters are a WSGI environ."""
-    environ.update(promised)  # once more: what the server says of itself is not the web server's to say
     if "HTTPS" in environ and environ["HTTPS"] in ("on", "1"):
         environ["wsgi.url_scheme"] = "https"
     # A web server repeats these two as headers of the client's; PEP 3333 has them without HTTP_ alone.

@@ -146,7 +146,8 @@ class _Request(fcgi_base.Request):  # type: ignore[misc]  # flup has no types
         environ = server.environ.copy()
         joined = self.parameters.joined()
         decode_parameters(joined, 0, len(joined), environ)
-        finish(environ, server.promised)
+        environ.update(server.promised)
+        finish(environ)
         if self.flags & KEEP_CONNECTION:
             connection.parting = parting_from(environ.get("SERVER_SOFTWARE", ""))
         body = Body(self._more)

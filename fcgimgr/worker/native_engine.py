@@ -211,6 +211,8 @@ class _Connection:
                 environ = self._engine.environ.copy()
                 flags = read_whole(incoming, environ)
                 if flags is not None:
+                    if b"wsgi." in incoming:  # a look costs less than the update
+                        environ.update(self._engine.promised)
                     self._keep = bool(flags & KEEP_CONNECTION)
                     return self._serve_whole(environ)
                 self._arrival = Arrival(self._engine.values)
@@ -304,6 +306,7 @@ class _Connection:
         """Whether the connection goes on, or lingers."""
         self._keep = arrival.keep
         self._waited = 0.0
+        environ.update(self._engine.promised)
         if arrival.body_ended:
             whole = self._answer(environ, arrival.request_id, io.BytesIO(b"".join(arrival.body)))
         else:
@@ -404,7 +407,7 @@ class _Connection:
             return False
         self.gone = False  # of an upload that was aborted before
         self._stalled = 0.0
-        finish(environ, engine.promised)
+        finish(environ)
         environ["wsgi.input"] = body
         exchange = Exchange(self, request_id, environ["REQUEST_METHOD"] == "HEAD")
         if self._keep and self._parting is None:

@@ -12,7 +12,8 @@ def environ_of(**parameters: str) -> dict[str, Any]:
     promised = promises(4)
     environ = template(promised).copy()
     environ.update(parameters)
-    finish(environ, promised)
+    environ.update(promised)
+    finish(environ)
     return environ
 
 
