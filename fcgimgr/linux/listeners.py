@@ -12,7 +12,8 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 from fcgimgr.linux import procfs, sockdiag, tcpsocket
@@ -59,6 +60,14 @@ class Listener:
     def path(self) -> str | None:
         """Of a Unix socket's file, where it is now; None: it has none, or the path leads to another by now."""
         return self._file.path if self._file else None
+
+    @contextmanager
+    def way_in(self) -> Iterator[str]:
+        """What to connect to in order to reach a Unix socket by its file. OSError: it has none."""
+        if not self._file:
+            raise FileNotFoundError(errno.ENOENT, f"the file of {self.name} was removed or replaced")
+        with self._file.way_in() as way:
+            yield way
 
     def set_backlog(self, backlog: int) -> None:
         """Connections that may wait, from now on; those that wait already stay. The kernel caps it at somaxconn."""

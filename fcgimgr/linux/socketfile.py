@@ -43,6 +43,15 @@ class SocketFile:
     def path(self) -> str:
         return self._path
 
+    @contextmanager
+    def way_in(self) -> Iterator[str]:
+        """What to connect to in order to reach this very socket, whatever its path leads to. OSError: it was let go."""
+        pin = os.dup(self._pin)
+        try:
+            yield f"/proc/self/fd/{pin}"
+        finally:
+            os.close(pin)
+
     def attributes(self) -> tuple[int, int, int]:
         """(uid, gid, mode) as they are now, the mode without the file's kind."""
         now = os.fstat(self._pin)
@@ -87,11 +96,12 @@ class SocketFile:
         except OSError as error:
             refuse(f"{self._name}: cannot remove {self._path}", error, "remove it by hand")
         finally:
-            os.close(self._pin)
+            self.leave()
 
     def leave(self) -> None:
         """Let go of it, and leave it where it is."""
-        os.close(self._pin)
+        pin, self._pin = self._pin, -1
+        os.close(pin)
 
     def _is_at(self, directory: int, name: str) -> bool:
         """Whether this name in a directory leads to it."""

@@ -1,13 +1,16 @@
 """A pool's user may write to the directory of its socket. That leads to no other pool's, whatever it puts there."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from fcgimgr.config.address import parse_address
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LostListener, open_unix
+from fcgimgr.manager.listening import Place
 from tests.hostile.users import BANK, MALLORY, directory_of, need_root, run_as
 from tests.integration.commands import Manager
 from tests.integration.scenes import ask, managing, scene
@@ -93,6 +96,26 @@ def test_nothing_elsewhere_is_taken_for_one_of_a_manager_before(theirs: tuple[Pa
         lead(own, bank)
         assert LostListener("lost", listener.inode, f"{bank}/fcgi.sock").path is not None
         assert LostListener("lost", listener.inode, f"{own}/fcgi.sock").path is None
+
+
+def test_the_manager_itself_connects_to_no_other_socket(theirs: tuple[Path, Path]) -> None:
+    """It may connect where she may not; and of what it passes on she may have written each byte."""
+    own, bank = theirs
+    address = parse_address(f"unix:{own}/fcgi.sock")
+    with open_unix(f"{bank}/fcgi.sock", backlog=8) as other:
+        listener = open_unix(f"{own}/fcgi.sock", backlog=8)
+        lead(own, bank)
+        place = Place(address, listener)
+        with socket.socket(socket.AF_UNIX) as client, place.way_in() as way:
+            client.connect(way)
+            for each in (listener, other):
+                each.set_blocking(False)
+            listener.sock.accept()[0].close()
+            with pytest.raises(BlockingIOError):
+                other.sock.accept()
+        listener.leave()
+        with pytest.raises(OSError, match="Bad file descriptor"), place.way_in():
+            pass
 
 
 def test_a_socket_whose_directory_was_made_anew_is_put_back_by_a_reload(place: Path) -> None:
