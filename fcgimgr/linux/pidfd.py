@@ -30,6 +30,8 @@ _PIDFD_SIGNAL_PROCESS_GROUP: Final = 1 << 2
 class PidFd:
     """One process, for as long as this is open. poll(2) says readable when it has ended."""
 
+    __slots__ = ("_fd", "pid")  # there is one for each process
+
     def __init__(self, pid: int) -> None:
         """LinuxError: there is no such process, or no fd is left."""
         self.pid = pid
