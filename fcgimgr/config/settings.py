@@ -143,7 +143,7 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     minfds: Annotated[
         int,
-        Whole(low=64, high=2**20),
+        Whole(low=128, high=2**20),  # listeners have descriptors from 64 on (linux/tcpsocket.py)
         Meta(
             description=(
                 "Open files the manager must be able to have: it raises its own limit to this and does not start where "

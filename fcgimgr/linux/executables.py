@@ -98,7 +98,8 @@ def _why_not_executable(chroot: str | None, path: str) -> str:
 def _interpreter(path: str) -> str:
     """What a script's #! line names; empty for a binary, or a file we may not read."""
     try:
-        with open(path, "rb") as file:
+        # By now it may be a FIFO, whose writer nobody should wait for.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             line = file.readline(256)
     except OSError:
         return ""

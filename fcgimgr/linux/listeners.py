@@ -12,7 +12,8 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 from fcgimgr.linux import procfs, sockdiag, tcpsocket
@@ -59,14 +60,17 @@ class Listener:
         return self._file.path if self._file else None
 
     @property
-    def way(self) -> str | None:
-        """Where a client reaches it through its file; None as of `path`."""
-        return self._file.way if self._file else None
-
-    @property
     def file(self) -> SocketFile | None:
         """Of a Unix socket; None as of `path`."""
         return self._file
+
+    @contextmanager
+    def way_in(self) -> Iterator[str]:
+        """What to connect to in order to reach a Unix socket by its file. OSError: it has none."""
+        if not self._file:
+            raise FileNotFoundError(errno.ENOENT, f"the file of {self.name} was removed or replaced")
+        with self._file.way_in() as way:
+            yield way
 
     def set_backlog(self, backlog: int) -> None:
         """Connections that may wait, from now on; those that wait already stay. The kernel caps it at somaxconn."""

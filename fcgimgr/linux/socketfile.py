@@ -1,7 +1,12 @@
 """The file of a Unix socket: a clear path for it, the file held fast by a descriptor, and its removal.
 
 A directory may be writable for others than us (an app's user, say), so nothing is done by path that can be done by
-descriptor: between bind and chown somebody could put a link to /etc/shadow in the socket's place.
+descriptor: between bind and chown somebody could put a link to /etc/shadow in the socket's place, and a link in the
+place of the directory would lead to another pool's socket (linux/directories.py).
+
+bind(2) alone knows paths only, and what it is told is what the socket is called for life (`getsockname()`, sockdiag),
+so that it cannot be a way round by /proc/self/fd, unless the path is too long for a socket. So it is looked afterwards,
+before anybody may connect, whether the file in the directory that was found is the one to which the socket is bound.
 
 Servers there are that unlink the file of the socket they were given, at their end and not at that of the last of them
 (gunicorn, asyncio's). A file without a name is lost: link(2) gives it none again. So it has a second, hidden one beside
@@ -12,13 +17,14 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NoReturn
 
 from fcgimgr.linux import procfs, sockdiag
+from fcgimgr.linux.directories import directory_of
 from fcgimgr.linux.errors import LinuxError, refuse
-from fcgimgr.linux.libc import exchange
+from fcgimgr.linux.libc import exchange, rename_to_free
 
 #: What fits into sockaddr_un: 108 bytes with the closing NUL.
 LONGEST_PATH: Final = 107
@@ -35,7 +41,7 @@ class SocketFile:
         self._pin = pin
         made = os.fstat(pin)
         self._identity = made.st_dev, made.st_ino
-        self._second = os.path.join(os.path.dirname(path), _second_name(made.st_ino))
+        self._second = _second_name(made.st_ino)
 
     def set_mode(self, mode: int) -> None:
         self._change(f"set its mode to {mode:04o}", lambda itself: os.chmod(itself, mode))
@@ -47,25 +53,27 @@ class SocketFile:
     def path(self) -> str:
         return self._path
 
-    @property
-    def way(self) -> str:
-        """Where a client connects: the path, or what is short enough and leads there as long as this is held."""
-        return self._path if _fits(self._path) else self.itself
-
-    @property
-    def itself(self) -> str:
-        """A path of the very file, wherever it is, and if it is nowhere; as long as this is held."""
-        return f"/proc/self/fd/{self._pin}"
+    @contextmanager
+    def way_in(self) -> Iterator[str]:
+        """What to connect to in order to reach this very socket, whatever its path leads to. OSError: it was let go."""
+        pin = os.dup(self._pin)
+        try:
+            yield _itself(pin)
+        finally:
+            os.close(pin)
 
     def keep(self) -> None:
         """Give it its second name. Where there are no hard links it has none, and cannot be put back."""
-        with suppress(OSError, LinuxError):
-            self._link(self._second)
+        with suppress(OSError), directory_of(self._path) as (directory, _):
+            self._link(self._second, directory)
 
     def is_in_place(self) -> bool:
         """Whether the path leads to it. LinuxError: it cannot be looked at."""
         try:
-            return self._is_at(self._path)
+            with directory_of(self._path) as (directory, name):
+                return self._is_at(directory, name)
+        except FileNotFoundError:
+            return False
         except OSError as error:
             refuse(f"{self._name}: cannot look at {self._path}", error)
 
@@ -74,10 +82,72 @@ class SocketFile:
 
         LinuxError: something else is there, or its directory is not.
         """
+        with _directory(self._name, self._path) as (directory, name):
+            return self._put_back_in(directory, name)
+
+    def attributes(self) -> tuple[int, int, int]:
+        """(uid, gid, mode) as they are now, the mode without the file's kind."""
+        now = os.fstat(self._pin)
+        return now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)
+
+    def trade_places(self, other: "SocketFile") -> bool:
+        """Have the path of `other`, which gets this one's, in one step: a client meets the one file or the other.
+
+        False: the other one has no path now. No name of its file was left, and this one was renamed to where it was; or
+        this file system cannot exchange two, so that it was renamed over it. LinuxError, and nothing is done: either
+        was replaced, or no name of this one is left.
+        """
+        with (
+            _directory(self._name, self._path) as (directory, name),
+            _directory(other._name, other._path) as (its_directory, its_name),
+        ):
+            if not self._put_back_in(directory, name):
+                raise LinuxError(f"{self._name}: the socket at {self._path} was removed, and cannot be put back")
+            traded = other._put_back_in(its_directory, its_name)
+            try:
+                if traded:
+                    traded = _exchanged(name, its_name, directory, its_directory)
+                else:
+                    self._rename_to_free(name, its_name, directory, its_directory)
+            except OSError as error:
+                refuse(f"{self._name}: cannot rename it to {other._path}", error)
+        self._name, other._name = other._name, self._name
+        self._path, other._path = other._path, self._path
+        return traded
+
+    def remove(self) -> None:
+        """Unlink it if the path still leads to it, and let go of it. Once only."""
         try:
-            self._link(self._path)
+            with directory_of(self._path) as (directory, name):
+                for each in (self._second, name):
+                    if self._is_at(directory, each):
+                        with suppress(FileNotFoundError):  # gone this moment: somebody tidied up
+                            os.unlink(each, dir_fd=directory)
+        except FileNotFoundError:
+            pass  # its directory was removed
+        except OSError as error:
+            refuse(f"{self._name}: cannot remove {self._path}", error, "remove it by hand")
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Let go of it, and leave it where it is."""
+        pin, self._pin = self._pin, -1
+        os.close(pin)
+
+    def _is_at(self, directory: int, name: str) -> bool:
+        """Whether this name in a directory leads to it."""
+        there = _look(self._name, self._path, directory, name)
+        return there is not None and (there.st_dev, there.st_ino) == self._identity
+
+    def _put_back_in(self, directory: int, name: str) -> bool:
+        """As `put_back`; also True of what is in place."""
+        if self._is_at(directory, name):
+            return True
+        try:
+            self._link(name, directory)
         except FileExistsError:
-            if not self.is_in_place():
+            if not self._is_at(directory, name):
                 raise LinuxError(
                     f"{self._name}: the socket at {self._path} is not ours any more; somebody has put another file "
                     "there; move that away"
@@ -90,68 +160,24 @@ class SocketFile:
             refuse(f"{self._name}: cannot put {self._path} back", error)
         return True
 
-    def attributes(self) -> tuple[int, int, int]:
-        """(uid, gid, mode) as they are now, the mode without the file's kind."""
-        now = os.fstat(self._pin)
-        return now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)
-
-    def trade_places(self, other: "SocketFile") -> bool:
-        """Have the path of `other`, which gets this one's, in one step: a client meets the one file or the other.
-
-        False: this file system cannot exchange two files, or there was none at the path of `other`, which has none now.
-        LinuxError, and nothing is done: either was replaced, or this one was removed.
-        """
-        if not (self.is_in_place() or self.put_back()):
-            raise LinuxError(f"{self._name}: the socket at {self._path} was removed, and cannot be put back")
-        traded = other.is_in_place() or other.put_back()
+    def _rename_to_free(self, name: str, its_name: str, directory: int, its_directory: int) -> None:
+        """Have a name that nothing has, in the place of this one. OSError."""
         try:
-            if not traded:
-                self._link(other._path)
-                os.unlink(self._path)
-            else:
-                traded = _exchanged(self._path, other._path)
+            rename_to_free(name, its_name, in_directory=directory, in_other=its_directory)
         except OSError as error:
-            refuse(f"{self._name}: cannot rename it to {other._path}", error)
-        self._name, other._name = other._name, self._name
-        self._path, other._path = other._path, self._path
-        return traded
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            self._link(its_name, its_directory)
+            os.unlink(name, dir_fd=directory)
 
-    def remove(self) -> None:
-        """Unlink it if the path still leads to it, and let go of it. Once only."""
-        try:
-            for path in (self._second, self._path):
-                if self._is_at(path):
-                    with suppress(FileNotFoundError):  # gone this moment: somebody tidied up
-                        os.unlink(path)
-        except OSError as error:
-            refuse(f"{self._name}: cannot remove {self._path}", error, "remove it by hand")
-        finally:
-            os.close(self._pin)
-
-    def leave(self) -> None:
-        """Let go of it, and leave it where it is."""
-        os.close(self._pin)
-
-    def _is_at(self, path: str) -> bool:
-        """Whether this path leads to it. OSError: it cannot be looked at."""
-        try:
-            there = os.stat(path, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return (there.st_dev, there.st_ino) == self._identity
-
-    def _link(self, path: str) -> None:
-        """Have this path too. OSError; LinuxError: its directory is not there."""
-        directory = _open_directory(self._name, os.path.dirname(path))
-        try:
-            # From the descriptor: whatever somebody has put in the place of its other names, it is this file.
-            os.link(self.itself, os.path.basename(path), dst_dir_fd=directory)
-        finally:
-            os.close(directory)
+    def _link(self, name: str, directory: int) -> None:
+        """Have this name in a directory too. OSError."""
+        # From the descriptor: whatever somebody has put in the place of its other names, it is this file.
+        os.link(_itself(self._pin), name, dst_dir_fd=directory)
 
     def _change(self, what: str, call: Callable[[str], None]) -> None:
         try:
-            call(self.itself)  # fchmod(2) refuses O_PATH descriptors; this leads to the same inode
+            call(_itself(self._pin))  # fchmod(2) refuses O_PATH descriptors; this leads to the same inode
         except OSError as error:
             advice = "only root may do that, and others only for groups they are in"
             refuse(f"{self._name}: cannot {what}", error, advice if isinstance(error, PermissionError) else "")
@@ -162,8 +188,7 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
 
     owner: (uid, gid), -1 leaves that one alone. If it fails, no file of ours stays behind.
     """
-    directory = _open_directory(name, os.path.dirname(path))
-    try:
+    with _directory(name, path) as (directory, _):
         _clear_the_way(name, path, directory)
         before = os.umask(0o777 & ~mode)
         try:
@@ -172,9 +197,7 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
             _refuse(name, path, error)
         finally:
             os.umask(before)
-        file = SocketFile(name, path, _pin(name, path, directory))
-    finally:
-        os.close(directory)
+        file = SocketFile(name, path, _pin(name, path, directory, os.fstat(sock.fileno()).st_ino))
     try:
         file.set_mode(mode)  # a default ACL of the directory overrules the umask, so say it again
         if owner is not None and owner != (-1, -1):
@@ -188,22 +211,30 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
 
 def find_again(sock: int, name: str, path: str) -> SocketFile | None:
     """The file at `path`, if the socket of inode `sock` is bound to it; else None. It is put back if it was removed."""
-    file = _bound_to(sock, name, path, path)
-    if file is None and not os.path.lexists(path):
-        for second in _second_names(os.path.dirname(path)):
-            # Where netlink is barred nobody can tell which of them it is.
-            file = _bound_to(sock, name, path, second, sure=True)
-            if file is not None:
-                with suppress(LinuxError):
-                    file.put_back()
-                return file
-    return file
-
-
-def _bound_to(sock: int, name: str, path: str, found: str, *, sure: bool = False) -> SocketFile | None:
-    """What is `found`, as the file that is to be at `path`, if the socket is bound to it."""
     try:
-        pin = os.open(found, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with directory_of(path) as (directory, file):
+            return _find_in(directory, file, sock, name, path)
+    except (OSError, LinuxError):
+        return None
+
+
+def _find_in(directory: int, file: str, sock: int, name: str, path: str) -> SocketFile | None:
+    found = _bound_to(sock, name, path, directory, file)
+    if found is None and _look(name, path, directory) is None:
+        for second in _second_names(directory):
+            # Where netlink is barred nobody can tell which of them it is.
+            found = _bound_to(sock, name, path, directory, second, sure=True)
+            if found is not None:
+                with suppress(LinuxError):
+                    found.put_back()
+                break
+    return found
+
+
+def _bound_to(sock: int, name: str, path: str, directory: int, found: str, *, sure: bool = False) -> SocketFile | None:
+    """What is `found` in a directory, as the file that is to be at `path`, if the socket is bound to it."""
+    try:
+        pin = os.open(found, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return None
     there = os.fstat(pin)
@@ -217,59 +248,66 @@ def _bound_to(sock: int, name: str, path: str, found: str, *, sure: bool = False
     return None
 
 
-def _second_names(directory: str) -> list[str]:
+def _second_names(directory: int) -> list[str]:
     try:
-        return [os.path.join(directory, name) for name in os.listdir(directory) if name.startswith(_SECOND)]
+        listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return []
+    try:
+        return [name for name in os.listdir(listed) if name.startswith(_SECOND)]
+    finally:
+        os.close(listed)
 
 
 def _second_name(inode: int) -> str:
     return f"{_SECOND}{inode}"
 
 
-def _fits(path: str) -> bool:
-    return len(os.fsencode(path)) <= LONGEST_PATH
-
-
 def _bind_in(sock: socket.socket, path: str, directory: int) -> None:
     """Bind to this path in its directory, however long it is. OSError."""
-    if _fits(path):
+    if len(os.fsencode(path)) <= LONGEST_PATH:
         sock.bind(path)
         return
     # By a name of its own all the same: what the socket is called for life tells its connections from others'.
     name = f"{_SECOND}{os.urandom(8).hex()}"
-    sock.bind(f"/proc/self/fd/{directory}/{name}")
+    sock.bind(f"{_itself(directory)}/{name}")
     try:
         os.link(name, os.path.basename(path), src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
     finally:
         os.unlink(name, dir_fd=directory)
 
 
-def _exchanged(one: str, other: str) -> bool:
-    """Let each path lead to the other's file. False: this file system cannot, and now `other` leads to that of `one`.
+def _itself(fd: int) -> str:
+    """A path of the very file or directory that is open, wherever it is, and if it is nowhere."""
+    return f"/proc/self/fd/{fd}"
 
-    OSError.
-    """
+
+def _exchanged(name: str, its_name: str, directory: int, its_directory: int) -> bool:
+    """Whether two files were exchanged; False: this file system cannot, and the first was renamed over the other."""
     try:
-        exchange(one, other)
+        exchange(name, its_name, in_directory=directory, in_other=its_directory)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
-        os.rename(one, other)
+        os.rename(name, its_name, src_dir_fd=directory, dst_dir_fd=its_directory)
         return False
     return True
 
 
-def _open_directory(name: str, directory: str) -> int:
-    try:
-        return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise LinuxError(
-            f"{name}: the directory {directory} does not exist; create it (systemd: RuntimeDirectory=)"
-        ) from error
-    except OSError as error:
-        refuse(f"{name}: the directory {directory}", error)
+@contextmanager
+def _directory(name: str, path: str) -> Iterator[tuple[int, str]]:
+    """As `directory_of`; LinuxError, in words."""
+    where = os.path.dirname(path)
+    with ExitStack() as found:
+        try:
+            place = found.enter_context(directory_of(path))
+        except FileNotFoundError as error:
+            raise LinuxError(
+                f"{name}: the directory {where} does not exist; create it (systemd: RuntimeDirectory=)"
+            ) from error
+        except OSError as error:
+            refuse(f"{name}: the directory {where}", error)
+        yield place
 
 
 def _clear_the_way(name: str, path: str, directory: int) -> None:
@@ -289,7 +327,7 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
         return
     if (again.st_dev, again.st_ino) != (there.st_dev, there.st_ino):
         raise LinuxError(f"{name}: somebody else is opening this socket at this moment; choose another path")
-    second = _look(name, os.path.join(os.path.dirname(path), _second_name(there.st_ino)), directory)
+    second = _look(name, path, directory, _second_name(there.st_ino))
     try:
         os.unlink(os.path.basename(path), dir_fd=directory)
         if second is not None and os.path.samestat(there, second):
@@ -298,9 +336,10 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
         refuse(f"{name}: cannot remove the dead socket {path}", error, "remove it by hand, or choose another path")
 
 
-def _look(name: str, path: str, directory: int) -> os.stat_result | None:
+def _look(name: str, path: str, directory: int, file: str = "") -> os.stat_result | None:
+    """What is at a path, or there under another name, in its directory."""
     try:
-        return os.stat(os.path.basename(path), dir_fd=directory, follow_symlinks=False)
+        return os.stat(file or os.path.basename(path), dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -312,11 +351,10 @@ def _answers(name: str, path: str, directory: int) -> bool:
     with socket.socket(socket.AF_UNIX) as probe, ExitStack() as held:
         probe.setblocking(False)
         try:
-            if not _fits(path):
-                there = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-                held.callback(os.close, there)
-                path = f"/proc/self/fd/{there}"
-            probe.connect(path)
+            # Whatever its path leads to by now, and however long that is.
+            there = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            held.callback(os.close, there)
+            probe.connect(_itself(there))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError as error:
@@ -326,14 +364,16 @@ def _answers(name: str, path: str, directory: int) -> bool:
     return True
 
 
-def _pin(name: str, path: str, directory: int) -> int:
-    """A descriptor of the very file we have bound."""
+def _pin(name: str, path: str, directory: int, sock: int) -> int:
+    """A descriptor of the very file to which the socket of this inode was just bound."""
     try:
         pin = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         refuse(f"{name}: cannot open the socket just made", error)
     made = os.fstat(pin)
-    if stat.S_ISSOCK(made.st_mode) and made.st_uid == os.geteuid() and made.st_nlink == 1:
+    is_new = stat.S_ISSOCK(made.st_mode) and made.st_uid == os.geteuid() and made.st_nlink == 1
+    # Where netlink is barred that much must do.
+    if is_new and sockdiag.unix_is_bound_to(sock, made.st_dev, made.st_ino) is not False:
         return pin
     os.close(pin)
     raise LinuxError(

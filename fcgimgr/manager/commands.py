@@ -255,7 +255,7 @@ def send(generation: Generation, index: int, number: int) -> ProcessVerdict:
     name, pid = generation.process_name(index), state.pid
     try:
         # One that is being stopped may be dead already while its children finish: then the number is not its own.
-        if pid is not None and pid in generation.daemon.children and generation.daemon.signal(pid, number):
+        if pid is not None and generation.signal(index, pid, number):
             return ProcessVerdict(name=name, ok=True, result="signalled")
     except LinuxError as error:
         return ProcessVerdict(name=name, ok=False, result="failed", detail=str(error))

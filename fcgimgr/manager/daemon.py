@@ -21,7 +21,8 @@ from fcgimgr.core import order
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exit
 from fcgimgr.linux.gate import Gates
-from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
+from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.processes import Death, reap
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
@@ -39,6 +40,7 @@ from fcgimgr.manager.notify import NotifySockets
 from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
+from fcgimgr.manager.signalling import Signalling
 from fcgimgr.manager.spawning import spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.taking import Taking
@@ -83,6 +85,7 @@ class Daemon:
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
         self.zygotes: dict[int, Zygote] = {}
+        self.signalling = Signalling()
         self.notify = NotifySockets(self)
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours)
         self.readiness = Readiness(self)
@@ -278,22 +281,20 @@ class Daemon:
     def notify_socket_for(self, settings: ProcessSettings) -> str:
         return self.notify.path_for(settings)
 
-    def signal(self, pid: int, number: int, group: bool = False) -> bool:
-        """Send a signal to one of `children`, or to its group; False: it has ended. LinuxError: not permitted."""
-        if pid in self.adopted:
-            return self.adopted.signal(pid, number, group)
-        # A child that was forked a moment ago may not lead its group yet.
-        return (group and signal_group(pid, number)) or signal_process(pid, number)
-
     # Deaths
 
-    def died(self, generation: Generation, index: int, pid: int, exit: Exit, *, adopted: bool = False) -> None:
-        """A process has died; its leftovers are to be looked at when this round of deaths is over."""
+    def died(self, generation: Generation, index: int, pid: int, exit: Exit, leader: PidFd | None = None) -> None:
+        """A process has died; its leftovers are to be looked at when this round of deaths is over.
+
+        leader: what holds it, to be closed; None: it was another manager's child.
+        """
         told_of = partial(generation.died, index, pid, exit)
         if generation.settings.killasgroup:
-            self.leftovers.leader_died(pid, generation, index, told_of, adopted=adopted)
-        else:
-            told_of()
+            self.leftovers.leader_died(pid, leader, generation, index, told_of)
+            return
+        if leader is not None:
+            leader.close()
+        told_of()
 
     def reap_children(self) -> None:
         """Take in every child that has died: ours, and, as subreaper or PID 1, strangers."""
@@ -309,15 +310,19 @@ class Daemon:
         if self.gates.ended(death.pid):
             return
         exit = Exit(code=death.code, signal=death.signal)
-        if (zygote := self.zygotes.pop(death.pid, None)) is not None:
+        process = self.signalling.of(death.pid)
+        if (zygote := self.zygotes.pop(death.pid, None)) is not None and process is not None:
+            self.signalling.release(process)
+            process.close()
             zygote.died(death.pid, exit)
             return
         child = self.children.pop(death.pid, None)
-        if child is None:
+        if child is None or process is None:
             self.journal.debug("reaped a stranger", pid=death.pid)
             return
-        self.adopted.forget(death.pid, child)
-        self.died(*child, death.pid, exit)
+        self.signalling.release(process)
+        self.adopted.forget(process, child)
+        self.died(*child, death.pid, exit, process)
 
     # Going down
 
@@ -376,6 +381,7 @@ class Daemon:
             pool.end()
         self.state_file.remove()
         self.adopted.close()
+        self.signalling.close()
         self.notify.close()
         os.close(self.devnull)
 

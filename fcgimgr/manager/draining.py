@@ -212,7 +212,7 @@ class Looks:
             if self._is_shared(listening):
                 self._gating.close(listening, pid, shared=True)
             for member in (pid, *descendants(pid)):
-                if not self._gating.hold(member):
+                if not self._gating.hold(pid, member):
                     return
                 held.append(member)
             seen = self._look(watch, held, held=True)
@@ -230,19 +230,21 @@ class Looks:
 
     def _hang_up_idle_ones(self, listening: Listening) -> None:
         """Kept connections must not keep those from being served that wait in the queue."""
-        pids = [state.pid for state in self._generation.core.processes if state.pid is not None]
+        processes = enumerate(self._generation.core.processes)
+        pids = [s.pid for i, s in processes if s.pid is not None and self._generation.is_there(i, s.pid)]
         self._gating.close_due(listening, pids, shared=self._is_shared(listening))
         watch = self._watch_of(listening)
-        seen = self._look(watch, [member for pid in pids for member in (pid, *descendants(pid))]) or {}
+        leaders = {member: pid for pid in pids for member in (pid, *descendants(pid))}
+        seen = self._look(watch, list(leaders)) or {}
         for member, connections in seen.items():
             if idle_ones(connections):
                 try:
-                    self._hang_up_held(listening, member, watch)
+                    self._hang_up_held(listening, leaders[member], member, watch)
                 except LinuxError as error:
                     self._daemon.journal.debug(str(error), name=self._generation.name)
 
-    def _hang_up_held(self, listening: Listening, member: int, watch: Watch) -> None:
-        if self._gating.hold(member):
+    def _hang_up_held(self, listening: Listening, pid: int, member: int, watch: Watch) -> None:
+        if self._gating.hold(pid, member):
             try:
                 seen = self._look(watch, [member], held=True) or {}
                 self._hang_up(member, idle_ones(seen.get(member)), listening)
@@ -251,7 +253,7 @@ class Looks:
 
     def _hang_up(self, member: int, connections: list[Connection], listening: Listening) -> None:
         if connections:
-            with PidFd(member) as process:
+            with PidFd(member) as process:  # which is held, and cannot have ended
                 for connection in connections:
                     hang_up(process, connection.fd, listening.names)
 

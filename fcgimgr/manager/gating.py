@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import Retiring, Running, State, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.gate import Gate
 from fcgimgr.linux.holding import hold, let_go
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import children
 from fcgimgr.manager.kept import Kept
 
@@ -41,6 +43,7 @@ class Gating:
         self._gated: dict[int, int] = {}  # whose gate was to be closed, and of which process it is a part
         self._closed: dict[int, float] = {}  # by pid, when the gates of it and of those below it were closed
         self._has_complained = False
+        self._held: dict[int, PidFd] = {}  # by pid, those that stand still without a gate
 
     def __bool__(self) -> bool:
         return bool(self._gated)
@@ -101,15 +104,31 @@ class Gating:
             self._daemon.journal.info(text, name=self._generation.name)
         self._has_complained = True
 
-    def hold(self, member: int) -> bool:
+    def hold(self, pid: int, member: int) -> bool:
+        """Have a member of the process `pid`, itself or one below it, stand still. False: it could not be made to.
+
+        LinuxError: not permitted.
+        """
         gate = self.of(member)
-        return hold(member) if gate is None else gate.hold()
+        if gate is not None:
+            return gate.hold()
+        process = PidFd(member) if member == pid else PidFd.below(member, pid)
+        if process is None:
+            return False
+        with ExitStack() as undo:
+            undo.callback(process.close)
+            if not hold(process):
+                return False
+            undo.pop_all()
+        self._held[member] = process
+        return True
 
     def let_go(self, member: int, *, ending: bool) -> None:
         gate = self.of(member)
-        if gate is None:
-            let_go(member)
-        else:
+        if (process := self._held.pop(member, None)) is not None:
+            with process:
+                let_go(process)
+        if gate is not None:
             gate.resume(ending=ending)
 
     def let_in(self) -> None:

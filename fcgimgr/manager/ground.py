@@ -9,12 +9,12 @@ once, and again only when it has been all right meanwhile.
 
 from __future__ import annotations
 
-import os
 from asyncio import TimerHandle
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from fcgimgr.linux.directories import directory_of
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, LostListener
 from fcgimgr.linux.presence import Presence
@@ -78,10 +78,10 @@ class Ground:
         if self._presence is None or listener.file is None:
             return
         # A mode that lets not even us read it, or no watches left: then it is looked at when something is done.
-        with suppress(OSError):
-            self._presence.watch_file(listener.file.itself)
-        with suppress(OSError):
-            self._presence.watch_directory(os.path.dirname(listener.file.path))
+        with suppress(OSError), listener.way_in() as itself:
+            self._presence.watch_file(itself)
+        with suppress(OSError), directory_of(listener.file.path) as (directory, _):
+            self._presence.watch_directory(f"/proc/self/fd/{directory}")
 
     def _watch_own(self) -> None:
         if self._presence is None or self._places is None:

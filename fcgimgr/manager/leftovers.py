@@ -18,13 +18,13 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import SIGKILL, Exited, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.processes import signal_group, signal_process
 from fcgimgr.linux.procfs import children, environ_has, environment_of, is_dying, pids, session
 from fcgimgr.linux.procfs import state as state_of
 
@@ -42,16 +42,18 @@ class Remains:
     """What is left of one process. `gone`: to be called when nothing is; None when nobody waits for that."""
 
     __slots__ = (
-        "adopted", "asked", "deadline", "empty", "gone", "group", "looked", "mark", "sessions", "stopsignal", "timer",
+        "asked", "deadline", "empty", "gone", "group", "leader", "looked", "mark", "sessions", "stopsignal", "timer",
         "told",
     )  # fmt: skip
 
     def __init__(
-        self, group: int, mark: Mark, stopsignal: int, *, told: bool, deadline: float,
-        gone: Callable[[], None] | None, adopted: bool,
+        self, group: int, leader: PidFd | None, mark: Mark, stopsignal: int, *, told: bool, deadline: float,
+        gone: Callable[[], None] | None,
     ) -> None:  # fmt: skip
         self.group = group
-        self.adopted = adopted  # another manager's child: what it has left is not ours to reap either
+        # By it the group is signalled, whoever has its number by now. None: it was another manager's child, and what it
+        # has left is not ours to reap either.
+        self.leader = leader
         self.mark = mark
         self.stopsignal = stopsignal
         self.told = told  # the whole group got the stopsignal together with its leader
@@ -68,11 +70,10 @@ class Remains:
         return self.gone is not None or not self.looked or session in self.sessions
 
     def signal_group(self, number: int) -> bool:
-        """Signal what is left of the group; False if there is nobody, and then never again: its number is free."""
-        if self.adopted:  # it was reaped by others: the number of its group may be anybody's by now
+        """Signal what is left of the group; False if there is nobody, and then never again."""
+        if self.leader is None:  # its members are told one by one: all of them have to be known anyway
             return True
-        # Its leader was reaped. If there is a process of that number, it is another: it came when the group was empty.
-        self.empty = self.empty or state_of(self.group) is not None or not signalled(self.group, number)
+        self.empty = self.empty or not signalled(self.leader, number)
         return not self.empty
 
 
@@ -96,9 +97,9 @@ class Leftovers:
         return bool(self._remains or self._new)
 
     def leader_died(
-        self, pid: int, generation: Generation, index: int, told_of: Callable[[], None], *, adopted: bool = False
+        self, pid: int, leader: PidFd | None, generation: Generation, index: int, told_of: Callable[[], None]
     ) -> None:
-        """The leader of group `pid` is dead but not reaped yet, so its number is still its own; or it was `adopted`.
+        """The leader of group `pid` is dead, and not reaped yet; None: it was adopted. Takes `leader` over.
 
         `told_of` is called when its death is to be told: now, but of one that was to stop when all of it has gone.
         """
@@ -108,21 +109,13 @@ class Leftovers:
         if isinstance(state, Stopping):
             told, gone = settings.stopasgroup, told_of
             deadline = self._loop.time() if state.killed else state.due
-        remains = Remains(
-            pid,
-            mark_of(generation, index),
-            settings.stopsignal,
-            told=told,
-            deadline=deadline,
-            gone=gone,
-            adopted=adopted,
-        )
-        if not adopted:
-            # Now, and not when it is reaped: its number is the group's for certain only as long as it is a zombie.
+        mark = mark_of(generation, index)
+        remains = Remains(pid, leader, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone)
+        if leader is not None:
             if deadline <= self._loop.time():
-                signalled(pid, SIGKILL)
+                signalled(leader, SIGKILL)
             elif not told:
-                signalled(pid, settings.stopsignal)
+                signalled(leader, settings.stopsignal)
         self._new.append(remains)
         if gone is None:
             told_of()
@@ -136,9 +129,8 @@ class Leftovers:
         strays, dying = self._strays()
         members = self._members()
         for remains in tuple(self._remains):
-            if remains.adopted:
+            if remains.leader is None:
                 left = members[remains.group]
-                self._watch(left)
                 if not left:
                     self._bury(remains)
                     continue
@@ -152,7 +144,8 @@ class Leftovers:
                     continue
             for pid in set(left) - remains.asked:
                 remains.asked.add(pid)
-                signal_stray(pid, remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL)
+                number = remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL
+                self._signal(remains, pid, number)
             if remains.timer is None:
                 remains.timer = self._loop.call_at(remains.deadline, self._kill, remains)
         if not self._remains and self._when_gone is not None:
@@ -165,7 +158,7 @@ class Leftovers:
         Its group is told as a whole, and nobody is to be told twice.
         """
         found: dict[Remains, list[int]] = {}
-        here = [remains for remains in self._remains if not remains.adopted]
+        here = [remains for remains in self._remains if remains.leader is not None]
         sessions: dict[Remains, set[int | None]] = {remains: set() for remains in here}
         dying: dict[int, float] = {}
         for pid in children(os.getpid()) or () if here else ():
@@ -195,34 +188,47 @@ class Leftovers:
         They are no children of ours, so all of /proc is searched, once for all of them. The number of a group is not
         given to another process while the group has members; so if there is such a process again, it has none.
         """
-        adopted = [remains for remains in self._remains if remains.adopted]
+        adopted = [remains for remains in self._remains if remains.leader is None]
         found: dict[int, list[int]] = {remains.group: [] for remains in adopted}
         whole = {group for group in found if not is_alive(group)}
         anywhere = {remains.mark: remains.group for remains in adopted if remains.gone is not None}
         for pid in pids() if adopted else ():
-            if pid in self._ours:
-                continue
-            group = group_of(pid)
-            if group in whole:
-                if pid != group and is_alive(pid):  # else it is the number again, taken since
+            if self._is_of(pid, whole, anywhere) is not None:
+                self._watch(pid)
+                group = self._is_of(pid, whole, anywhere)  # once more: what is true now is true of what is watched
+                if group is not None:
                     found[group].append(pid)
-            elif anywhere and session(pid) not in self._ours and may_signal(pid):
-                environment = environment_of(pid) or {}
-                mark = mark_in(environment)
-                # Another manager on this machine may have a process of the same name; its notify socket is another.
-                if mark in anywhere and self._is_our_notify_socket(environment.get("NOTIFY_SOCKET", "")):
-                    found[anywhere[mark]].append(pid)
         return found
 
-    def _watch(self, pids: Iterable[int]) -> None:
-        """Look again when one of these ends."""
-        for pid in set(pids) - self._watched.keys():
-            try:
+    def _is_of(self, pid: int, whole: Container[int], anywhere: Mapping[Mark, int]) -> int | None:
+        """Of which of these groups a process is, or was: `whole`, and those that it may have left, by their mark."""
+        if pid in self._ours:
+            return None
+        group = group_of(pid)
+        if group in whole:
+            return group if pid != group and is_alive(pid) else None  # else it is the number again, taken since
+        if anywhere and session(pid) not in self._ours and may_signal(pid):
+            environment = environment_of(pid) or {}
+            mark, notify_socket = mark_in(environment), environment.get("NOTIFY_SOCKET", "")
+            # Another manager on this machine may have a process of the same name; its notify socket is another.
+            if mark is not None and mark in anywhere and self._is_our_notify_socket(notify_socket):
+                return anywhere[mark]
+        return None
+
+    def _watch(self, pid: int) -> None:
+        """Look again when it ends, and signal it by its descriptor."""
+        if pid not in self._watched:
+            with suppress(LinuxError):  # it has ended since; or no descriptor is left, and then it has to wait
                 self._watched[pid] = PidFd(pid)
-            except LinuxError:  # it has ended since
-                self._loop.call_soon(self.look)
-            else:
                 self._loop.add_reader(self._watched[pid], self._watched_ended, pid)
+
+    def _signal(self, remains: Remains, pid: int, number: int) -> None:
+        """Signal a child of ours, or one that is watched, if it may be signalled (a setuid program may not)."""
+        if remains.leader is not None:
+            signal_stray(pid, number)
+        elif pid in self._watched:
+            with suppress(LinuxError):
+                self._watched[pid].signal(number)
 
     def _watched_ended(self, pid: int) -> None:
         pidfd = self._watched.pop(pid)
@@ -232,6 +238,8 @@ class Leftovers:
 
     def _bury(self, remains: Remains) -> None:
         self._remains.remove(remains)
+        if remains.leader is not None:
+            remains.leader.close()
         if remains.timer is not None:
             remains.timer.cancel()
         if remains.gone is not None:
@@ -249,8 +257,8 @@ class Leftovers:
 
     def _kill(self, remains: Remains) -> None:
         remains.signal_group(SIGKILL)
-        for pid in self._members()[remains.group] if remains.adopted else self._strays()[0].get(remains, ()):
-            signal_stray(pid, SIGKILL)
+        for pid in self._members()[remains.group] if remains.leader is None else self._strays()[0].get(remains, ()):
+            self._signal(remains, pid, SIGKILL)
         remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
         self.look()
 
@@ -288,11 +296,8 @@ class Leftovers:
                 return
             for pid in strays:
                 signal_stray(pid, SIGKILL)
-                pidfd = os.pidfd_open(pid)
-                try:
-                    select.select([pidfd], [], [], STRAYS_DIE_WITHIN)
-                finally:
-                    os.close(pidfd)
+                with PidFd(pid) as process:
+                    select.select([process], [], [], STRAYS_DIE_WITHIN)
                 os.waitpid(pid, os.WNOHANG)
 
 
@@ -309,10 +314,10 @@ def mark_in(environment: dict[str, str] | None) -> Mark | None:
     return pool, generation, environment["FCGIMGR_PROCESS"]
 
 
-def signalled(group: int, number: int) -> bool:
+def signalled(leader: PidFd, number: int) -> bool:
     """Signal what is left of a group; False if there is nobody, or nobody whom we may signal (a setuid program)."""
     try:
-        return signal_group(group, number)
+        return leader.signal_group(number)
     except LinuxError:
         return False
 
@@ -324,7 +329,8 @@ def is_alive(pid: int) -> bool:
 def may_signal(pid: int) -> bool:
     """Whether it may be signalled: another user's process is no concern of an ordinary user's manager."""
     try:
-        return signal_process(pid, 0) if pid > 1 else False
+        with PidFd(pid) as process:
+            return pid > 1 and process.signal(0)
     except LinuxError:
         return False
 
@@ -338,7 +344,5 @@ def group_of(pid: int) -> int | None:
 
 def signal_stray(pid: int, number: int) -> None:
     """Signal a child of ours, if it may be signalled (a setuid program may not)."""
-    try:
-        signal_process(pid, number)
-    except LinuxError:
-        return
+    with suppress(LinuxError), PidFd(pid) as process:  # the number is its own until we reap it
+        process.signal(number)

@@ -20,12 +20,11 @@ from fcgimgr.linux.directories import directory_of
 from fcgimgr.manager import inhand
 from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.openlog import open_in, open_reason
-from fcgimgr.manager.target import Discard, Outage, Report, Target, last_bytes, reason, write_some
+from fcgimgr.manager.target import NOWHERE, Outage, Report, Target, last_bytes, reason, write_some
 
 RETRY = 1.0  # seconds between two looks at a trouble, and at whether the file is still there
 OVERRUN = 1024 * 1024  # bytes that an unfinished line may carry a file beyond its maxbytes
 
-NOWHERE = Discard()
 # Symbolic links, which a log file does not follow; but configurations of containers name them.
 DEVICES = {"/dev/stdout": 1, "/dev/stderr": 2}
 
@@ -131,6 +130,15 @@ class LogFile(Target):
         self._resting = False
         self._outage.tell()
         return None
+
+    def open_to_read(self) -> int | None:
+        """A descriptor to read the very file that is written to, whatever its path leads to; None: there is none.
+
+        OSError: it may not be read.
+        """
+        if self._fd < 0 or not self._regular:
+            return None
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the file for good; lines written later are lost."""
@@ -277,7 +285,7 @@ class LogFile(Target):
         OSError: nothing has changed, and what was open stays open.
         """
         owner = (like.st_uid, like.st_gid) if like else self._owner
-        mode = stat.S_IMODE(like.st_mode) if like else None
+        mode = like.st_mode & 0o777 if like else None  # whatever the old one was: no setuid for what a child writes
         fd = open_in(directory, name, owner=owner, mode=mode, note=self._outage.note)
         found = os.fstat(fd)
         same = self._fd >= 0 and os.path.samestat(os.fstat(self._fd), found)
@@ -382,6 +390,10 @@ class Logs:
         self._users[path] = self._users.get(path, 0) + 1
         return file
 
+    def is_own(self, target: Target) -> bool:
+        """Whether this is the manager's own log."""
+        return target is self._own
+
     def release(self, target: Target) -> None:
         """One user less; the file is closed with its last."""
         if target is self._own or not isinstance(target, LogFile):
@@ -391,6 +403,10 @@ class Logs:
         if self._users[path] == 0:
             del self._users[path], self._files[path]
             target.close()
+
+    def written_at(self, path: str) -> LogFile | None:
+        """The file at this path that is written to just now."""
+        return self._files.get(os.path.abspath(path))
 
     def reopen_all(self) -> tuple[int, list[str]]:
         """Open all files anew, as after logrotate: (how many were, what is wrong with the others)."""

@@ -2,7 +2,8 @@
 
 A directory that others may write to would let them replace the control socket or read what is not theirs, so what is
 found there already must belong to root or to us, be no link, and be writable by nobody else (but for a sticky one like
-/tmp, in which what we make ourselves is safe).
+/tmp, in which what we make ourselves is safe). Root asks the same of all directories above it: whoever may rename one
+of them may put another tree in its place.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Self
 
 from fcgimgr.config.settings import ManagerSettings
 from fcgimgr.linux.accounts import resolve_owner
+from fcgimgr.linux.directories import others_who_may_change
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, open_unix, take_back
 from fcgimgr.linux.locks import LockFile
@@ -141,6 +143,8 @@ def ensure_directories(settings: ManagerSettings) -> bool:
 
 def ensure_directory(path: str, mode: int, key: str) -> bool:
     """Let there be a directory at `path` that is safe to use; its parent must exist. True if it had to be made."""
+    if os.geteuid() == 0:
+        refuse_ways_of_others(os.path.dirname(path), path, key)
     made = True
     try:
         os.mkdir(path, mode)
@@ -172,3 +176,16 @@ def ensure_directory(path: str, mode: int, key: str) -> bool:
                 f"another"
             )
     return made
+
+
+def refuse_ways_of_others(above: str, path: str, key: str) -> None:
+    """LinuxError where somebody else could lead the way to `path` elsewhere, later."""
+    try:
+        other = others_who_may_change(above)
+    except OSError:
+        return  # it is not there, or no directory, which is said in other words
+    if other is not None:
+        raise LinuxError(
+            f"manager.{key}: on the way to {path}, {other}, who could put another in its place; choose a place below "
+            "directories of root's, such as /run"
+        )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from fcgimgr.manager import inhand
 from fcgimgr.manager.inhand import LINE_LIMIT, Hand, Left
 from fcgimgr.manager.lines import LineFormat, Timestamps, dress
-from fcgimgr.manager.target import Target
+from fcgimgr.manager.target import NOWHERE, Target
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -35,9 +35,9 @@ Lines = list[bytes]
 class Pump:
     """Reads `fd` (non-blocking, its own from now on) whenever there is something, and writes to `target`.
 
-    `process` and `stream` are named in JSON; `label` is put before each line otherwise. `clock`: nanoseconds since
-    1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has closed
-    itself; it is not called by `close`.
+    `process` and `stream` are named in JSON; `label` is put before each line otherwise (lines.py). `clock`: nanoseconds
+    since 1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has
+    closed itself; it is not called by `close`.
     """
 
     __slots__ = (
@@ -75,7 +75,13 @@ class Pump:
         self._fd = fd
         self._target = target
         self._dress = dress(
-            timestamps=timestamps, line_format=format, process=process, stream=stream, label=label, clock=clock
+            timestamps=timestamps,
+            line_format=format,
+            process=process,
+            stream=stream,
+            label=label,
+            clock=clock,
+            on_terminal=target.is_terminal,
         )
         self._on_eof = on_eof
         self._release = release
@@ -154,6 +160,18 @@ class Pump:
                 return False
             limit -= size
         return self._fd >= 0
+
+    def drop(self) -> None:
+        """Go on reading, so that nobody has to wait who writes, and keep nothing of it."""
+        if self._fd < 0 or self._target is NOWHERE:
+            return
+        if self._begun or self._inside_line:
+            last, self._begun = self._begun + b"\n", b""
+            self._hand_on(last)
+        if self._release:
+            self._release(self._target)
+        self._target = NOWHERE
+        self._resume()
 
     def close(self) -> None:
         """Hand on what is there of an unfinished line and let go of the pipe and the target; the tail stays."""

@@ -75,7 +75,7 @@ def why_not(error: LinuxError | OSError) -> str:
 
 def begin(generation: Generation, index: int) -> Begun:
     """All that has to be there before the process is. LinuxError, OSError: it cannot be had, and nothing is left."""
-    generation.slots[index].set_pumps_aside()
+    generation.set_pumps_aside(index)
     recipe, plan = generation.prepare(index)
     pipes = Pipes(generation.settings)
     try:

@@ -33,6 +33,11 @@ class Target(ABC):
         """Whether a writer that can wait should: lines written now may have to be dropped."""
         return False
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether control characters in a line would be obeyed."""
+        return False
+
     def when_free(self, callback: Callable[[], None]) -> None:
         """Call `callback` once when `blocked` is over."""
         callback()
@@ -45,6 +50,9 @@ class Discard(Target):
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Take `chunk` and forget it."""
+
+
+NOWHERE = Discard()
 
 
 class Outage:

@@ -265,7 +265,9 @@ def test_what_lies_where_the_state_is_written_is_not_written_to(what: str, tmp_p
 @as_root
 def test_root_does_not_believe_what_an_ordinary_user_has_written(tmp_path: Path) -> None:
     """An ordinary user's manager was killed; root starts one on the same configuration."""
-    with open_directory() as directory:
+    with open_directory() as place:
+        directory = place / "theirs"  # not in /tmp itself, where anybody might have made it
+        directory.mkdir()
         os.chown(directory, 65534, 65534)
         prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         config = write(directory, pool(free_address("unix", directory)))

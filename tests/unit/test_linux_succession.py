@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -157,15 +158,30 @@ def test_a_file_that_was_removed_is_put_back_for_its_successor(removed: str, pat
     assert answered_by(f"{path}.new", old)
 
 
-def test_where_no_name_is_left_of_the_old_file_the_new_one_takes_the_free_path(path: str, stack: ExitStack) -> None:
+@pytest.mark.parametrize("code", [0, errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize("anew", ["the file", "its directory"])
+def test_where_no_name_is_left_of_the_old_file_the_new_one_takes_the_free_path(
+    anew: str, code: int, path: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(old: str, new: str, *, in_directory: int, in_other: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    if code:
+        monkeypatch.setattr("fcgimgr.linux.socketfile.rename_to_free", refuse)
     old = stack.enter_context(open_unix(path, backlog=8))
-    for name in os.listdir(os.path.dirname(path)):
-        os.unlink(os.path.join(os.path.dirname(path), name))
+    if anew == "the file":
+        for name in os.listdir(os.path.dirname(path)):
+            os.unlink(os.path.join(os.path.dirname(path), name))
+    else:
+        shutil.rmtree(os.path.dirname(path))
+        os.mkdir(os.path.dirname(path))
     new = stack.enter_context(old.beside(backlog=8))
     assert not new.trade_places(old)
-    assert old.path is None
     assert answered_by(path, new)
+    assert (new.path, old.path) == (path, None)
     assert shown(path) == ["s"]
+    old.close()
+    assert answered_by(path, new)
 
 
 def test_places_that_were_traded_are_traded_back(path: str, stack: ExitStack) -> None:
@@ -187,7 +203,7 @@ def test_places_that_were_traded_are_traded_back(path: str, stack: ExitStack) ->
 def test_where_nothing_can_be_exchanged_it_is_renamed(
     code: int, path: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(one: str, other: str) -> None:
+    def refuse(one: str, other: str, *, in_directory: int, in_other: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcgimgr.linux.socketfile.exchange", refuse)
@@ -213,8 +229,8 @@ def test_the_longest_path_has_one_beside_it_as_any_other(tmp_path: Path, stack: 
     new = stack.enter_context(old.beside(backlog=8))
     with pytest.raises(LinuxError, match="a live process serves this socket"):
         old.beside(backlog=8)
-    assert new.way is not None
-    assert answered_by(new.way, new)
+    with new.way_in() as way:
+        assert answered_by(way, new)
     assert new.trade_places(old)
     assert answered_by(longest, new)
 
