@@ -11,10 +11,10 @@ from typing import Final, NoReturn, TypeVar
 import click
 
 from fcgimgr.control.client import Client
-from fcgimgr.control.messages import ManagerGone, NoManager, Notice, Params, ProcessVerdict, Progress, Verdict
+from fcgimgr.control.messages import ManagerGone, NoManager, Notice, Params, Pong, ProcessVerdict, Progress, Verdict
 
 from .failure import Failure
-from .locate import control_socket, no_manager
+from .locate import control_socket, find_config, given_socket, no_manager, refuse_another
 from .terminal import Paint, ProgressLine, has_colour, safe
 
 T = TypeVar("T")
@@ -24,7 +24,19 @@ FOLD_ABOVE: Final = 50
 
 
 def connect(context: click.Context, timeout: float = 10.0) -> Client:
-    """A client of the manager the command line means. Failure (exit 4) when nobody is there."""
+    """A client of the manager the command line means. Failure (exit 4) when it is not there, but nobody or another."""
+    client = _connect(context, timeout)
+    if given_socket(context) is not None or (config := find_config(context)) is None:
+        return client
+    try:
+        refuse_another(client.call("ping", answer=Pong).config, config, client.path)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _connect(context: click.Context, timeout: float = 10.0) -> Client:
     try:
         return Client(control_socket(context), timeout)
     except NoManager as error:
@@ -69,7 +81,7 @@ def listen(
         except ManagerGone:
             pass
     try:
-        connect(context).close()  # one that ends stops listening before it hangs up
+        _connect(context).close()  # one that ends stops listening before it hangs up
     except Failure:
         raise Failure("the manager has ended") from None
     raise Failure("the manager has hung up, but runs on: its log says why")

@@ -144,11 +144,13 @@ def manager_on(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _kill_children(others: set[int]) -> None:
     """All but these, and theirs, which become ours: of a manager that was killed."""
+    from fcgimgr.linux.pidfd import PidFd
     from fcgimgr.linux.procfs import children
 
     while orphans := set(children(os.getpid()) or ()) - others:
         for pid in orphans:
-            os.kill(pid, signal.SIGKILL)  # a child of ours, so it is there until it is reaped
+            with PidFd(pid) as orphan:  # a child of ours, so it is there until it is reaped
+                orphan.signal(signal.SIGKILL)
             os.waitpid(pid, 0)
 
 

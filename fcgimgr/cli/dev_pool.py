@@ -43,6 +43,7 @@ directory = {directory}
 environment = {environment}
 clear_env = {clear_env}
 ready_timeout = {ready_timeout}
+log_label = false
 autostart = false
 startretries = 0
 stopwaitsecs = 3600

@@ -4,6 +4,8 @@
 it is. A file that is broken at the moment must not keep anyone from asking the manager that still runs: of such a file
 only `[manager] control` is looked for. A sound file is not read whole either: with a thousand processes that
 would take longer than asking the manager about them.
+
+What lies in the directory that root happens to be in may be anybody's: root has to name it to have it taken.
 """
 
 import os
@@ -46,11 +48,28 @@ def given_config(context: click.Context) -> str | None:
 
 
 def find_config(context: click.Context) -> str | None:
-    """The file given, else the first of SEARCHED that exists, as an absolute path; None when there is none."""
+    """The file given, else the first of SEARCHED that exists, as an absolute path; None when there is none.
+
+    Failure: root found one that others may change.
+    """
     given = given_config(context)
     if given is not None:
         return _absolute(given)
-    return next((os.path.abspath(path) for path in SEARCHED if os.path.exists(path)), None)
+    found = next((os.path.abspath(path) for path in SEARCHED if os.path.exists(path)), None)
+    if found is not None and os.geteuid() == 0:
+        _refuse_of_others(found)
+    return found
+
+
+def _refuse_of_others(path: str) -> None:
+    from fcgimgr.linux.directories import others_who_may_change
+
+    if other := others_who_may_change(path):
+        raise Failure(
+            f"{path}: {other}, who can run anything as root by it; if that is what you want, name it: "
+            f"-c {short_path(path)}",
+            code=USAGE,
+        )
 
 
 def config_file(context: click.Context) -> str:
@@ -82,7 +101,13 @@ def control_path(config: str) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError as error:
         raise Failure(f"{config}: {error.strerror or error}", code=USAGE) from error
-    tables = _tables(text)
+    path = _control_path(config, _tables(text))
+    if path == _default(config):
+        _refuse_squatted(os.path.dirname(path))
+    return path
+
+
+def _control_path(config: str, tables: dict[str, Any]) -> str:
     manager = tables.get("manager")
     control = manager.get("control") if isinstance(manager, dict) else None
     if isinstance(control, str) and (path := _expanded(control, os.path.dirname(config))) is not None:
@@ -92,11 +117,62 @@ def control_path(config: str) -> str:
     return _from_a_full_read(config) or _default(config)
 
 
+def _refuse_squatted(directory: str) -> None:
+    """Without XDG_RUNTIME_DIR it is in /tmp, where another user may have made it, to answer in the manager's place."""
+    try:
+        found = os.lstat(directory)
+    except OSError:
+        return  # then nobody is there to answer
+    if found.st_uid not in (0, os.geteuid()):
+        raise Failure(
+            f"{directory} belongs to uid {found.st_uid}: whoever answers there is not your manager; "
+            "remove it, or set XDG_RUNTIME_DIR"
+        )
+
+
 def no_manager(problem: str, context: click.Context) -> Failure:
     """The failure of a command that found nobody, with the way to start one."""
     config = find_config(context)
     file = "pool.toml" if config is None else short_path(config)
-    return Failure(f"{problem}\nstart one with: fcgimgr -c {file}", code=NO_MANAGER)
+    mend = f"start one with: fcgimgr -c {file}"
+    if (pid := _who_runs(control_socket(context))) is not None:
+        mend = f"pid {pid} runs without it, as somebody has removed it; it is made again by: kill -HUP {pid}"
+    return Failure(f"{problem}\n{mend}", code=NO_MANAGER)
+
+
+def _who_runs(socket: str) -> int | None:
+    """The pid of the manager that has this control socket, though it may have been removed; None: none is known."""
+    import fcntl
+
+    lock = os.path.join(socket.removesuffix(".sock") + ".state", "lock")
+    try:
+        with open(lock, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read(20))
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def refuse_another(running: str | None, config: str, socket: str) -> None:
+    """Failure if the manager at `socket` runs another configuration (`running`; None: it does not say) than `config`.
+
+    Two projects with a pool.toml each have the same control socket where neither says which.
+    """
+    if running is None or running == config.encode("utf-8", "backslashreplace").decode():
+        return
+    try:
+        if os.path.samefile(running, config):
+            return
+    except OSError:
+        pass  # one of them is not there any more, or lies where only the manager sees it
+    raise Failure(
+        f"the manager at {socket} runs {running}, not {config}\n"
+        f'give each a control socket of its own: [manager] control = "…"; or name the one that you mean: -s {socket}',
+        code=NO_MANAGER,
+    )
 
 
 def _absolute(path: str) -> str:

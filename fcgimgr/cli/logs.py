@@ -27,18 +27,20 @@ def tail_(context: click.Context, name: str, follow: bool, lines: int, stream: s
     from fcgimgr.control.messages import Line, Notice, Tail, TailParams
 
     from .ask import ask, listen
+    from .terminal import safe
 
+    shown = safe if sys.stdout.isatty() else str
     params = TailParams(name=name, stream="stderr" if stream == "stderr" else "stdout", lines=lines, follow=follow)
 
     def told(notice: Notice) -> None:
         if isinstance(notice, Line) and notice.skipped:
             print(f"fcgimgr: {notice.skipped} lines skipped: they came faster than they were read", file=sys.stderr)
         elif isinstance(notice, Line):
-            print(notice.text, flush=True)
+            print(shown(notice.text), flush=True)
 
     def answered(answer: Tail) -> None:
         for line in answer.lines:
-            print(line)
+            print(shown(line))
         sys.stdout.flush()
 
     if follow:

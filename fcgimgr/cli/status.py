@@ -18,7 +18,8 @@ def status_(context: click.Context, names: tuple[str, ...], as_json: bool, verbo
     """Show what runs. Exit 3 when something is not running.
 
     BUSY and REQUESTS are "-" where they are not known. Of a pool with more than 50 processes those that just run are
-    one line, unless -v. Which requests are in hand is known of the workers of wsgi pools.
+    one line, and on a terminal long lines are cut, unless -v. Which requests are in hand is known of the workers of
+    wsgi pools.
     """
     import msgspec
 
@@ -34,9 +35,11 @@ def status_(context: click.Context, names: tuple[str, ...], as_json: bool, verbo
         print(safe_json(bytes(answer).decode()))
     else:
         from .status_table import render
-        from .terminal import Paint, has_colour
+        from .terminal import Paint, columns_of, fitting, has_colour
 
-        print("\n".join(render(status, Paint(has_colour(sys.stdout)), verbose=verbose)))
+        columns = None if verbose else columns_of(sys.stdout)
+        lines = render(status, Paint(has_colour(sys.stdout)), verbose=verbose)
+        print("\n".join(fitting(line, columns) for line in lines))
     from .status_table import all_running
 
     if not all(all_running(pool) for pool in status.pools):

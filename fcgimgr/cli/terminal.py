@@ -4,6 +4,7 @@ In a pipe everything is plain and nothing is redrawn. NO_COLOR (https://no-color
 """
 
 import os
+import re
 import sys
 from typing import Final, TextIO
 
@@ -24,6 +25,8 @@ _STATE_COLOURS: Final = {
 # A log line or a reason comes from a program nobody vouches for: shown raw, it could retitle or repaint the terminal.
 _CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != ord("\t")}
 
+_COLOUR: Final = re.compile(r"(\x1b\[[0-9;]*m)")
+
 _CONTROL_OF_JSON: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
@@ -39,6 +42,28 @@ def safe_json(text: str) -> str:
 
 def has_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def fitting(line: str, columns: int | None) -> str:
+    """`line`, cut where it is longer than so many columns (None: it may be as long as it is); colours take none."""
+    if columns is None or len(_COLOUR.sub("", line)) <= columns:
+        return line
+    kept, room = "", columns - 1
+    for piece in _COLOUR.split(line):
+        if _COLOUR.fullmatch(piece):
+            kept += piece
+        else:
+            kept += piece[: max(room, 0)] + ("…" if 0 <= room < len(piece) else "")
+            room -= len(piece)
+    return kept
+
+
+def columns_of(stream: TextIO) -> int | None:
+    """How wide the terminal is that `stream` leads to; None: it is no terminal."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except OSError:
+        return None
 
 
 class Paint:

@@ -141,6 +141,8 @@ def _ipv6(host: str) -> str:
     canonical = numeric(socket.AF_INET6, number)
     if canonical is None or (percent and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", zone)):
         raise ValueError(f'"{host}" is not an IPv6 address')
+    if (ipv4 := canonical.removeprefix("::ffff:")) != canonical and "." in ipv4:
+        raise ValueError(f'"{host}" is an IPv4 address in the form of an IPv6 one, which cannot be bound; write {ipv4}')
     return canonical + percent + zone
 
 

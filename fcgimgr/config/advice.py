@@ -38,6 +38,7 @@ FOREIGN: Final = {
     "events": "event listeners are not in this version",
     "buffer_size": "event listeners are not in this version",
     "files": 'write include = ["conf.d/*.toml"] at the top of the file',
+    "include": "it stands above the first table: below one it is a key of that",
     # PHP-FPM
     "listen": "here it is socket",
     "listen.backlog": "here it is socket_backlog",

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from fcgimgr.config.address import TcpAddress, UnixAddress
@@ -78,7 +79,12 @@ def _numbers(read: TableRead, settings: PoolSettings | ProgramSettings, findings
 def _commands(read: TableRead, settings: PoolSettings | ProgramSettings, findings: Findings) -> None:
     if not isinstance(read.given["command"].entries["command"] if "command" in read.given else None, str):
         return  # whoever writes a list of words means them as they are
+    if (mend := _shell_command(settings.command)) is not None:
+        findings.warning(read, "command", f'there is no shell, "{settings.command[0]}" is taken for a program; {mend}')
     for word in settings.command:
+        if word.startswith("#"):
+            findings.warning(read, "command", f'there is no shell, "{word}" and what follows are passed as words')
+            break
         if word in _SHELL_WORDS:
             mend = f'as in ["sh", "-c", "exec … {word} …"]'
             findings.warning(
@@ -91,6 +97,21 @@ def _commands(read: TableRead, settings: PoolSettings | ProgramSettings, finding
             findings.warning(
                 read, "command", f'there is no shell, "{word}" stays as it is; write %(ENV_HOME)s{word[1:]}'
             )
+
+
+def _shell_command(words: Sequence[str]) -> str | None:
+    """What to write in place of a command that only a shell has; None: it is none."""
+    first = words[0] if words else ""  # one that could not be read has none
+    if re.fullmatch(r"[A-Za-z_]\w*=.*", first, re.DOTALL):
+        name, _, value = first.partition("=")
+        return f'write environment = {{ {name} = "{value}" }}'
+    if first == "cd":
+        return "set directory"
+    if first == "exec":
+        return "leave it out"
+    if first in ("source", ".", "export"):
+        return "write environment_file, or environment"
+    return None
 
 
 def _sockets(read: TableRead, settings: PoolSettings, findings: Findings) -> None:

@@ -134,7 +134,16 @@ class Environment(Kind, frozen=True):
         wanted = "a table of environment variables"
         if not isinstance(value, dict):
             raise refusal(wanted, value, f"write {place.key} = {_supervisor_environment(value)}")
-        return {name: self._variable(name, content, place) for name, content in value.items()}
+        variables: dict[str, str] = {}
+        problems: list[str] = []
+        for name, content in value.items():
+            try:
+                variables[name] = self._variable(name, content, place)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("; and ".join(problems))
+        return variables
 
     def _variable(self, name: str, content: object, place: Place) -> str:
         if not name or "=" in name or "\0" in name:

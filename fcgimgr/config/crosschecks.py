@@ -22,6 +22,7 @@ def check_together(config: Config, tables: Tables, reads: Sequence[TableRead], f
     _dependencies(tables, reads, findings)
     _addresses(config, reads, findings)
     _control(config, tables, reads, findings, path)
+    _logs(config, reads, findings)
     _patience(config, reads, findings)
     _retrying(config, reads, findings)
 
@@ -146,6 +147,37 @@ def _control(config: Config, tables: Tables, reads: Sequence[TableRead], finding
         settings = config.pools.get(read.table.name)
         if settings is not None and UnixAddress(manager.control) in settings.sockets:
             findings.problem(read, "socket", f"{manager.control} is the manager's control socket")
+
+
+def _logs(config: Config, reads: Sequence[TableRead], findings: Findings) -> None:
+    """Files that several write to have one size and one form, and none is another's backup."""
+    manager = config.manager
+    written: dict[str, tuple[TableRead, str]] = {}
+    first: dict[str, tuple[str, int, tuple[object, ...]]] = {}
+    if manager.logfile != "-":
+        first[manager.logfile] = (
+            "[manager]",
+            manager.logfile_backups,
+            (manager.logfile_maxbytes, manager.logfile_backups),
+        )
+    for read in reads:
+        settings = read.settings
+        for stream in ("stdout", "stderr") if settings is not None else ():
+            key = f"{stream}_logfile"
+            path = getattr(settings, key)
+            backups = getattr(settings, f"{key}_backups")
+            sizes = (getattr(settings, f"{key}_maxbytes"), backups)
+            if path in ("-", "none") or (stream == "stderr" and settings is not None and settings.redirect_stderr):
+                continue
+            whose, _, others = first.setdefault(path, (f"[{read.table.key}]", backups, sizes))
+            if others != sizes:
+                mend = "the last to be opened decides: give them the same maxbytes and backups"
+                findings.warning(read, key, f"{whose} writes to {path} too, and is to rotate it otherwise; {mend}")
+            written.setdefault(path, (read, key))
+    for path, (read, key) in written.items():
+        main, dot, number = path.rpartition(".")
+        if dot and number.isdecimal() and main in first and 1 <= int(number) <= first[main][1]:
+            findings.warning(read, key, f"{path} is where {first[main][0]} keeps a backup of {main}; choose another")
 
 
 def _patience(config: Config, reads: Sequence[TableRead], findings: Findings) -> None:

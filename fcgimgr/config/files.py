@@ -2,11 +2,14 @@
 
 Only regular files of a sane size are read, so that neither a FIFO nor /dev/zero can hang or fill the manager, which
 reads its configuration again while it serves. A file that several patterns name is read once.
+
+Who may write to them may run anything as whoever runs the manager. So root is told of each that others may change, and
+reads none that anybody may.
 """
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +18,7 @@ from fcgimgr.config.expansions import expand
 from fcgimgr.config.problems import ConfigError, Problem
 from fcgimgr.config.syntax import parse
 from fcgimgr.config.values import refusal, text_of
+from fcgimgr.linux.directories import LinkRefusedError, others_who_may_change
 
 LARGEST: Final = 4 * 1024 * 1024
 MOST_FILES: Final = 10_000
@@ -49,11 +53,11 @@ def load(path: str, names: Mapping[str, str | int]) -> Loaded:
     return loaded
 
 
-def read_regular(path: str, largest: int) -> bytes:
+def read_regular(path: str, largest: int, open_file: Callable[[str, int], int] = os.open) -> bytes:
     """The bytes of a regular file of at most `largest` bytes; ValueError in words when that is not what it is."""
     try:
         # Without O_NONBLOCK the open itself would wait for the writer of a FIFO.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_file(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             mode = os.fstat(fd).st_mode
             if not stat.S_ISREG(mode):
@@ -64,6 +68,8 @@ def read_regular(path: str, largest: int) -> bytes:
             os.close(fd)
     except FileNotFoundError:
         raise ValueError("there is no such file") from None
+    except LinkRefusedError as error:
+        raise ValueError(f"it is not read: {error.strerror}") from None
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
     if len(content) > largest:
@@ -84,6 +90,8 @@ def _load(path: str, names: Mapping[str, str | int], loaded: Loaded, seen: set[s
     except ValueError as error:
         loaded.problems.append(Problem(path, "", str(error)))
         return
+    if os.geteuid() == 0:
+        _look_for_others(path, loaded)
     include = tables.pop("include", [])
     directory = os.path.dirname(os.path.abspath(path))
     loaded.files.append(SourceFile(path, directory, text, tables))
@@ -94,6 +102,22 @@ def _load(path: str, names: Mapping[str, str | int], loaded: Loaded, seen: set[s
         return
     for pattern in patterns:
         _include(os.path.join(os.path.dirname(path), pattern), path, names, loaded, seen)
+
+
+def _look_for_others(path: str, loaded: Loaded) -> None:
+    try:
+        other = others_who_may_change(path)
+    except OSError as error:
+        loaded.problems.append(Problem(path, "", f"it cannot be looked at: {error.strerror}"))
+        return
+    if other is None:
+        return
+    if other.anybody:
+        told = f"{other}: root does not run what anybody may have written; let only root write to it, or move the file"
+        loaded.problems.append(Problem(path, "", told))
+    else:
+        told = f"{other}, who can run anything as root by it; let only root write to it"
+        loaded.warnings.append(Problem(path, "", told))
 
 
 def _patterns(include: object, names: Mapping[str, str | int]) -> list[str]:

@@ -393,6 +393,16 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Choice(words=("raw", "json"), meant={"text": 'write "raw"'}),
         Meta(description="Lines as the process writes them, or each one in a JSON object with its time and process."),
     ] = "raw"
+    log_label: Annotated[
+        bool,
+        Flag(),
+        Meta(
+            description=(
+                "Put the process's name before each raw line that goes to the manager's own log. Without it a process "
+                "can write lines there that look like the manager's."
+            )
+        ),
+    ] = True
 
     @property
     def ready_path(self) -> str | None:

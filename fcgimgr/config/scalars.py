@@ -24,10 +24,10 @@ class Flag(Kind, frozen=True):
         if isinstance(value, bool):
             return value
         text = expanded(value, place)
-        word = text if text is not None else str(value).lower() if isinstance(value, str | int) else ""
+        word = text.lower() if text is not None else str(value).lower() if isinstance(value, str | int) else ""
         word = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(word, word)
         if word not in ("true", "false"):
-            raise refusal("true or false", value)
+            raise refusal("true or false", value if text is None else text)
         if text is not None:
             return word == "true"
         raise refusal("true or false", value, f"write {word}, without quotes")
@@ -66,7 +66,7 @@ class Seconds(Kind, frozen=True, kw_only=True):
     positive: bool = False
 
     def read(self, value: object, place: Place) -> float:
-        wanted = "a number of seconds" + (" above 0" if self.positive else "")
+        wanted = f"a number of seconds {'above' if self.positive else 'from'} 0"
         text = expanded(value, place)
         if text is not None and re.fullmatch(r"\s*[0-9]{1,15}(\.[0-9]{1,15})?\s*", text):
             value = float(text)
@@ -76,7 +76,7 @@ class Seconds(Kind, frozen=True, kw_only=True):
             raise refusal(wanted, value, _seconds_meant(value))
         # NaN and infinity fail the comparison too: no timer can be set for either.
         if not 0 <= value <= SECONDS_MAX or (self.positive and value == 0):
-            raise refusal(wanted + f", at most {SECONDS_MAX}", value)
+            raise refusal(f"{wanted}, at most {SECONDS_MAX}", value)
         return float(value)
 
     def schema(self) -> Schema:

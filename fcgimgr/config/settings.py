@@ -54,7 +54,8 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Path of the control socket, through which `fcgimgr status` and the other commands reach the manager. "
-                "CONFIGNAME is the configuration file's name without its ending."
+                "CONFIGNAME is the configuration file's name without its ending: two projects of one user whose files "
+                "have the same name need a `control` each."
             ),
             extra={
                 "default": "`/run/fcgimgr/CONFIGNAME.sock` as root; else `$XDG_RUNTIME_DIR/fcgimgr/CONFIGNAME.sock`, "
@@ -142,7 +143,7 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     minfds: Annotated[
         int,
-        Whole(low=64, high=2**20),
+        Whole(low=128, high=2**20),  # listeners have descriptors from 64 on (linux/tcpsocket.py)
         Meta(
             description=(
                 "Open files the manager must be able to have: it raises its own limit to this and does not start where "

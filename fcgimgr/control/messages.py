@@ -214,11 +214,12 @@ METHODS: Final[dict[str, type[Params]]] = {
 
 
 class Pong(Struct, frozen=True, kw_only=True):
-    """`upgrades`: how often the manager has executed newer code in its own place."""
+    """`upgrades`: how often the manager has executed newer code in its own place. `config`: the file that it runs."""
 
     pid: int
     version: str
     upgrades: int = 0
+    config: str | None = None
     pong: bool = True
 
 

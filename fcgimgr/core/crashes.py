@@ -6,6 +6,9 @@ second) that is to be replaced at once costs a token. With the bucket empty such
 so that it backs off and in the end is FATAL, and tries that are due wait for a token. The bucket fills at one token
 a second, and is full again as soon as any process has proved stable: then whatever was wrong is over.
 
+One that asks to be recycled so early (X_RECYCLE) costs a token as well, and without one it is recycled when backoff_max
+has passed. It serves meanwhile, so that this is no reason to give it up.
+
 A process that ends as expected after some requests (php-cgi does) is none that crashes, however young it is: if it was
 seen to accept, that costs nothing. One that lives some milliseconds between two ends may not have been looked at in
 time. If its program is known to accept it is believed, for a token of a bucket of its own, which is full again as soon

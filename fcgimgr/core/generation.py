@@ -317,6 +317,13 @@ class Recycling(msgspec.Struct, frozen=True):
     why: str
 
 
+class PutOff(msgspec.Struct, frozen=True):
+    """A process is not recycled yet: new ones ask for it as soon as they have started."""
+
+    index: int
+    why: str
+
+
 class NotRecycled(msgspec.Struct, frozen=True):
     """Processes that were to be recycled stay, because a new one is no good."""
 
@@ -324,7 +331,17 @@ class NotRecycled(msgspec.Struct, frozen=True):
 
 
 Action: TypeAlias = (
-    Open | Refuse | Close | SpawnProcess | SignalProcess | AbandonProcess | Changed | Forget | Recycling | NotRecycled
+    Open
+    | Refuse
+    | Close
+    | SpawnProcess
+    | SignalProcess
+    | AbandonProcess
+    | Changed
+    | Forget
+    | Recycling
+    | PutOff
+    | NotRecycled
 )
 
 _AT_REST: Final = (Stopped, Exited, Fatal)
@@ -488,7 +505,7 @@ class _Draft:
             case Restart(indexes, hard):
                 self._restart(indexes, hard)
             case Recycle():
-                self._recycle(event)
+                self._recycle_unless_too_soon(event)
             case Overdue(index, pid, hopeless):
                 self._end_overdue(index, pid, hopeless)
             case Accepted(blind):
@@ -526,7 +543,7 @@ class _Draft:
         elif isinstance(event, Due) and isinstance(state, Backoff):
             event = self._let_try_or_hold(event)
         elif isinstance(event, Due) and isinstance(state, Running):
-            self._recycle(Recycle(index, f"max_lifetime ({self.settings.max_lifetime:g} s) is over"))
+            self._recycle(Recycle(index, state.put_off or f"max_lifetime ({self.settings.max_lifetime:g} s) is over"))
         self._tell(index, event)
 
     def _charge(self, state: Starting | Running, event: Died) -> Died:
@@ -711,13 +728,36 @@ class _Draft:
         if isinstance(state, Stopping) and state.patient:
             self._tell(index, StopAsked() if isinstance(state.after, Rest) else RestartAsked())
 
-    def _recycle(self, event: Recycle) -> None:
-        index = event.index
-        if not (self.up and self.open) or self.refusing or index >= self.wanted or self.now < self.recycle_from:
+    def _recycle_unless_too_soon(self, event: Recycle) -> None:
+        """One that is to be replaced as soon as it has started is as good as one that crashes then: it costs a token,
+        and without one it has to wait. A max_lifetime is what its operator wants, however short.
+        """
+        if not self._may_be_recycled(event.index):
             return
-        known = index in self.rolling or any(one.index == index for one in self.recycling)
-        if not known and isinstance(self.processes[index], Running):
+        state = self.processes[event.index]
+        if isinstance(state, Running) and died_early(self.settings, self.now - state.since):
+            if state.put_off:
+                return
+            spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
+            if not spare:
+                due = self.now + self.settings.backoff_max
+                if state.due is not None:
+                    due = min(due, state.due)
+                after = msgspec.structs.replace(state, due=due, put_off=event.why)
+                self.processes[event.index] = after
+                self.actions += [Changed(event.index, state, after), PutOff(event.index, event.why)]
+                return
+        self._recycle(event)
+
+    def _recycle(self, event: Recycle) -> None:
+        if self._may_be_recycled(event.index):
             self.recycling += (event,)
+
+    def _may_be_recycled(self, index: int) -> bool:
+        if not (self.up and self.open) or self.refusing or index >= self.wanted or self.now < self.recycle_from:
+            return False
+        known = index in self.rolling or any(one.index == index for one in self.recycling)
+        return not known and isinstance(self.processes[index], Running)
 
     def _retry(self) -> None:
         """Start what is FATAL once more, all together: the cause may have gone."""

@@ -124,6 +124,7 @@ class Running(msgspec.Struct, frozen=True, tag=True):
     """Ready: fit to serve. `since`: when it was spawned; `tries`: failed starts before, until it has proved stable.
 
     `due`: when its max_lifetime is over, or when it is to be said again that it is. seen, unseen: as of Starting.
+    put_off: why it is to be recycled when `due` comes, for it has asked for that too soon.
     """
 
     name: ClassVar[str] = "RUNNING"
@@ -133,6 +134,7 @@ class Running(msgspec.Struct, frozen=True, tag=True):
     due: float | None = None
     seen: bool = False
     unseen: int = 0
+    put_off: str = ""
 
 
 class Backoff(msgspec.Struct, frozen=True, tag=True):

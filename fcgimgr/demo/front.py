@@ -5,6 +5,10 @@
 
 It says to a FastCGI server what nginx would say, passes the body on as it comes, and the response as it comes back.
 When the pool fails the answer is 502 (504: too slow) with the reason in words. In production this is nginx's place.
+
+Listening on loopback keeps other machines out, but not a page in the developer's own browser whose name was led to
+127.0.0.1 (DNS rebinding): that would read tracebacks, and what is in them. So the Host has to be a name of this machine
+that no name server gives to others.
 """
 
 from __future__ import annotations
@@ -146,6 +150,7 @@ class _Exchange(http.server.BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         self._answering = False
         try:
+            _refuse_foreign(self.headers.get_all("Host", []))
             length = _body_length(self.headers.get_all("Content-Length", []), self.headers.get_all("Transfer-Encoding"))
             # What is left of the body when the answer is sent would be read as the next request.
             self._unread = length
@@ -273,6 +278,22 @@ class _Exchange(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(text)
+
+
+def _refuse_foreign(hosts: list[str]) -> None:
+    """RFC 6761 section 6.3: localhost, and all below it, is loopback. Who sends no Host at all is no browser."""
+    for host in hosts:
+        found = _HOST.match(host)
+        name = found[0].lower().rstrip(".") if found else ""
+        if name != "localhost" and not name.endswith(".localhost") and not _is_loopback(name.strip("[]")):
+            raise _RefusedError(421, f"This server is for this machine alone: ask for localhost, not for {host}.")
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _body_length(lengths: list[str], transfer_encoding: list[str] | None) -> int:

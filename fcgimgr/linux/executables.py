@@ -63,6 +63,10 @@ def why_not_executed(path: str, code: int, who: str, chroot: str | None) -> str:
         if not os.path.lexists(outside):
             return _MISSING
         interpreter = _interpreter(outside)
+        if interpreter.endswith("\r"):
+            return (
+                f"its #! line ends in a carriage return, as lines on Windows do; mend it with: sed -i 's/\\r$//' {path}"
+            )
         if interpreter:
             return f"its interpreter {interpreter} does not exist; mend the #! line"
         return "its loader (ldd shows it) does not exist"
@@ -94,9 +98,12 @@ def _why_not_executable(chroot: str | None, path: str) -> str:
 def _interpreter(path: str) -> str:
     """What a script's #! line names; empty for a binary, or a file we may not read."""
     try:
-        with open(path, "rb") as file:
+        # By now it may be a FIFO, whose writer nobody should wait for.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             line = file.readline(256)
     except OSError:
         return ""
-    words = line[2:].split() if line.startswith(b"#!") else []
+    words = line[2:].rstrip(b"\n").split() if line.startswith(b"#!") else []
+    if len(words) == 1 and line.endswith(b"\r\n"):  # which the kernel takes for a part of the name
+        words[0] += b"\r"
     return os.fsdecode(words[0]) if words else ""

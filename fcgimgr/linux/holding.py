@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from fcgimgr.linux import procfs
-from fcgimgr.linux.processes import signal_process
+from fcgimgr.linux.pidfd import PidFd
 
 # Stopped, traced, or at an end: none of these will do anything.
 _ENDED: Final = frozenset("ZX")
@@ -21,23 +21,23 @@ _STILL: Final = frozenset("Tt") | _ENDED
 _PAUSE: Final = 0.0001
 
 
-def hold(pid: int, patience: float = 0.02) -> bool:
+def hold(process: PidFd, patience: float = 0.02) -> bool:
     """Stop all its threads; True when each of them stands still. False, and it goes on: not so in `patience` seconds.
 
     Blocks, mostly for 0.1 ms: a thread stops when it next gets the processor, one in state D only when its disk has
     answered. False too when the process is gone. LinuxError where signalling is not permitted.
     """
     deadline = time.monotonic() + patience
-    if not signal_process(pid, signal.SIGSTOP):
+    if not process.signal(signal.SIGSTOP):
         return False
     # Others may be what its threads wait for: give the processor away before looking.
     os.sched_yield()
-    while not is_held(pid):
+    while not is_held(process.pid):
         if time.monotonic() > deadline:
-            let_go(pid)
+            let_go(process)
             return False
         time.sleep(_PAUSE)
-    return not set(procfs.thread_states(pid) or "Z") <= _ENDED
+    return not set(procfs.thread_states(process.pid) or "Z") <= _ENDED
 
 
 def is_held(pid: int) -> bool:
@@ -46,6 +46,6 @@ def is_held(pid: int) -> bool:
     return states is None or _STILL.issuperset(states)
 
 
-def let_go(pid: int) -> bool:
+def let_go(process: PidFd) -> bool:
     """Let it run on (SIGCONT); False when it is gone. Harmless to one that runs. LinuxError: not permitted."""
-    return signal_process(pid, signal.SIGCONT)
+    return process.signal(signal.SIGCONT)

@@ -17,7 +17,7 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 _SYS_CLOSE_RANGE: Final = 436
 _SYS_PIDFD_GETFD: Final = 438
 _HIGHEST_FD: Final = 0xFFFFFFFF
-_AT_FDCWD: Final = -100
+_RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 
 # PyDLL keeps the GIL: none of these calls can block, and a forked child has nobody to hand it to.
@@ -51,19 +51,26 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
     return answer
 
 
-def exchange(one: str, other: str) -> None:
-    """Let two paths lead to each other's file, in one step (renameat2(2)). OSError; ENOSYS: the C library is too old.
+def exchange(one: str, other: str, *, in_directory: int, in_other: int) -> None:
+    """Let two names, each in a directory that is open, lead to each other's file, in one step (renameat2(2)).
 
-    EINVAL: the file system cannot do that.
+    OSError; ENOSYS: the C library is too old; EINVAL: the file system cannot do that.
     """
+    _renameat2(one, other, in_directory, in_other, _RENAME_EXCHANGE)
+
+
+def rename_to_free(old: str, new: str, *, in_directory: int, in_other: int) -> None:
+    """Rename a file to a name that nothing has, in one step. OSError as of `exchange`; EEXIST: something has it."""
+    _renameat2(old, new, in_directory, in_other, _RENAME_NOREPLACE)
+
+
+def _renameat2(old: str, new: str, in_directory: int, in_other: int, flags: int) -> None:
     # By the C library's name: unlike the two above, the system call has another number on each architecture.
     call = getattr(libc, "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    here = ctypes.c_int(_AT_FDCWD)
-    if call(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    fd = ctypes.c_int
+    _checked(call(fd(in_directory), os.fsencode(old), fd(in_other), os.fsencode(new), ctypes.c_uint(flags)))
 
 
 def inotify_init() -> int:

@@ -12,12 +12,13 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 from fcgimgr.linux import procfs, sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
-from fcgimgr.linux.socketfile import SocketFile, bind, find_again
+from fcgimgr.linux.socketfile import LONGEST_PATH, SocketFile, bind, find_again
 from fcgimgr.linux.tcpsocket import LOWEST_FD, stream_socket
 
 __all__ = [
@@ -32,8 +33,6 @@ __all__ = [
     "take_inherited",
 ]
 
-#: What fits into sockaddr_un: 108 bytes with the closing NUL.
-LONGEST_PATH: Final = 107
 #: What `beside` adds to a path.
 BESIDE: Final = ".new"
 
@@ -60,6 +59,19 @@ class Listener:
         """Of a Unix socket's file, where it is now; None: it has none, or the path leads to another by now."""
         return self._file.path if self._file else None
 
+    @property
+    def file(self) -> SocketFile | None:
+        """Of a Unix socket; None as of `path`."""
+        return self._file
+
+    @contextmanager
+    def way_in(self) -> Iterator[str]:
+        """What to connect to in order to reach a Unix socket by its file. OSError: it has none."""
+        if not self._file:
+            raise FileNotFoundError(errno.ENOENT, f"the file of {self.name} was removed or replaced")
+        with self._file.way_in() as way:
+            yield way
+
     def set_backlog(self, backlog: int) -> None:
         """Connections that may wait, from now on; those that wait already stay. The kernel caps it at somaxconn."""
         self.sock.listen(backlog)
@@ -82,13 +94,14 @@ class Listener:
         """A Unix socket bound to PATH.new, owner and mode those of PATH's file now. A dead one there gives way.
 
         It is bound for life under that name, which is what `getsockname()` and sockdiag go on to call it and the
-        connections it accepts. LinuxError: this one has no file (TCP, abstract), the path grows too long, or a live
-        process serves PATH.new.
+        connections it accepts; where that is too long for a socket, under another one. LinuxError: this one has no
+        file (TCP, abstract), or a live process serves PATH.new.
         """
         if not self._file:
             raise LinuxError(f"{self.name}: has no file beside which another one could be bound")
         uid, gid, mode = self._file.attributes()
-        return open_unix(self._file.path + BESIDE, backlog=backlog, owner=(uid, gid), mode=mode)
+        path = self._file.path + BESIDE
+        return _open_file(f"unix:{path}", path, backlog, (uid, gid), mode)
 
     def take_over(self, predecessor: "Listener") -> None:
         """Rename our file over the path of `predecessor`, which then has none: the next client to come is ours.
@@ -209,19 +222,7 @@ def open_unix(
         return _bind_abstract(name, path, backlog)
     if not os.path.isabs(path):
         raise LinuxError(f"{name}: the path is relative; give an absolute one")
-    file: SocketFile | None = None
-    sock = _unix_socket(name)
-    try:
-        file = bind(sock, name, path, owner, mode)
-        sock.listen(backlog)
-        return Listener(name, sock, file)
-    except BaseException as error:
-        if file:
-            file.remove()
-        sock.close()
-        if isinstance(error, OSError):
-            refuse(name, error)
-        raise
+    return _open_file(name, path, backlog, owner, mode)
 
 
 def take_inherited(fd: int, *, backlog: int, name: str | None = None) -> Listener:
@@ -302,6 +303,22 @@ def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> dict[st
 
 
 # --- Unix
+
+
+def _open_file(name: str, path: str, backlog: int, owner: tuple[int, int] | None, mode: int) -> Listener:
+    file: SocketFile | None = None
+    sock = _unix_socket(name)
+    try:
+        file = bind(sock, name, path, owner, mode)
+        sock.listen(backlog)
+        return Listener(name, sock, file)
+    except BaseException as error:
+        if file:
+            file.remove()
+        sock.close()
+        if isinstance(error, OSError):
+            refuse(name, error)
+        raise
 
 
 def _bind_abstract(name: str, path: str, backlog: int) -> Listener:

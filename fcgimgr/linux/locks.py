@@ -3,13 +3,18 @@
 The lock is flock(2)'s, which the kernel drops when its holder dies, however it dies: a file left behind is no obstacle.
 The lock sits on an inode and not on a path, so after locking we look whether the path still leads to that inode; else
 somebody removed the file while we waited, and another could be locking a new one by the same name.
+
+Whoever may open the file may hold its lock, and who may write to its directory may put another in its place: a file of
+theirs is not used, and root uses no directory of theirs.
 """
 
 import fcntl
 import os
 import stat
+from contextlib import ExitStack
 from typing import Self
 
+from fcgimgr.linux.directories import directory_of, who_else_may_write
 from fcgimgr.linux.errors import LinuxError, refuse
 from fcgimgr.linux.procfs import command
 
@@ -39,6 +44,14 @@ class LockFile:
     def fileno(self) -> int:
         return self._fd
 
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to the file that is locked."""
+        try:
+            with directory_of(self.path) as (directory, name):
+                return _leads_to(directory, name, self._fd)
+        except OSError:
+            return False
+
     def write_pid(self) -> None:
         """Write our pid (again: the lock outlives a fork, the number in the file does not)."""
         text = b"%d\n" % os.getpid()
@@ -50,13 +63,17 @@ class LockFile:
 
     def remove(self) -> None:
         """Unlink the file while it is held, then let go. A file that is no longer ours stays."""
-        if self._fd >= 0 and _leads_to(self.path, self._fd):
-            try:
-                os.unlink(self.path)
-            except OSError as error:  # the directory may have lost its write permission: say so, but let go
-                self.release()
-                refuse(f"{self.path}: cannot remove it", error)
-        self.release()
+        try:
+            if self._fd >= 0:
+                with directory_of(self.path) as (directory, name):
+                    if _leads_to(directory, name, self._fd):
+                        os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            pass  # its directory was removed
+        except OSError as error:  # the directory may have lost its write permission: say so, but let go
+            refuse(f"{self.path}: cannot remove it", error)
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Let go and leave the file."""
@@ -66,16 +83,27 @@ class LockFile:
 
 
 def _take(path: str) -> int:
+    with ExitStack() as found:
+        try:
+            directory, name = found.enter_context(directory_of(path))
+        except OSError as error:
+            refuse(path, error, _advice(path, error))
+        if os.geteuid() == 0:
+            _refuse_directory(path, os.fstat(directory))
+        return _take_in(directory, name, path)
+
+
+def _take_in(directory: int, name: str, path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     while True:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+            fd = os.open(name, flags, 0o644, dir_fd=directory)
         except OSError as error:
             refuse(path, error, _advice(path, error))
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise LinuxError(f"{path}: is not a regular file; move it away or choose another path")
+            _refuse_file(path, os.fstat(fd))
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _leads_to(path, fd):
+            if _leads_to(directory, name, fd):
                 return fd
         except BlockingIOError as error:
             message = f"{path}: already held by {_holder(fd)}; stop that one first, or choose another path"
@@ -87,9 +115,26 @@ def _take(path: str) -> int:
         os.close(fd)  # removed under our hands: lock the one that is there now
 
 
-def _leads_to(path: str, fd: int) -> bool:
+def _refuse_directory(path: str, found: os.stat_result) -> None:
+    where = os.path.dirname(path) or "."
+    other = who_else_may_write(where, found)
+    why = other.why if other is not None else f"belongs to uid {found.st_uid}" if found.st_uid != 0 else ""
+    if why:
+        raise LinuxError(f"{path}: its directory {why}, who could put another in its place; choose one of root's")
+
+
+def _refuse_file(path: str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise LinuxError(f"{path}: is not a regular file; move it away or choose another path")
+    if found.st_uid not in (0, os.geteuid()):
+        raise LinuxError(f"{path}: belongs to uid {found.st_uid}, who could hold it; remove it or choose another path")
+    if found.st_nlink > 1:
+        raise LinuxError(f"{path}: has another name (a hard link), which would be overwritten; remove it")
+
+
+def _leads_to(directory: int, name: str, fd: int) -> bool:
     try:
-        there = os.stat(path, follow_symlinks=False)
+        there = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
         return False
     ours = os.fstat(fd)

@@ -2,6 +2,9 @@
 
 A pid written down earlier may be another process's by now. So the descriptor is opened *first* and the identity checked
 *after*: what the check sees is then what the descriptor holds, and that never changes.
+
+This is the one place that signals others (tests/unit/test_signals_by_descriptor.py): the manager is root as a rule, and
+the number of a process that has ended may be anybody's.
 """
 
 import errno
@@ -21,10 +24,13 @@ from fcgimgr.linux.libc import pidfd_getfd
 _INFO: Final = struct.Struct("=QQ11Ii")
 _INFO_EXIT: Final = 1 << 3
 _PIDFD_GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info)
+_PIDFD_SIGNAL_PROCESS_GROUP: Final = 1 << 2
 
 
 class PidFd:
     """One process, for as long as this is open. poll(2) says readable when it has ended."""
+
+    __slots__ = ("_fd", "pid")  # there is one for each process
 
     def __init__(self, pid: int) -> None:
         """LinuxError: there is no such process, or no fd is left."""
@@ -49,6 +55,21 @@ class PidFd:
         found.close()
         return None
 
+    @classmethod
+    def below(cls, pid: int, ancestor: int) -> Self | None:
+        """A process that descends from `ancestor`, which nobody reaps meanwhile; None: it is gone, or another now."""
+        try:
+            found = cls(pid)
+        except LinuxError:
+            return None
+        above = procfs.parent(pid)
+        while above and above != ancestor:
+            above = procfs.parent(above)
+        if above == ancestor and not found.has_ended():
+            return found
+        found.close()
+        return None
+
     def fileno(self) -> int:
         return self._fd
 
@@ -60,13 +81,52 @@ class PidFd:
 
     def signal(self, number: int) -> bool:
         """Send a signal to the process; False when it has ended and was reaped. LinuxError: not permitted."""
+        self._refuse_special()
         try:
             signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:
             return False
         except PermissionError as error:
-            refuse(f"pid {self.pid}: cannot send signal {number}", error, "it runs as another user")
+            raise LinuxError(_not_permitted(f"pid {self.pid}", number)) from error
         return True
+
+    def signal_group(self, number: int) -> bool:
+        """Send a signal to the process group that it leads, or led: also when it has ended and was reaped.
+
+        False: nobody is in it. LinuxError: not one of them permits it.
+        """
+        self._refuse_special()
+        try:
+            try:
+                signal.pidfd_send_signal(self._fd, number, None, _PIDFD_SIGNAL_PROCESS_GROUP)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return self._signal_group_by_number(number)
+        except ProcessLookupError:
+            return False
+        except PermissionError as error:
+            raise LinuxError(_not_permitted(f"process group {self.pid}", number)) from error
+        return True
+
+    def _signal_group_by_number(self, number: int) -> bool:
+        """Before Linux 6.9. The number is the group's own until its leader is reaped, and then as long as it has
+        members: if there is a process of that number then, it is another's.
+        """
+        try:
+            signal.pidfd_send_signal(self._fd, 0)
+        except PermissionError:
+            pass  # it is there
+        except ProcessLookupError:
+            if procfs.state(self.pid) is not None:
+                return False
+        os.killpg(self.pid, number)
+        return True
+
+    def _refuse_special(self) -> None:
+        # The init process is nobody's to signal, and a group 0 or 1 would be our own, or everybody.
+        if self.pid <= 1:
+            raise ValueError(f"pid {self.pid} is not to be signalled")
 
     def wait_status(self) -> int | None:
         """How it ended, as waitpid(2) has it, also of one that is not our child; None: unknown, or not yet.
@@ -106,3 +166,7 @@ class PidFd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _not_permitted(whom: str, number: int) -> str:
+    return f"{whom}: not permitted to send signal {number}; it runs as another user, whom only root can signal"

@@ -1,7 +1,7 @@
-"""The manager's own process and those it is the parent of: how it sets itself up, how it signals, how it reaps.
+"""The manager's own process and those it is the parent of: how it sets itself up, and how it reaps.
 
-A pid stays the number of a dead child until that child is reaped. So as long as only `reap` reaps, `signal_process` on
-a pid that has not been reaped can never hit a stranger.
+A pid stays the number of a dead child until that child is reaped. So as long as only `reap` reaps, the number of one
+that has not been reaped can never be a stranger's. Signals go by descriptor all the same (linux/pidfd.py).
 """
 
 import os
@@ -62,30 +62,6 @@ def reap(stopped: Callable[[int], None] = lambda pid: None) -> Iterator[Death]:
             yield Death(seen.si_pid, _wait_status(seen.si_code, seen.si_status))
         finally:
             os.waitpid(seen.si_pid, 0)
-
-
-def signal_process(pid: int, number: int) -> bool:
-    """Send a signal; False if there is no such process. LinuxError where it is not permitted."""
-    _refuse_special(pid)
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError as error:
-        raise LinuxError(_not_permitted(f"pid {pid}", number)) from error
-    return True
-
-
-def signal_group(pid: int, number: int) -> bool:
-    """Send a signal to the whole process group `pid` leads; False if it is empty. LinuxError: not one permits it."""
-    _refuse_special(pid)
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError as error:
-        raise LinuxError(_not_permitted(f"process group {pid}", number)) from error
-    return True
 
 
 def set_subreaper(*, on: bool = True) -> None:
@@ -157,16 +133,6 @@ def _wait_status(code: int, status: int) -> int:
     if code == os.CLD_EXITED:
         return status << 8
     return status | 0x80 if code == os.CLD_DUMPED else status
-
-
-def _refuse_special(pid: int) -> None:
-    # kill(0), kill(-1) and killpg(1) would hit our own group, everybody, and everybody.
-    if pid <= 1:
-        raise ValueError(f"pid {pid} is not a child's")
-
-
-def _not_permitted(whom: str, number: int) -> str:
-    return f"{whom}: not permitted to send signal {number}; it runs as another user, whom only root can signal"
 
 
 def _as_number(limit: int) -> int:

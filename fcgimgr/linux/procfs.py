@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Collection, Container, Iterator
 from typing import Final
 
+from fcgimgr.linux.errors import refuse
+
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -63,6 +65,12 @@ def rss(pid: int) -> int | None:
     """Resident memory in bytes. A zombie has 0."""
     text = _read(f"/proc/{pid}/statm")
     return int(text.split()[1]) * _PAGE if text else None
+
+
+def is_dying(pid: int) -> bool:
+    """Whether its memory has gone already; its children may not yet have been given to another parent then."""
+    text = _read(f"/proc/{pid}/statm")
+    return text is not None and text.startswith(b"0 ")
 
 
 def session(pid: int) -> int | None:
@@ -228,9 +236,13 @@ def system_calls(pid: int) -> list[tuple[int, int]] | None:
 
 
 def boot_id() -> str:
-    """The id of this boot: what was written down under another one is of processes long gone. OSError without /proc."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
+    """The id of this boot: what was written down under another one is of processes long gone. LinuxError without it."""
+    path = "/proc/sys/kernel/random/boot_id"
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError as error:
+        refuse(path, error, "the manager needs /proc whole (systemd: no ProcSubset=pid)")
 
 
 def pids() -> list[int]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import Exit
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.processes import signal_group
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -38,21 +37,14 @@ class Adopted:
         place = (generation, index)
         self._processes[pidfd.pid] = pidfd, place
         self._daemon.children[pidfd.pid] = place
+        self._daemon.signalling.hold(pidfd)
         self._daemon.loop.add_reader(pidfd, self._ended, pidfd.pid)
 
-    def signal(self, pid: int, number: int, group: bool) -> bool:
-        """As signal_process and signal_group, to the very process that was adopted."""
-        pidfd = self._processes[pid][0]
-        if group and not pidfd.has_ended():  # while it has not, the number of its group is its own
-            return signal_group(pid, number)
-        return pidfd.signal(number)
-
-    def forget(self, pid: int, place: tuple[Generation, int]) -> None:
+    def forget(self, pidfd: PidFd, place: tuple[Generation, int]) -> None:
         """It has turned out to be our child, by whoever was its parent before: its death is told as a child's."""
-        if pid in self._processes and self._processes[pid][1] is place:
-            pidfd, _ = self._processes.pop(pid)
+        if pidfd.pid in self._processes and self._processes[pidfd.pid] == (pidfd, place):
+            del self._processes[pidfd.pid]
             self._daemon.loop.remove_reader(pidfd)
-            pidfd.close()
 
     def _ended(self, pid: int) -> None:
         self._daemon.loop.remove_reader(self._processes[pid][0])
@@ -67,7 +59,6 @@ class Adopted:
             self._daemon.loop.call_later(ASK_AGAIN, self._ask, pid, questions - 1)
             return
         del self._processes[pid]
-        pidfd.close()
         if self._daemon.children.get(pid) is place:  # else the number is a new child's by now
             del self._daemon.children[pid]
         exit = exit_of(status)
@@ -75,7 +66,9 @@ class Adopted:
         if status is None and generation.core.processes[index].name != "STOPPING":
             name = generation.process_name(index)
             self._daemon.journal.warning("it ended; how, only its parent was told", name=name, pid=pid)
-        self._daemon.died(*place, pid, exit, adopted=True)
+        self._daemon.signalling.release(pidfd)
+        pidfd.close()
+        self._daemon.died(*place, pid, exit)
         if not self._looking:
             self._looking = True
             self._daemon.loop.call_soon(self._look)
@@ -89,6 +82,7 @@ class Adopted:
         """Let go of those that live on."""
         for pidfd, _ in self._processes.values():
             self._daemon.loop.remove_reader(pidfd)
+            self._daemon.signalling.release(pidfd)
             pidfd.close()
         self._processes.clear()
 

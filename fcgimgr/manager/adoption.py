@@ -382,7 +382,7 @@ class PoolAdoption:
         for index, pid in dead:
             name = generation.process_name(index)
             self._daemon.journal.warning("it ended while there was no manager", name=name, pid=pid)
-            self._daemon.died(generation, index, pid, Exit(), adopted=True)
+            self._daemon.died(generation, index, pid, Exit())
         if dead:
             self._daemon.loop.call_soon(self._daemon.leftovers.look)
 
@@ -447,17 +447,21 @@ class PoolAdoption:
         pidfd = self._living.pop((self._pool.name, generation.number, index))
         if pidfd is None:
             self._daemon.children[pid] = (generation, index)
+            self._daemon.signalling.hold(PidFd(pid))  # a child of ours: if it has died, it was not reaped yet
             return
         self._daemon.adopted.watch(pidfd, generation, index)
         if generation.settings.ready == "notify" and isinstance(record.state, Starting):
             self._daemon.loop.call_later(generation.settings.startsecs, self._take_for_ready, generation, index, pid)
         # The manager may have died while it held it (linux/holding.py).
-        for one in (pid, *descendants(pid)):
-            if procfs.state(one) == "T":
-                try:
-                    let_go(one)
-                except LinuxError as error:
-                    self._daemon.journal.warning(str(error), name=generation.process_name(index))
+        try:
+            if procfs.state(pid) == "T":
+                let_go(pidfd)
+            for one in descendants(pid):
+                if procfs.state(one) == "T" and (below := PidFd.below(one, pid)) is not None:
+                    with below:
+                        let_go(below)
+        except LinuxError as error:
+            self._daemon.journal.warning(str(error), name=generation.process_name(index))
 
     def _take_for_ready(self, generation: Generation, index: int, pid: int) -> None:
         """READY=1 is said once, and may have been said when nobody listened: then it would never be ready."""
@@ -479,7 +483,11 @@ class PoolAdoption:
                     f"its {stream} cannot be read on: {error.strerror}", name=generation.process_name(index)
                 )
             else:
-                pumps[number] = None if fd is None else generation.take_pipe(index, stream, fd)
+                if fd is None:
+                    continue
+                pump = pumps[number] = generation.take_pipe(index, stream, fd)
+                if (left := self._daemon.left.pop(inode, None)) is not None:
+                    pump.recover(left)
         generation.slots[index].hear(*pumps)
 
     def _find_board(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:

@@ -18,6 +18,7 @@ from fcgimgr.config.signals import signal_number
 from fcgimgr.control import messages
 from fcgimgr.control.messages import (
     INVALID_PARAMS,
+    NO_SUCH_NAME,
     REFUSED,
     ControlError,
     Notice,
@@ -31,6 +32,8 @@ from fcgimgr.core.generation import READY, PoolState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager import updating, upgrading, waiting
 from fcgimgr.manager.abandoned import in_words
+from fcgimgr.manager.following import Following
+from fcgimgr.manager.leftovers import mark_of
 from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
 from fcgimgr.manager.status import status as status_of
 from fcgimgr.manager.tail import last_lines
@@ -63,7 +66,7 @@ class Caller(Protocol):
 
 
 async def ping(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Result:
-    return messages.Pong(pid=os.getpid(), version=__version__, upgrades=daemon.upgrades)
+    return messages.Pong(pid=os.getpid(), version=__version__, upgrades=daemon.upgrades, config=daemon.config.path)
 
 
 async def status(daemon: Daemon, params: messages.StatusParams, caller: Caller) -> Result:
@@ -82,13 +85,18 @@ async def start(daemon: Daemon, params: messages.NamesParams, caller: Caller) ->
 async def stop(daemon: Daemon, params: messages.NamesParams, caller: Caller) -> Result:
     refuse_while_stopping(daemon)
     chosen = choose(daemon, params.names)
+    of = [(generation, index) for generation, indexes in chosen.items() for index in indexes_of(generation, indexes)]
+    marks = {mark_of(generation, index) for generation, index in of}
     targets = waiting.targets(chosen, waiting.stopped)
     for generation, indexes in chosen.items():
         if indexes is None:
             generation.pool.stop()
         else:
             generation.feed(core.Stop(indexes))
-    return await outcome(daemon, targets, caller, wait=params.wait, begun="stopping")
+    verdict = await outcome(daemon, targets, caller, wait=params.wait, begun="stopping")
+    if params.wait:  # also of those that had died by themselves, as of one in BACKOFF
+        await daemon.leftovers.none_left_of(marks)
+    return verdict
 
 
 async def restart(daemon: Daemon, params: messages.RestartParams, caller: Caller) -> Result:
@@ -133,6 +141,7 @@ async def replace(
 
     `shares`: the pools, by name, whose new processes get so many percent of the connections, and no more.
     """
+    daemon.ground.put_sockets_back()
     reloads = []
     shares = shares or {}
     rolling: Chosen = {}
@@ -247,7 +256,7 @@ def send(generation: Generation, index: int, number: int) -> ProcessVerdict:
     name, pid = generation.process_name(index), state.pid
     try:
         # One that is being stopped may be dead already while its children finish: then the number is not its own.
-        if pid is not None and pid in generation.daemon.children and generation.daemon.signal(pid, number):
+        if pid is not None and generation.signal(index, pid, number):
             return ProcessVerdict(name=name, ok=True, result="signalled")
     except LinuxError as error:
         return ProcessVerdict(name=name, ok=False, result="failed", detail=str(error))
@@ -279,11 +288,15 @@ async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> R
         caller.notify("line", messages.Line(process=name, stream=params.stream, text="", skipped=count))
 
     pass_on(lines)
-    stop = generation.slots[index].follow(params.stream, pass_on)
+    following = Following(daemon, generation.pool, index, params.stream, pass_on)
+    gone = daemon.loop.create_task(caller.gone())
     try:
-        await caller.gone()
+        await asyncio.wait((gone, following.over), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stop()
+        gone.cancel()
+        following.end()
+    if following.over.done():
+        raise ControlError(f"{name} is no more: an update has removed it", code=NO_SUCH_NAME)
     return messages.Tail(lines=())
 
 
@@ -379,7 +392,10 @@ async def update(daemon: Daemon, params: messages.UpdateParams, caller: Caller) 
         caller.notify("progress", progress)
 
     with nullcontext() if params.dry_run else daemon.reloading():
-        return await updating.update(daemon, tell, dry_run=params.dry_run)
+        updated = await updating.update(daemon, tell, dry_run=params.dry_run)
+    if not params.dry_run:
+        daemon.ground.look()
+    return updated
 
 
 async def upgrade(daemon: Daemon, params: messages.UpgradeParams, caller: Caller) -> Result:

@@ -30,7 +30,8 @@ from fcgimgr.core.process import (
     Stopping,
 )
 from fcgimgr.linux.gate import Gates
-from fcgimgr.linux.processes import Death, reap, signal_group, signal_process
+from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.processes import Death, reap
 from fcgimgr.manager.abandoned import Abandoned
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
@@ -39,10 +40,12 @@ from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
+from fcgimgr.manager.ground import Ground
 from fcgimgr.manager.helpers import Helpers
 from fcgimgr.manager.history import History
+from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.journal import Journal
-from fcgimgr.manager.leftovers import Leftovers
+from fcgimgr.manager.leftovers import Leftovers, Mark
 from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.looks import Looks
@@ -51,6 +54,7 @@ from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.sights import Sights
+from fcgimgr.manager.signalling import Signalling
 from fcgimgr.manager.spawning import give_up_spawning, spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.taking import Taking
@@ -99,6 +103,7 @@ class Daemon:
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
         self.zygotes: dict[int, Zygote] = {}
+        self.signalling = Signalling()
         self.notify = NotifySockets(self)
         self.abandoned = Abandoned()
         self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self._abandon_leftovers)
@@ -121,11 +126,13 @@ class Daemon:
         self._last_resort: asyncio.TimerHandle | None = None
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
+        self.ground = Ground(self)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
         self.outlives_terminal = False
         self.upgrades = 0  # how often newer code was executed in this process
         self.go_over: Callable[[], Coroutine[Any, Any, None]] | None = None  # how that is done, once the manager is up
         self.taking_over = False  # nothing is to be started yet
+        self.left: dict[int, Left] = {}  # what a manager before us had read and not yet logged, by the pipe
         self.pools = self._new_pools()
 
     def _new_pools(self) -> dict[str, Pool]:
@@ -331,22 +338,20 @@ class Daemon:
     def notify_socket_for(self, settings: ProcessSettings) -> str:
         return self.notify.path_for(settings)
 
-    def signal(self, pid: int, number: int, group: bool = False) -> bool:
-        """Send a signal to one of `children`, or to its group; False: it has ended. LinuxError: not permitted."""
-        if pid in self.adopted:
-            return self.adopted.signal(pid, number, group)
-        # A child that was forked a moment ago may not lead its group yet.
-        return (group and signal_group(pid, number)) or signal_process(pid, number)
-
     # Deaths
 
-    def died(self, generation: Generation, index: int, pid: int, exit: Exit, *, adopted: bool = False) -> None:
-        """A process has died; its leftovers are to be looked at when this round of deaths is over."""
+    def died(self, generation: Generation, index: int, pid: int, exit: Exit, leader: PidFd | None = None) -> None:
+        """A process has died; its leftovers are to be looked at when this round of deaths is over.
+
+        leader: what holds it, to be closed; None: it was another manager's child.
+        """
         told_of = partial(self._tell_of_death, generation, index, pid, exit)
         if generation.settings.killasgroup:
-            self.leftovers.leader_died(pid, generation, index, told_of, adopted=adopted)
-        else:
-            told_of()
+            self.leftovers.leader_died(pid, leader, generation, index, told_of)
+            return
+        if leader is not None:
+            leader.close()
+        told_of()
 
     def _tell_of_death(self, generation: Generation, index: int, pid: int, exit: Exit) -> None:
         try:
@@ -370,32 +375,40 @@ class Daemon:
         if self.gates.ended(death.pid):
             return
         exit = Exit(code=death.code, signal=death.signal)
-        if (zygote := self.zygotes.pop(death.pid, None)) is not None:
+        process = self.signalling.of(death.pid)
+        if (zygote := self.zygotes.pop(death.pid, None)) is not None and process is not None:
+            self.signalling.release(process)
+            process.close()
             zygote.died(death.pid, exit)
             return
         child = self.children.pop(death.pid, None)
-        if child is None:
+        if child is None or process is None:
             known = [one.process for one in self.abandoned if one.pid == death.pid]
             if known:
                 self.journal.info("what was given up has ended", name=known[0], pid=death.pid)
             else:
                 self.journal.debug("reaped a stranger", pid=death.pid)
             return
-        self.adopted.forget(death.pid, child)
-        self.died(*child, death.pid, exit)
+        self.signalling.release(process)
+        self.adopted.forget(process, child)
+        self.died(*child, death.pid, exit, process)
 
     # What does not die
 
     def abandon(self, pid: int, name: str) -> None:
         """Wait no more for the process that had this pid: it, or what it has left, was not ended by SIGKILL."""
-        place = self.children.pop(pid, None)
-        if place is not None:
-            self.adopted.forget(pid, place)
+        place, process = self.children.pop(pid, None), self.signalling.of(pid)
+        if place is not None and process is not None:
+            self.adopted.forget(process, place)
         its_own = place is not None or self.zygotes.pop(pid, None) is not None
+        if its_own and process is not None:
+            self.signalling.release(process)
+            process.close()
         self._tell_abandoned(name, pid, [pid] if its_own else self.leftovers.abandon(pid))
 
-    def _abandon_leftovers(self, mark: tuple[str, str], leader: int, pids: list[int]) -> None:
-        self._tell_abandoned(":".join(mark), leader, pids)
+    def _abandon_leftovers(self, mark: Mark, leader: int, pids: list[int]) -> None:
+        pool, _, process = mark
+        self._tell_abandoned(f"{pool}:{process}", leader, pids)
 
     def _tell_abandoned(self, name: str, leader: int, pids: list[int]) -> None:
         if words := self.abandoned.add(name, leader, pids):
@@ -470,6 +483,7 @@ class Daemon:
         for timer in (self._deadline, self._last_resort):
             if timer is not None:
                 timer.cancel()
+        self.ground.end()
         self.limits.close()
         self.passing.close()
         self.helpers.kill()
@@ -478,6 +492,7 @@ class Daemon:
             pool.end()
         self.state_file.remove()
         self.adopted.close()
+        self.signalling.close()
         self.notify.close()
         os.close(self.devnull)
 

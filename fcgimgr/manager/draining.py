@@ -137,6 +137,12 @@ def view(generation: Generation) -> tuple[Any, ...]:
         is_ours=isinstance(settings, PoolSettings) and settings.wsgi is not None,
         drains_itself=isinstance(settings, PoolSettings) and settings.drain == "self",
         quiet=min(QUIET, settings.stopwaitsecs / 2),
-        processes=tuple((type(state).__name__, state.pid) for state in core.processes),
+        processes=tuple(
+            (
+                type(state).__name__,
+                state.pid if state.pid is not None and generation.is_there(index, state.pid) else None,
+            )
+            for index, state in enumerate(core.processes)
+        ),
     )
     return tuple(seen)

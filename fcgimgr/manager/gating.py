@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import Retiring, Running, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.gate import Gate
 from fcgimgr.linux.holding import hold, let_go
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.manager.kept import Kept
 
 if TYPE_CHECKING:
@@ -36,16 +38,20 @@ UNHELD_LONGEST: Final = 0.5
 class Gating:
     """The gates of one generation."""
 
-    def __init__(self, ground: Ground, say: Callable[[str, str], None]) -> None:
-        """say: is told at what level what is to be logged."""
+    def __init__(self, ground: Ground, say: Callable[[str, str], None], is_there: Callable[[int], bool]) -> None:
+        """say: is told at what level what is to be logged. is_there: whether the process with this pid is still one of
+        the generation, at the moment of the call."""
         self._ground = ground
         self._gates = ground.gates
         self._say = say
+        self._is_there = is_there
         self._since: dict[int, float] = {}  # by pid, when it was first looked at
         self._gated: dict[int, int] = {}  # whose gate was to be closed, and of which process it is a part
         self._closed: dict[int, float] = {}  # by pid, when the gates of it and of those below it were closed
         self._unheld: dict[int, tuple[float, float]] = {}  # by pid, until when it is left alone, and for how long
         self._has_complained = False
+        self._leaders: dict[int, PidFd] = {}  # the processes themselves, by pid
+        self._held: dict[int, PidFd] = {}  # by pid, those that stand still without a gate
 
     def __bool__(self) -> bool:
         return bool(self._gated)
@@ -105,24 +111,53 @@ class Gating:
         self._has_complained = True
         self._say(level, text)
 
-    def hold(self, member: int) -> bool:
-        """Have it stand still. False: it does not, or has not lately, and goes on. LinuxError."""
+    def hold(self, pid: int, member: int) -> bool:
+        """Have a member of the process `pid`, itself or one below it, stand still. False: it does not, or has not
+        lately, and goes on. LinuxError: not permitted."""
         self._ground.at(member)
         not_before, pause = self._unheld.get(member, (0.0, UNHELD))
         if time.monotonic() < not_before:
             return False
         gate = self.of(member)
-        if hold(member) if gate is None else gate.hold():
+        if self._hold(pid, member) if gate is None else gate.hold():
             self._unheld.pop(member, None)
             return True
         self._unheld[member] = time.monotonic() + pause, min(2 * pause, UNHELD_LONGEST)
         return False
 
+    def _hold(self, pid: int, member: int) -> bool:
+        leader = self._leader(pid)
+        process = leader if leader is None or member == pid else PidFd.below(member, pid)
+        if leader is None or process is None:
+            return False
+        with ExitStack() as undo:
+            undo.callback(self._close_held, process)
+            if leader.has_ended() or not hold(process):
+                return False
+            undo.pop_all()
+        self._held[member] = process
+        return True
+
+    def _leader(self, pid: int) -> PidFd | None:
+        if pid not in self._leaders:
+            process = PidFd(pid)
+            # Whom the manager has now it has not reaped: so the number was its own when it was opened.
+            if not self._is_there(pid):
+                process.close()
+                return None
+            self._leaders[pid] = process
+        return self._leaders[pid]
+
+    def _close_held(self, process: PidFd) -> None:
+        if self._leaders.get(process.pid) is not process:
+            process.close()
+
     def let_go(self, member: int, *, ending: bool) -> None:
         gate = self.of(member)
-        if gate is None:
-            let_go(member)
-        else:
+        if (process := self._held.pop(member, None)) is not None:
+            let_go(process)
+            self._close_held(process)
+        if gate is not None:
             gate.resume(ending=ending)
 
     def let_in(self) -> None:
@@ -159,6 +194,9 @@ class Gating:
         for member in self._gated:
             self._gates.open_at_once(member)
         self._gated.clear()
+        for process in self._leaders.values():
+            process.close()
+        self._leaders.clear()
 
 
 class _Insight:

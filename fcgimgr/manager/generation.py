@@ -10,6 +10,7 @@ import socket
 from asyncio import TimerHandle
 from collections import deque
 from functools import partial
+from signal import SIGCONT
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
@@ -38,7 +39,9 @@ from fcgimgr.core.process import (
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import rss
+from fcgimgr.linux.procfs import state as state_of
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.manager import losses, requestlogs
 from fcgimgr.manager.board import Board
@@ -163,8 +166,11 @@ class Generation:
                     if losses.may_be(before.processes[index], event, signal):
                         losses.count(self, index, pid)
                     in_hand = losses.in_hand(self, index) if signal == SIGKILL else ""
-                    if self._signal(pid, signal, group) and signal == SIGKILL:
-                        self._log_kill(index, pid, before.processes[index], in_hand)
+                    if self._signal(index, pid, signal, group):
+                        if signal == SIGKILL:
+                            self._log_kill(index, pid, before.processes[index], in_hand)
+                        elif signal == self.settings.stopsignal and state_of(pid) == "T":
+                            self._signal(index, pid, SIGCONT, group)  # it is stopped, and would not heed it before
                 case core.AbandonProcess(index, pid):
                     self._abandon(index, pid)
                 case core.Open():
@@ -179,20 +185,36 @@ class Generation:
                     self._forget(index)
                 case core.Recycling(index, why):
                     self.daemon.journal.info(f"recycling: {why}", name=self.process_name(index))
+                case core.PutOff(index, why):
+                    self.daemon.journal.warning(
+                        f"not recycled yet: {why}; new ones ask for it as soon as they have started, so it waits for "
+                        f"backoff_max ({self.settings.backoff_max:g} s)",
+                        name=self.process_name(index),
+                    )
                 case core.NotRecycled(indexes):
                     names = ", ".join(map(self.process_name, indexes))
                     self.daemon.journal.warning(
                         f"a new process is no good: {names} not recycled; to be tried again", name=self.name
                     )
 
-    def _signal(self, pid: int, signal: int, group: bool) -> bool:
+    def is_there(self, index: int, pid: int) -> bool:
+        """Whether this process has not been reaped. One that is Stopping has its pid until nothing of it is left, and
+        by then that may be another's number.
+        """
+        return self.daemon.children.get(pid) == (self, index)
+
+    def signal(self, index: int, pid: int, number: int, *, group: bool = False) -> bool:
+        """Send it a signal, or its group; False: it has ended. LinuxError: not permitted."""
+        return self.is_there(index, pid) and self.daemon.signalling.send(pid, number, group=group)
+
+    def _signal(self, index: int, pid: int, signal: int, group: bool) -> bool:
         """Whether it was there to hear it."""
-        if pid not in self.daemon.children:  # dead and reaped: its number may be another's by now
+        if not self.is_there(index, pid):
             if signal == SIGKILL:
                 self.daemon.leftovers.kill(pid)
             return False
         try:
-            return self.daemon.signal(pid, signal, group)
+            return self.signal(index, pid, signal, group=group)
         except LinuxError as error:  # a setuid program, and we are not root: nothing more can be done here
             self.daemon.journal.error(str(error), name=self.name)
             return False
@@ -303,6 +325,7 @@ class Generation:
         self.core = before
         self.listening = listening
         if listening is not None:
+            self.daemon.ground.watch(listening)
             self.daemon.fd_store.keep(listening)
         self.slots.clear()  # those for numprocs: it may have been scaled down since
         self._grow()
@@ -352,6 +375,7 @@ class Generation:
                 if self.pool.serving is self:
                     listening.begin_serving()
                 self.listening = listening
+                self.daemon.ground.watch(listening)
                 self.daemon.fd_store.keep(listening)
         except LinuxError as error:
             self.daemon.journal.error(str(error), name=self.name)
@@ -447,6 +471,7 @@ class Generation:
         """The process is there: read what it writes, and hear of its death."""
         self.listen_to(self.slots[index], plan, pipes, board)
         self.daemon.children[pid] = (self, index)
+        self.daemon.signalling.hold(PidFd(pid))  # it is not reaped before the loop turns
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
 
     def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes, board: Board | None = None) -> None:
@@ -457,6 +482,11 @@ class Generation:
         if pipes.from_stderr is not None:
             stderr = self._pump(pipes.from_stderr, plan, "stderr", plan.stderr_logfile)
         slot.begin(self.daemon.loop.time(), stdout, stderr, board)
+
+    def set_pumps_aside(self, index: int) -> None:
+        """Make room for the pipes of the next process."""
+        if told := self.slots[index].set_pumps_aside():
+            self.daemon.journal.warning(told, name=self.process_name(index))
 
     def new_board(self) -> Board | None:
         """For the next process, if it is of a kind to have one. LinuxError."""
@@ -506,7 +536,7 @@ class Generation:
 
     def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
         """The zygote has forked the process that is Spawning."""
-        self.slots[index].set_pumps_aside()
+        self.set_pumps_aside(index)
         self.take_in(index, pid, self._recipes().plan(index), pipes, board)
         self.happened(index, Spawned(pid))
         self.daemon.state_file.write()
@@ -515,7 +545,7 @@ class Generation:
         """The zygote could not fork the process that is Spawning; `words`: its own last, if that explains it."""
         slot = self.slots[index]
         slot.spawned += 1
-        slot.set_pumps_aside()
+        self.set_pumps_aside(index)
         if words is not None:
             slot.old_stdout = slot.old_stderr = words
         self.happened(index, SpawnFailed(why))
@@ -527,14 +557,16 @@ class Generation:
             maxbytes=getattr(settings, f"{stream}_logfile_maxbytes"),
             backups=getattr(settings, f"{stream}_logfile_backups"),
         )
+        process = f"{self.name}:{plan.name}"
         return Pump(
             self.daemon.loop,
             fd,
             target,
-            process=f"{self.name}:{plan.name}",
+            process=process,
             stream=stream,
             timestamps=settings.log_timestamps,
             format=settings.log_format,
+            label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
             release=self.daemon.logs.release,
         )
 

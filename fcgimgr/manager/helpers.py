@@ -334,6 +334,7 @@ class Helper:
 def let_go_if_possible(pid: int) -> None:
     """Let it run on, whether or not it was held."""
     try:
-        let_go(pid)
+        with PidFd(pid) as process:
+            let_go(process)
     except LinuxError:
-        return  # who may not be signalled was not held
+        return  # it has gone; or who may not be signalled was not held

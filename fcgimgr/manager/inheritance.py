@@ -20,8 +20,7 @@ from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.manager import updating
 from fcgimgr.manager.adoption import Estate, adopt, replace_incomplete, running_config
 from fcgimgr.manager.journal import Journal
-from fcgimgr.manager.state import StateError, read
-from fcgimgr.manager.statefile import NAME
+from fcgimgr.manager.state import NAME, StateError, read
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -89,12 +88,7 @@ async def _catch_up(daemon: Daemon) -> None:
 
 async def end_unknown(daemon: Daemon, estate: Estate) -> None:
     """End what an earlier manager of this state_dir has started and nobody has taken over."""
-    found = []
-    for pid in unknown(daemon, estate.pid):
-        try:
-            found.append(PidFd(pid))
-        except LinuxError:  # it has ended since
-            continue
+    found = unknown(daemon, estate.pid)
     if not found:
         return
     pids = ", ".join(str(pidfd.pid) for pidfd in found)
@@ -110,8 +104,8 @@ async def end_unknown(daemon: Daemon, estate: Estate) -> None:
         pidfd.close()
 
 
-def unknown(daemon: Daemon, manager: int | None) -> list[int]:
-    """Their pids. `manager`: the earlier manager's.
+def unknown(daemon: Daemon, manager: int | None) -> list[PidFd]:
+    """Each of them, to be closed. `manager`: the earlier manager's pid.
 
     They are known by the notify socket in their environment, which is that manager's alone. What descends from a
     process that was taken over belongs to it.
@@ -123,16 +117,26 @@ def unknown(daemon: Daemon, manager: int | None) -> list[int]:
     sockets = [os.path.join(daemon.config.manager.state_dir, "notify-")]
     if manager is not None and (manager == os.getpid() or procfs.state(manager) is None):
         sockets.append(f"@fcgimgr-{manager}-")  # else its number is another's by now, and may be another manager's
-    found = []
-    for pid in procfs.pids():
+
+    def is_unknown(pid: int) -> bool:
         if pid in daemon.children or procfs.session(pid) in daemon.children or procfs.parent(pid) == os.getpid():
-            continue
+            return False
         environment = procfs.environment_of(pid) or {}
         slot = tuple(environment.get(key) for key in ("FCGIMGR_POOL", "FCGIMGR_GENERATION", "FCGIMGR_PROCESS"))
         if not environment.get("NOTIFY_SOCKET", "").startswith(tuple(sockets)) or None in slot or slot in known:
+            return False
+        return procfs.state(pid) not in (None, "Z", "X")
+
+    found = []
+    for pid in filter(is_unknown, procfs.pids()):
+        try:
+            process = PidFd(pid)
+        except LinuxError:  # it has ended since
             continue
-        if procfs.state(pid) not in (None, "Z", "X"):
-            found.append(pid)
+        if is_unknown(pid):  # once more, as the number may be another's since
+            found.append(process)
+        else:
+            process.close()
     return found
 
 

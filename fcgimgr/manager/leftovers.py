@@ -9,7 +9,10 @@ What SIGKILL does not end is abandoned (abandoned.py). Of a process that is bein
 died by itself it is so ABANDONED_AFTER seconds after the first SIGKILL.
 
 The manager is a subreaper: each orphan's death is reported to it, which is the moment to look again; no timer polls.
-A descendant with a session of its own comes back to us when its parent dies, and is known by its environment.
+A descendant with a session of its own comes back to us when its parent dies, and is known by its environment. One that
+is dying shows none any more (its memory goes before its children are given to us, exit(2)), and has children that
+nobody has seen yet: so it is waited for, whosever it was. Of a leader that died by itself, and is started again, only
+those are its own that were there before the next one in its place.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.core.process import ABANDONED_AFTER, SIGKILL, Stopping
+from fcgimgr.core.process import ABANDONED_AFTER, SIGKILL, Exited, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.processes import signal_group, signal_process
-from fcgimgr.linux.procfs import children, environ_has, environment_of, pids, session
+from fcgimgr.linux.procfs import children, environ_has, environment_of, is_dying, pids, session
 from fcgimgr.linux.procfs import state as state_of
 
 if TYPE_CHECKING:
@@ -34,39 +37,49 @@ if TYPE_CHECKING:
 # Killed processes die within this many seconds, unless the kernel holds them in uninterruptible sleep.
 STRAYS_DIE_WITHIN: Final = 1.0
 
-#: Tells of what is not waited for any more: of which pool and process, its leader's pid, and the pids.
-Abandon = Callable[[tuple[str, str], int, list[int]], None]
+#: Of which process a descendant is, by its environment: FCGIMGR_POOL, FCGIMGR_GENERATION, FCGIMGR_PROCESS.
+Mark = tuple[str, str, str]
+#: Tells of what is not waited for any more: of which process, that one's pid, and the pids.
+Abandon = Callable[[Mark, int, list[int]], None]
 
 
 class Remains:
     """What is left of one process. `gone`: to be called when nothing is; None when nobody waits for that."""
 
     __slots__ = (
-        "adopted", "asked", "deadline", "empty", "gone", "group", "killed", "mark", "stopsignal", "timer", "told",
+        "asked", "deadline", "empty", "gone", "group", "killed", "leader", "looked", "mark", "sessions", "stopsignal",
+        "timer", "told",
     )  # fmt: skip
 
     def __init__(
-        self, group: int, mark: tuple[str, str], stopsignal: int, *, told: bool, deadline: float,
-        gone: Callable[[], None] | None, adopted: bool,
+        self, group: int, leader: PidFd | None, mark: Mark, stopsignal: int, *, told: bool, deadline: float,
+        gone: Callable[[], None] | None,
     ) -> None:  # fmt: skip
         self.group = group
-        self.adopted = adopted  # another manager's child: what it has left is not ours to reap either
+        # By it the group is signalled, whoever has its number by now. None: it was another manager's child, and what it
+        # has left is not ours to reap either.
+        self.leader = leader
         self.mark = mark
         self.stopsignal = stopsignal
         self.told = told  # the whole group got the stopsignal together with its leader
         self.deadline = deadline
         self.gone = gone
         self.asked: set[int] = set()  # the strays that got it
+        self.sessions: set[int | None] = set()  # of the strays that were there when its leader died
+        self.looked = False  # these are known; or are not to be
         self.timer: asyncio.TimerHandle | None = None
         self.killed: float | None = None  # when it got its first SIGKILL
         self.empty = False
 
+    def has(self, session: int | None) -> bool:
+        """Whether one that bears its mark in this session is its own, and not its successor's."""
+        return self.gone is not None or not self.looked or session in self.sessions
+
     def signal_group(self, number: int) -> bool:
-        """Signal what is left of the group; False if there is nobody, and then never again: its number is free."""
-        if self.adopted:  # it was reaped by others: the number of its group may be anybody's by now
+        """Signal what is left of the group; False if there is nobody, and then never again."""
+        if self.leader is None:  # its members are told one by one: all of them have to be known anyway
             return True
-        # Its leader was reaped. If there is a process of that number, it is another: it came when the group was empty.
-        self.empty = self.empty or state_of(self.group) is not None or not signalled(self.group, number)
+        self.empty = self.empty or not signalled(self.leader, number)
         return not self.empty
 
 
@@ -88,14 +101,16 @@ class Leftovers:
         self._remains: list[Remains] = []
         self._when_gone: Callable[[], None] | None = None
         self._watched: dict[int, PidFd] = {}
+        self._dying: dict[int, float] = {}  # children that show no environment any more, and since when
+        self._buried: asyncio.Future[None] | None = None  # done at the next burial
 
     def __bool__(self) -> bool:
         return bool(self._remains or self._new)
 
     def leader_died(
-        self, pid: int, generation: Generation, index: int, told_of: Callable[[], None], *, adopted: bool = False
+        self, pid: int, leader: PidFd | None, generation: Generation, index: int, told_of: Callable[[], None]
     ) -> None:
-        """The leader of group `pid` is dead but not reaped yet, so its number is still its own; or it was `adopted`.
+        """The leader of group `pid` is dead, and not reaped yet; None: it was adopted. Takes `leader` over.
 
         `told_of` is called when its death is to be told: now, but of one that was to stop when all of it has gone.
         """
@@ -105,30 +120,30 @@ class Leftovers:
         if isinstance(state, Stopping):
             told, gone = settings.stopasgroup, told_of
             deadline = self._loop.time() if state.killed else state.due
-        mark = (settings.name, generation.slots[index].name)
-        remains = Remains(pid, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone, adopted=adopted)
-        if not adopted:
-            # Now, and not when it is reaped: its number is the group's for certain only as long as it is a zombie.
+        mark = mark_of(generation, index)
+        remains = Remains(pid, leader, mark, settings.stopsignal, told=told, deadline=deadline, gone=gone)
+        if leader is not None:
             if deadline <= self._loop.time():
-                signalled(pid, SIGKILL)
+                signalled(leader, SIGKILL)
             elif not told:
-                signalled(pid, settings.stopsignal)
+                signalled(leader, settings.stopsignal)
         self._new.append(remains)
         if gone is None:
             told_of()
+            # One that has done what it was for, and is not started again, may have started what is to live on.
+            remains.looked = isinstance(generation.core.processes[index], Exited)
 
     def look(self) -> None:
         """After a round of reaping: of whom is anybody left?"""
         self._remains += self._new
         self._new = []
-        strays = self._strays(self._remains)
+        strays, dying = self._strays()
         members = self._members()
         for remains in tuple(self._remains):
             if remains not in self._remains:  # what was told of another has ended the wait for this one
                 continue
-            if remains.adopted:
+            if remains.leader is None:
                 left = members[remains.group]
-                self._watch(left)
                 if not left:
                     self._bury(remains)
                     continue
@@ -136,13 +151,14 @@ class Leftovers:
                     remains.asked.update(left)
                     remains.told = False
             else:
-                left = strays.get(remains.mark, []) if remains.gone is not None else []
-                if not remains.signal_group(0) and not left:
+                left = strays.get(remains, [])
+                if not remains.signal_group(0) and not left and not dying:
                     self._bury(remains)
                     continue
             for pid in set(left) - remains.asked:
                 remains.asked.add(pid)
-                signal_stray(pid, remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL)
+                number = remains.stopsignal if remains.deadline > self._loop.time() else SIGKILL
+                self._signal(remains, pid, number)
             if remains.timer is None:
                 remains.timer = self._loop.call_at(remains.deadline, self._kill, remains)
         self._tell_if_gone()
@@ -152,22 +168,35 @@ class Leftovers:
             when_gone, self._when_gone = self._when_gone, None
             when_gone()
 
-    def _strays(self, of: Iterable[Remains]) -> dict[tuple[str, str], list[int]]:
-        """Descendants that left the group of a process that is being stopped: pids, by the mark of that process."""
-        found: dict[tuple[str, str], list[int]] = {}
-        waited_for = [remains for remains in of if remains.gone is not None]
-        if not waited_for:
-            return found
-        for pid in children(os.getpid()) or ():
+    def _strays(self) -> tuple[dict[Remains, list[int]], bool]:
+        """The pids of descendants that left the group of a process that is no more; whether others may still come.
+
+        Its group is told as a whole, and nobody is to be told twice.
+        """
+        found: dict[Remains, list[int]] = {}
+        here = [remains for remains in self._remains if remains.leader is not None]
+        sessions: dict[Remains, set[int | None]] = {remains: set() for remains in here}
+        dying: dict[int, float] = {}
+        for pid in children(os.getpid()) or () if here else ():
             if pid in self._ours:
                 continue
-            for remains in waited_for:
-                pool, process = remains.mark
-                if not environ_has(pid, "FCGIMGR_POOL", pool) or not environ_has(pid, "FCGIMGR_PROCESS", process):
-                    continue
-                if group_of(pid) != remains.group:  # its group is told as a whole, and nobody is to be told twice
-                    found.setdefault(remains.mark, []).append(pid)
-        return found
+            mark, of_session = mark_in(environment_of(pid)), session(pid)
+            if mark is None and is_dying(pid):
+                dying[pid] = self._dying.get(pid, self._loop.time())
+            for remains in here:
+                if mark is None and pid in dying and (not remains.looked or of_session in remains.sessions):
+                    sessions[remains].add(of_session)  # that of its children, if it has any
+                elif mark == remains.mark and group_of(pid) != remains.group and remains.has(of_session):
+                    sessions[remains].add(of_session)
+                    found.setdefault(remains, []).append(pid)
+                    break
+        for remains in here:
+            remains.looked, remains.sessions = True, sessions[remains]
+        self._dying = dying
+        lately = (
+            self._loop.time() - STRAYS_DIE_WITHIN
+        )  # one that cannot be reaped, as it is traced, is no reason to wait
+        return found, any(since > lately for since in dying.values())
 
     def _members(self) -> dict[int, list[int]]:
         """What adopted processes have left, by their groups: all of the group, and who left it if that is waited for.
@@ -175,34 +204,47 @@ class Leftovers:
         They are no children of ours, so all of /proc is searched, once for all of them. The number of a group is not
         given to another process while the group has members; so if there is such a process again, it has none.
         """
-        adopted = [remains for remains in self._remains if remains.adopted]
+        adopted = [remains for remains in self._remains if remains.leader is None]
         found: dict[int, list[int]] = {remains.group: [] for remains in adopted}
         whole = {group for group in found if not is_alive(group)}
         anywhere = {remains.mark: remains.group for remains in adopted if remains.gone is not None}
         for pid in pids() if adopted else ():
-            if pid in self._ours:
-                continue
-            group = group_of(pid)
-            if group in whole:
-                if pid != group and is_alive(pid):  # else it is the number again, taken since
+            if self._is_of(pid, whole, anywhere) is not None:
+                self._watch(pid)
+                group = self._is_of(pid, whole, anywhere)  # once more: what is true now is true of what is watched
+                if group is not None:
                     found[group].append(pid)
-            elif anywhere and session(pid) not in self._ours and may_signal(pid):
-                environment = environment_of(pid) or {}
-                mark = (environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_PROCESS", ""))
-                # Another manager on this machine may have a process of the same name; its notify socket is another.
-                if mark in anywhere and self._is_our_notify_socket(environment.get("NOTIFY_SOCKET", "")):
-                    found[anywhere[mark]].append(pid)
         return found
 
-    def _watch(self, pids: Iterable[int]) -> None:
-        """Look again when one of these ends."""
-        for pid in set(pids) - self._watched.keys():
-            try:
+    def _is_of(self, pid: int, whole: Container[int], anywhere: Mapping[Mark, int]) -> int | None:
+        """Of which of these groups a process is, or was: `whole`, and those that it may have left, by their mark."""
+        if pid in self._ours:
+            return None
+        group = group_of(pid)
+        if group in whole:
+            return group if pid != group and is_alive(pid) else None  # else it is the number again, taken since
+        if anywhere and session(pid) not in self._ours and may_signal(pid):
+            environment = environment_of(pid) or {}
+            mark, notify_socket = mark_in(environment), environment.get("NOTIFY_SOCKET", "")
+            # Another manager on this machine may have a process of the same name; its notify socket is another.
+            if mark is not None and mark in anywhere and self._is_our_notify_socket(notify_socket):
+                return anywhere[mark]
+        return None
+
+    def _watch(self, pid: int) -> None:
+        """Look again when it ends, and signal it by its descriptor."""
+        if pid not in self._watched:
+            with suppress(LinuxError):  # it has ended since; or no descriptor is left, and then it has to wait
                 self._watched[pid] = PidFd(pid)
-            except LinuxError:  # it has ended since
-                self._loop.call_soon(self.look)
-            else:
                 self._loop.add_reader(self._watched[pid], self._watched_ended, pid)
+
+    def _signal(self, remains: Remains, pid: int, number: int) -> None:
+        """Signal a child of ours, or one that is watched, if it may be signalled (a setuid program may not)."""
+        if remains.leader is not None:
+            signal_stray(pid, number)
+        elif pid in self._watched:
+            with suppress(LinuxError):
+                self._watched[pid].signal(number)
 
     def _watched_ended(self, pid: int) -> None:
         pidfd = self._watched.pop(pid)
@@ -211,11 +253,26 @@ class Leftovers:
         self.look()
 
     def _bury(self, remains: Remains) -> None:
-        self._remains.remove(remains)
-        if remains.timer is not None:
-            remains.timer.cancel()
+        self._remove(remains)
         if remains.gone is not None:
             remains.gone()
+
+    def _remove(self, remains: Remains) -> None:
+        self._remains.remove(remains)
+        if remains.leader is not None:
+            remains.leader.close()
+        if remains.timer is not None:
+            remains.timer.cancel()
+        if self._buried is not None:
+            self._buried.set_result(None)
+            self._buried = None
+
+    async def none_left_of(self, marks: Collection[Mark]) -> None:
+        """Wait until nothing is left of these processes."""
+        while any(remains.mark in marks for remains in (*self._remains, *self._new)):
+            if self._buried is None:
+                self._buried = self._loop.create_future()
+            await asyncio.shield(self._buried)
 
     def _kill(self, remains: Remains) -> None:
         now = self._loop.time()
@@ -226,8 +283,8 @@ class Leftovers:
             self._tell_if_gone()
             return
         remains.signal_group(SIGKILL)
-        for pid in self._members()[remains.group] if remains.adopted else self._strays([remains]).get(remains.mark, ()):
-            signal_stray(pid, SIGKILL)
+        for pid in self._members()[remains.group] if remains.leader is None else self._strays()[0].get(remains, ()):
+            self._signal(remains, pid, SIGKILL)
         remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
         self.look()
 
@@ -236,10 +293,8 @@ class Leftovers:
         return [pid for remains in tuple(self._remains) if remains.group == leader for pid in self._drop(remains)]
 
     def _drop(self, remains: Remains) -> list[int]:
-        self._remains.remove(remains)
-        if remains.timer is not None:
-            remains.timer.cancel()
-        strays = () if remains.adopted else self._strays([remains]).get(remains.mark, ())
+        strays = () if remains.leader is None else self._strays()[0].get(remains, ())
+        self._remove(remains)
         return [pid for pid in pids() if group_of(pid) == remains.group] + list(strays)
 
     def kill_all(self) -> None:
@@ -274,20 +329,30 @@ class Leftovers:
             for pid in strays:
                 signal_stray(pid, SIGKILL)
             for pid in strays:
-                pidfd = os.pidfd_open(pid)
-                try:
-                    select.select([pidfd], [], [], max(0.0, until - time.monotonic()))
-                finally:
-                    os.close(pidfd)
+                with suppress(LinuxError), PidFd(pid) as process:
+                    select.select([process], [], [], max(0.0, until - time.monotonic()))
                 os.waitpid(pid, os.WNOHANG)
             if time.monotonic() >= until:
                 return
 
 
-def signalled(group: int, number: int) -> bool:
+def mark_of(generation: Generation, index: int) -> Mark:
+    """What is in the environment of this process and its descendants."""
+    return generation.settings.name, str(generation.number), generation.slots[index].name
+
+
+def mark_in(environment: dict[str, str] | None) -> Mark | None:
+    """The mark in an environment; None: there is none."""
+    if not environment or "FCGIMGR_PROCESS" not in environment:
+        return None
+    pool, generation = environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_GENERATION", "")
+    return pool, generation, environment["FCGIMGR_PROCESS"]
+
+
+def signalled(leader: PidFd, number: int) -> bool:
     """Signal what is left of a group; False if there is nobody, or nobody whom we may signal (a setuid program)."""
     try:
-        return signal_group(group, number)
+        return leader.signal_group(number)
     except LinuxError:
         return False
 
@@ -299,7 +364,8 @@ def is_alive(pid: int) -> bool:
 def may_signal(pid: int) -> bool:
     """Whether it may be signalled: another user's process is no concern of an ordinary user's manager."""
     try:
-        return signal_process(pid, 0) if pid > 1 else False
+        with PidFd(pid) as process:
+            return pid > 1 and process.signal(0)
     except LinuxError:
         return False
 
@@ -313,7 +379,5 @@ def group_of(pid: int) -> int | None:
 
 def signal_stray(pid: int, number: int) -> None:
     """Signal a child of ours, if it may be signalled (a setuid program may not)."""
-    try:
-        signal_process(pid, number)
-    except LinuxError:
-        return
+    with suppress(LinuxError), PidFd(pid) as process:  # the number is its own until we reap it
+        process.signal(number)

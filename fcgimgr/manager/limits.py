@@ -158,7 +158,7 @@ class Limits:
             thread=f"{request.thread:#018x}",  # as faulthandler writes it
         )
         try:
-            self._daemon.signal(pid, TRACEBACK_SIGNAL)
+            generation.signal(index, pid, TRACEBACK_SIGNAL)
         except LinuxError as error:
             self._daemon.journal.error(str(error), name=generation.process_name(index))
         self._overdue[pid] = self._daemon.loop.call_later(TRACEBACK_TIME, self._end, generation, pid, index)
@@ -187,9 +187,13 @@ def running(generation: Generation) -> list[tuple[int, int]]:
 
 
 def serving(generation: Generation) -> list[tuple[int, int]]:
-    """(index, pid) of the processes that run, and of those that may take as long as their requests need to end."""
+    """(index, pid) of the processes that run, and of those that may take as long as their requests need to end.
+
+    Not of those that have ended while what they have left is waited for.
+    """
     return [
         (i, state.pid)
         for i, state in enumerate(generation.core.processes)
-        if isinstance(state, Running) or (isinstance(state, Stopping) and state.patient)
+        if isinstance(state, Running)
+        or (isinstance(state, Stopping) and state.patient and generation.is_there(i, state.pid))
     ]

@@ -5,6 +5,7 @@ after a change of the clocks, sort together. `tai64n` is what daemontools' multi
 A child's lines arrive as a chunk of whole lines; a prefix is put before each with one `replace`, never line by line.
 """
 
+import re
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -19,6 +20,9 @@ Dress = Callable[[bytes, bool], bytes]
 TAI64_EPOCH = 0x400000000000000A  # 2**62 + 10 s: multilog adds the ten leap seconds of 1972 and no later one
 
 encode_json = msgspec.json.Encoder().encode
+
+# C0 and C1 but tab and the end of a line: what steers a terminal.
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 
 def iso(now: int) -> str:
@@ -45,18 +49,33 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def without_controls(chunk: bytes) -> bytes:
+    """A chunk of lines with what would steer a terminal shown, not obeyed: `\\x1b`."""
+    return _CONTROLS.sub(lambda found: b"\\x%02x" % found[0][-1], chunk)
+
+
 def dress(
-    *, timestamps: Timestamps, line_format: LineFormat, process: str, stream: str, label: str, clock: Callable[[], int]
+    *,
+    timestamps: Timestamps,
+    line_format: LineFormat,
+    process: str,
+    stream: str,
+    label: str,
+    clock: Callable[[], int],
+    on_terminal: bool = False,
 ) -> Dress | None:
     """What turns a chunk of a child's lines into what is written, or None where it is written as it came.
 
     `clock` gives nanoseconds since 1970. The time of a line is the time at which its chunk was read. `label` is put
-    between the timestamp and the line, as it is; JSON names the process anyway and takes no label.
+    between the timestamp and the line, as it is; JSON names the process anyway and takes no label. Where there is one
+    each piece of an overlong line is a line of its own: what others write between two of them would else end the first,
+    and the second would begin a line that has no label.
     """
     if line_format == "json":
         return _json_dress(timestamps, process, stream, clock)
+    shown = without_controls if on_terminal else bytes
     if timestamps == "none" and not label:
-        return None
+        return (lambda chunk, inside_line: shown(chunk)) if on_terminal else None
     fixed = printable(label).encode()
 
     def prefixed(chunk: bytes, inside_line: bool) -> bytes:
@@ -67,8 +86,15 @@ def dress(
                 prefix = b"%b %b" % (tai64n(clock()).encode(), fixed)
             case "none":
                 prefix = fixed
+        chunk = shown(chunk)
+        if label:
+            if inside_line and chunk[:1] == b"\n":
+                chunk = chunk[1:]
+            if chunk and chunk[-1] != 0x0A:
+                chunk += b"\n"
+            inside_line = False
         lines = chunk[:-1].replace(b"\n", b"\n" + prefix) + chunk[-1:]
-        return lines if inside_line else prefix + lines
+        return lines if inside_line or not chunk else prefix + lines
 
     return prefixed
 

@@ -8,8 +8,8 @@ What was passed to the manager ready-made (systemd, fd) can have nothing beside 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +69,21 @@ class Place:
             return Place(self.address, self.group.beside(backlog=backlog, name=self.listener.name), self.group)
         return Place(self.address, self.listener.beside(backlog=backlog), over=self.listener)
 
-    def connect_to(self) -> ConnectTo:
-        """What a client on this machine connects to in order to reach the listener."""
-        if isinstance(self.address, UnixAddress):
-            # Not getsockname(): a socket that was renamed goes on calling itself by the name it was bound to.
-            path = self.listener.name.removeprefix("unix:")
-            return f"\0{path[1:]}" if path.startswith("@") else path
+    @contextmanager
+    def way_in(self) -> Iterator[ConnectTo]:
+        """What to connect to in order to reach this very listener. OSError: it cannot be reached.
+
+        Not the path of a Unix socket: others may lead that to a socket to which they may not connect, and the manager
+        may.
+        """
         name = self.bound
-        if not isinstance(name, tuple) or name[0] not in ("::", "0.0.0.0"):
-            return name
-        return ("::1" if name[0] == "::" else "127.0.0.1", *name[1:])
+        if isinstance(self.address, UnixAddress) and not self.address.path.startswith("@"):
+            with self.listener.way_in() as way:
+                yield way
+        elif not isinstance(name, tuple) or name[0] not in ("::", "0.0.0.0"):
+            yield name
+        else:
+            yield ("::1" if name[0] == "::" else "127.0.0.1", *name[1:])
 
     def take_traffic(self) -> Undo:
         """All new connections come here from now on. The answer takes that back, until `settle`."""
@@ -260,14 +265,15 @@ class Listening:
             assert place.group is not None  # a canary is refused where `can_share` is false
             place.group.share(place.listener, percent)
 
-    def lead_ping(self, connection: socket.socket) -> ConnectTo:
-        """Where `connection`, not yet connected, reaches the first listener, whoever else gets the traffic."""
+    @contextmanager
+    def lead_ping(self, connection: socket.socket) -> Iterator[ConnectTo]:
+        """Where `connection`, not yet connected, reaches the first listener, whoever else gets the traffic. OSError."""
         place = self.places[0]
-        to = place.connect_to()
-        if place.group is not None and not place.group.gets_all(place.listener) and isinstance(to, tuple):
-            connection.bind((to[0], 0))
-            place.group.only_from(place.listener, connection.getsockname()[:2])
-        return to
+        with place.way_in() as to:
+            if place.group is not None and not place.group.gets_all(place.listener) and isinstance(to, tuple):
+                connection.bind((to[0], 0))
+                place.group.only_from(place.listener, connection.getsockname()[:2])
+            yield to
 
     def refuse_new(self) -> None:
         """Let no new connection in. Where that cannot be (an abstract or a passed socket) they come until the end."""
@@ -402,8 +408,9 @@ def _open(address: Address, settings: PoolSettings, owner: tuple[int, int] | Non
         case SystemdAddress(name):
             fds = inherited.get(name)
             if not fds:
+                came = ", ".join(other for other in inherited if not other.startswith("fd:")) or "none"
                 raise LinuxError(
-                    f"systemd:{name}: no socket of this name was passed to the manager; "
+                    f"systemd:{name}: no socket of this name was passed to the manager (passed: {came}); "
                     f"set FileDescriptorName={name} in the .socket unit that starts it"
                 )
             return Place(address, take_inherited(fds[0], backlog=backlog, name=str(address)))

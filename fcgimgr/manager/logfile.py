@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable
 
 from fcgimgr.linux.directories import directory_of
+from fcgimgr.manager import inhand
+from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.openlog import open_in, open_reason
-from fcgimgr.manager.target import Discard, Outage, Report, Target, reason, write_some
+from fcgimgr.manager.target import NOWHERE, Outage, Report, Target, last_bytes, reason, write_some
 
 RETRY = 1.0  # seconds between two looks at a trouble, and at whether the file is still there
 OVERRUN = 1024 * 1024  # bytes that an unfinished line may carry a file beyond its maxbytes
 
-NOWHERE = Discard()
 # Symbolic links, which a log file does not follow; but configurations of containers name them.
 DEVICES = {"/dev/stdout": 1, "/dev/stderr": 2}
 
@@ -35,9 +36,27 @@ class LogFile(Target):
     `owner`: (uid, gid) of files created here. `clock`: monotonic seconds.
     """
 
+    shows_how_far = True
+
     __slots__ = (
-        "_backups", "_check_at", "_clock", "_fd", "_inside_line", "_maxbytes", "_outage", "_owner", "_regular",
-        "_resting", "_rotate_at", "_rotation", "_size", "_torn", "path",
+        "_backups",
+        "_check_at",
+        "_clock",
+        "_fd",
+        "_found",
+        "_home",
+        "_identity",
+        "_inside_line",
+        "_maxbytes",
+        "_outage",
+        "_owner",
+        "_regular",
+        "_resting",
+        "_rotate_at",
+        "_rotation",
+        "_size",
+        "_torn",
+        "path",
     )  # fmt: skip
 
     def __init__(
@@ -58,7 +77,9 @@ class LogFile(Target):
         self._outage = Outage(path, report)
         self._rotation = Outage(path, report)
         self._fd = -1
-        self._size = 0
+        self._home: os.stat_result | None = None  # its directory, as it was
+        self._size = self._found = 0
+        self._identity = 0, 0
         self._regular = True
         self._inside_line = False  # what was written last did not end its line
         self._torn = False  # an end of line must be put before what comes next
@@ -77,9 +98,23 @@ class LogFile(Target):
             self._append_rotating(bytes(chunk))
         else:
             self._append(chunk)
+        inhand.hand.hand_on(0)
         # Only now: telling may lead to a write to this file, which must not fall between two parts of `chunk`.
         self._rotation.tell()
         self._outage.tell()
+
+    def grown(self, left: Left) -> int:
+        """As any target's; a line of which a part was written is gone on with."""
+        if left.log is None or left.log[:2] != self._identity:
+            return 0
+        new = last_bytes(self._fd, self._found - left.log[2], self._found)
+        if not left.raw:  # a line of ours is a line of the process
+            lines = left.data.split(b"\n")[: new.count(b"\n")]
+            return sum(len(line) + 1 for line in lines)
+        if not left.data.startswith(new):  # somebody else has written to it
+            return 0
+        self._torn = self._torn and self._size != self._found
+        return len(new)
 
     def limit(self, maxbytes: int, backups: int) -> None:
         """Rotate by these sizes from now on."""
@@ -95,6 +130,15 @@ class LogFile(Target):
         self._resting = False
         self._outage.tell()
         return None
+
+    def open_to_read(self) -> int | None:
+        """A descriptor to read the very file that is written to, whatever its path leads to; None: there is none.
+
+        OSError: it may not be read.
+        """
+        if self._fd < 0 or not self._regular:
+            return None
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the file for good; lines written later are lost."""
@@ -114,9 +158,13 @@ class LogFile(Target):
             chunk = b"\n" + bytes(chunk)
         written = 0
         try:
+            if not self._torn:
+                inhand.hand.writes(*self._identity, self._size)
             while written < len(chunk):
                 written += write_some(self._fd, memoryview(chunk)[written:] if written else chunk)
+            inhand.hand.wrote(written - self._torn)
         except OSError as error:
+            inhand.hand.hand_on(0)
             self._take_back(bytes(chunk), written)
             self._fail(f"cannot write: {reason(error)}")
             return False
@@ -179,7 +227,10 @@ class LogFile(Target):
             self._make_room()
         except OSError as error:
             self._rotate_at = self._clock() + RETRY
-            self._rotation.begin(f"cannot rotate: {reason(error)}; it grows beyond its maxbytes until this is mended")
+            what = f" ({error.filename2})" if error.filename2 else ""
+            self._rotation.begin(
+                f"cannot rotate: {reason(error)}{what}; it grows beyond its maxbytes until this is mended"
+            )
             return False
         self._rotation.end("rotates again")
         return True
@@ -206,8 +257,27 @@ class LogFile(Target):
     # -- opening, and trouble ---------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        with directory_of(self.path) as (directory, name):
-            self._open_in(directory, name)
+        try:
+            with directory_of(self.path) as (directory, name):
+                self._open_in(directory, name)
+        except FileNotFoundError:
+            if self._home is None or self._fd >= 0:  # it never was there, or was moved away with the file that is open
+                raise
+            self._make_directory(self._home)
+            with directory_of(self.path) as (directory, name):
+                self._open_in(directory, name)
+
+    def _make_directory(self, like: os.stat_result) -> None:
+        with directory_of(os.path.dirname(self.path)) as (parent, name):
+            os.mkdir(name, 0o700, dir_fd=parent)
+            made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(made, like.st_uid, like.st_gid)
+            os.fchmod(made, stat.S_IMODE(like.st_mode))
+        finally:
+            os.close(made)
+        self._outage.note("its directory was removed; made again")
 
     def _open_in(self, directory: int, name: str, like: os.stat_result | None = None) -> None:
         """Turn to the file now at `path`; where there is none, create it (with the owner and mode of `like`).
@@ -215,14 +285,21 @@ class LogFile(Target):
         OSError: nothing has changed, and what was open stays open.
         """
         owner = (like.st_uid, like.st_gid) if like else self._owner
-        mode = stat.S_IMODE(like.st_mode) if like else None
+        mode = like.st_mode & 0o777 if like else None  # whatever the old one was: no setuid for what a child writes
         fd = open_in(directory, name, owner=owner, mode=mode, note=self._outage.note)
         found = os.fstat(fd)
+        same = self._fd >= 0 and os.path.samestat(os.fstat(self._fd), found)
         self._close_fd()
         self._fd = fd
+        self._home = os.fstat(directory)
         self._size = found.st_size
         self._regular = stat.S_ISREG(found.st_mode)
-        self._inside_line = self._torn = False
+        if not same:
+            self._inside_line = False
+            self._identity = found.st_dev, found.st_ino
+            self._found = found.st_size
+            # Whoever wrote it was killed amid a write.
+            self._torn = last_bytes(fd, 1, found.st_size) not in (b"", b"\n")
 
     def _check(self) -> None:
         """Is the file still there, can a trouble be over? At a write, once in RETRY seconds."""
@@ -313,6 +390,10 @@ class Logs:
         self._users[path] = self._users.get(path, 0) + 1
         return file
 
+    def is_own(self, target: Target) -> bool:
+        """Whether this is the manager's own log."""
+        return target is self._own
+
     def release(self, target: Target) -> None:
         """One user less; the file is closed with its last."""
         if target is self._own or not isinstance(target, LogFile):
@@ -322,6 +403,10 @@ class Logs:
         if self._users[path] == 0:
             del self._users[path], self._files[path]
             target.close()
+
+    def written_at(self, path: str) -> LogFile | None:
+        """The file at this path that is written to just now."""
+        return self._files.get(os.path.abspath(path))
 
     def reopen_all(self) -> tuple[int, list[str]]:
         """Open all files anew, as after logrotate: (how many were, what is wrong with the others)."""

@@ -75,13 +75,13 @@ class Looks:
 
     It is asked with a `View`, and answers (whether there is anything left to wait for, whether the next look is wanted
     sooner, seconds that this one took). It tells (what, index, pid): "queue" when nothing can come but what is in the
-    queue already, "idle" of one that is held and has nothing in hand, "say" what is to be logged; each time it is given
-    a new view.
+    queue already, "idle" of one that is held and has nothing in hand, "say" what is to be logged, "view" for nothing
+    but this: each time it is given a new view.
     """
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._gating = Gating(ground, self._say)
+        self._gating = Gating(ground, self._say, self._is_there)
         self._watch: Watch | None = None
         self._handshakes: set[Handshake] | None = None
         self._in_hand: dict[int, frozenset[int]] = {}  # by pid, the connections that were in use at the last look
@@ -104,6 +104,10 @@ class Looks:
 
     def _say(self, level: str, text: str) -> None:
         self._let_know("say", level, text)
+
+    def _is_there(self, pid: int) -> bool:
+        self._let_know("view")
+        return any(pid == one for _, one in self._view.processes)
 
     def _look(self) -> bool:
         if self._view.names and not self._view.shared:
@@ -214,7 +218,7 @@ class Looks:
             if self._view.shared:
                 self._gating.close(self._view, pid, self._family(pid))
             for member in self._family(pid):
-                if not self._gating.hold(member):
+                if not self._gating.hold(pid, member):
                     return
                 held.append(member)
             seen = self._look_at(held, held=True)
@@ -233,16 +237,17 @@ class Looks:
     def _hang_up_idle_ones(self) -> None:
         """Kept connections must not keep those from being served that wait in the queue."""
         families = self._families([pid for _, pid in self._view.processes if pid is not None])
-        seen = self._look_at([member for family in families.values() for member in family]) or {}
+        leaders = {member: pid for pid, family in families.items() for member in family}
+        seen = self._look_at(list(leaders)) or {}
         for member, connections in seen.items():
             if idle_ones(connections):
                 try:
-                    self._hang_up_held(member)
+                    self._hang_up_held(leaders[member], member)
                 except LinuxError as error:
                     self._say("debug", str(error))
 
-    def _hang_up_held(self, member: int) -> None:
-        if self._gating.hold(member):
+    def _hang_up_held(self, pid: int, member: int) -> None:
+        if self._gating.hold(pid, member):
             try:
                 seen = self._look_at([member], held=True) or {}
                 self._hang_up(member, idle_ones(seen.get(member)))

@@ -3,12 +3,14 @@
 X_REQUESTS=n is how many requests it has served; X_RECYCLE=why asks for its replacement by a new process.
 
 There is one datagram socket for each user that runs children, owned by that user with mode 0600: nothing is world-
-writable. (Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one.) Who has sent a
-message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any descendant in its
-session. Descriptors that come along (of sd_notify_barrier(3), say) are dropped. A helper that has said its word may
-have ended before it is heard, and then nothing tells whose it was. So from a user's own socket, which nobody else can
-write to, its READY=1 is taken for that of the one process of this user that waits to say it; where several wait it is
-dropped, with a warning. All else that comes from strangers is dropped.
+writable. Where the path is too long for a socket, or a chroot hides it, the socket is an abstract one. Those have no
+owner: its name is random, so that nobody can have bound it before.
+
+Who has sent a message is told by the kernel (SCM_CREDENTIALS), not by the message: the process itself, or any
+descendant in its session. Descriptors that come along (of sd_notify_barrier(3), say) are dropped. A helper that has
+said its word may have ended before it is heard, and then nothing tells whose it was. So from a user's own socket, which
+nobody else can write to, its READY=1 is taken for that of the one process of this user that waits to say it; where
+several wait it is dropped, with a warning. All else that comes from strangers is dropped.
 
 Whoever says so much that to hear it takes more than SHARE of the time is heard the later for it: what is said waits in
 the socket then, and whoever says it waits too.
@@ -64,7 +66,7 @@ class NotifySockets:
         uid = resolve_user(settings.user).uid if settings.user else os.geteuid()
         path = os.path.join(self._daemon.config.manager.state_dir, f"notify-{uid}.sock")
         if settings.chroot is not None or len(os.fsencode(path)) > LONGEST_PATH:
-            path = f"@fcgimgr-{os.getpid()}-{uid}"
+            path = self._abstract_for(uid)
         if path not in self._sockets:
             try:
                 self._sockets[path] = bind_abstract(path) if path.startswith("@") else bind_file(path, uid)
@@ -78,9 +80,27 @@ class NotifySockets:
             self._listen(path)
         return path
 
+    def _abstract_for(self, uid: int) -> str:
+        beginning = f"@fcgimgr-{os.getpid()}-{uid}-"
+        known = next((path for path in self._sockets if path.startswith(beginning)), None)
+        return known or f"{beginning}{os.urandom(16).hex()}"
+
     def is_ours(self, path: str) -> bool:
         """Whether a process with this $NOTIFY_SOCKET is of this manager, or of one that it has taken over from."""
         return path in self._sockets
+
+    def put_back(self) -> list[str]:
+        """Make those again whose file somebody has removed, under the same path: the paths of these. OSError."""
+        gone = [path for path in self._sockets if not path.startswith("@") and not os.path.lexists(path)]
+        for path in gone:
+            before = self._sockets[path]
+            receiver = bind_file(path, int(path.rpartition("-")[2].removesuffix(".sock")))
+            self._daemon.loop.add_reader(receiver, self._read, receiver)
+            self._sockets[path] = receiver
+            self._read(before)  # what was said to it before it had gone
+            self._daemon.loop.remove_reader(before)
+            before.close()
+        return gone
 
     @property
     def abstract(self) -> tuple[str, ...]:
@@ -106,7 +126,10 @@ class NotifySockets:
             try:
                 self._sockets[name] = bind_abstract(name)
             except OSError as error:
-                self._daemon.journal.warning(f"the notify socket {name} cannot be bound again: {error.strerror}")
+                self._daemon.journal.warning(
+                    f"the notify socket {name} cannot be bound again: {error.strerror}; what its processes say there "
+                    "is not heard until they are restarted"
+                )
             else:
                 self._listen(name)
 
@@ -131,8 +154,8 @@ class NotifySockets:
         child = children.get(pid) or children.get(leader or 0)
         if child is None and leader is None and b"READY=1" in message.split(b"\n"):
             child = self._only_one_that_waits(receiver, pid, uid)
-        if child is None:
-            self._daemon.journal.debug("a notification from a process that is not ours was dropped", pid=pid)
+        if child is None or not may_speak_for(child[0], uid):
+            self._daemon.journal.debug("a notification from a process that is not ours was dropped", pid=pid, uid=uid)
             return
         generation, index = child
         for line in message.decode("utf-8", "replace").split("\n", MOST_LINES)[:MOST_LINES]:
@@ -214,6 +237,15 @@ class Budget:
         self._left = min(SAVED, self._left + SHARE * (begun - self._at)) - (now - begun)
         self._at = now
         return 0.0 if self._left > 0 else (WORTH - self._left) / SHARE
+
+
+def may_speak_for(generation: Generation, uid: int) -> bool:
+    """Whether this user may say something for a process of this generation: the number of one that has sent a message
+    and ended may be that of another's process by the time it is read.
+    """
+    account = generation.recipes.account if generation.recipes is not None else None
+    own = os.geteuid() if account is None else account.uid
+    return own == 0 or uid in (0, own)  # what runs as root may have become anybody
 
 
 def bind_file(path: str, uid: int) -> socket.socket:

@@ -2,7 +2,8 @@
 
 - O_NOFOLLOW, and only regular files and character devices (`/dev/null`): a planted symbolic link must not lead root's
   pen elsewhere, a planted FIFO must not make the manager wait for its reader. Nor must a link in the place of a
-  directory on the way to it (linux/directories.py).
+  directory on the way to it (linux/directories.py). Nor a hard link, which only root could have been kept from making
+  (fs.protected_hardlinks): in a directory where others may put one, a file has one name.
 - New files are 0640: logs hold what users typed and what programs print when they break, so the world does not read
   them, and a group (Debian's `adm`) may. A file that is already there keeps its owner and mode.
 """
@@ -12,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from fcgimgr.linux.directories import LinkRefusedError, directory_of
+from fcgimgr.linux.directories import LinkRefusedError, directory_of, has_another_name, is_ours_alone
 from fcgimgr.manager.target import reason
 
 FILE_MODE = 0o640
@@ -24,6 +25,7 @@ HINTS = {
     errno.ENOENT: "its directory does not exist",
     errno.ENXIO: "it is not a regular file; name another path",
     errno.EISDIR: "it is a directory; name a file in it",
+    errno.EMLINK: "it has another name (a hard link), and others may write to its directory; remove it",
 }
 
 
@@ -35,6 +37,12 @@ def open_log(path: str, *, owner: tuple[int, int] | None, mode: int | None, note
     """
     with directory_of(path) as (directory, name):
         return open_in(directory, name, owner=owner, mode=mode, note=note)
+
+
+def open_to_read(path: str) -> int:
+    """A descriptor to read the log at `path`, with the same care. OSError: it cannot be."""
+    with directory_of(path) as (directory, name):
+        return _open_existing(directory, name, FLAGS & ~(os.O_WRONLY | os.O_APPEND))
 
 
 def open_in(
@@ -55,9 +63,12 @@ def open_in(
     return fd
 
 
-def _open_existing(directory: int, name: str) -> int:
-    fd = os.open(name, FLAGS, dir_fd=directory)
+def _open_existing(directory: int, name: str, flags: int = FLAGS) -> int:
+    fd = os.open(name, flags, dir_fd=directory)
     kind = os.fstat(fd).st_mode
+    if has_another_name(fd) and not is_ours_alone(directory):
+        os.close(fd)
+        raise OSError(errno.EMLINK, "has another name", name)
     if stat.S_ISREG(kind) or stat.S_ISCHR(kind):
         return fd
     os.close(fd)

@@ -33,7 +33,7 @@ from fcgimgr.manager import losses
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
-    from fcgimgr.manager.listening import ConnectTo, Listening
+    from fcgimgr.manager.listening import ConnectTo, Listening, Place
 
 MOST: Final = 128
 #: Bytes that are carried at a time.
@@ -82,7 +82,7 @@ class Passing:
 
 class _Accepting(NamedTuple):
     listener: socket.socket
-    target: ConnectTo
+    to: Place
     blocked: bool
 
 
@@ -104,7 +104,7 @@ class _Passage:
         self._carrying: set[asyncio.Task[None]] = set()
         self._is_at_end = False
         self._deadline: asyncio.TimerHandle | None = None
-        targets = {str(place.address): place.connect_to() for place in to.places}
+        targets = {str(place.address): place for place in to.places}
         for place in generation.listening.places:
             target = targets.get(str(place.address))
             if target is not None and not isinstance(place.listener, LostListener):
@@ -154,7 +154,7 @@ class _Passage:
             if error.errno != errno.EINVAL:  # it was shut down
                 self._loop.call_later(FULL, self._begin)
             return False
-        task = self._loop.create_task(self._carry(client, one.target))
+        task = self._loop.create_task(self._carry(client, one.to))
         self._carrying.add(task)
         task.add_done_callback(self._carried)
         return True
@@ -168,13 +168,13 @@ class _Passage:
                 self._deadline.cancel()
             self._over(self._generation)
 
-    async def _carry(self, client: socket.socket, target: ConnectTo) -> None:
+    async def _carry(self, client: socket.socket, to: Place) -> None:
         with client:
             client.setblocking(False)
             # What the processes have made of their listener is of what was accepted there too: a close(2) that waits.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             try:
-                server = await self._connect(client.family, target)
+                server = await self._connect(client.family, to)
             except (OSError, TimeoutError) as error:
                 losses.not_passed_on(self._generation, error)
                 return
@@ -188,17 +188,25 @@ class _Passage:
                     asking.cancel()
                     await asyncio.gather(asking, return_exceptions=True)
 
-    async def _connect(self, family: int, target: ConnectTo) -> socket.socket:
+    async def _connect(self, family: int, to: Place) -> socket.socket:
         """OSError, TimeoutError: that cannot be had."""
         server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         refuse_rights(server)
         try:
             async with asyncio.timeout(CONNECT):
-                await connect(self._loop, server, target)
+                with self._in_force(to).way_in() as target:
+                    await connect(self._loop, server, target)
         except BaseException:
             server.close()
             raise
         return server
+
+    def _in_force(self, to: Place) -> Place:
+        """The same address of the generation that serves by now: that of `to` may have left meanwhile."""
+        serving = self._generation.pool.serving
+        if serving is self._generation or serving.listening is None:
+            return to
+        return next((place for place in serving.listening.places if str(place.address) == str(to.address)), to)
 
     async def _ask(self, client: socket.socket, server: socket.socket, said: Conversation) -> None:
         over = socket.SHUT_RDWR  # where the client is gone nobody waits for an answer

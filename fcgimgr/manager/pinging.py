@@ -82,7 +82,8 @@ class Ping:
         children: bool,
     ) -> None:
         async with asyncio.timeout(answer_within):
-            await connect(self._loop, connection, listening.lead_ping(connection))
+            with listening.lead_ping(connection) as target:
+                await connect(self._loop, connection, target)
             await self._loop.sock_sendall(connection, asked.opening())
         await self._until_accepted(connection)
         await self._find_holder(children)

@@ -2,7 +2,8 @@
 
 A directory that others may write to would let them replace the control socket or read what is not theirs, so what is
 found there already must belong to root or to us, be no link, and be writable by nobody else (but for a sticky one like
-/tmp, in which what we make ourselves is safe).
+/tmp, in which what we make ourselves is safe). Root asks the same of all directories above it: whoever may rename one
+of them may put another tree in its place.
 """
 
 from __future__ import annotations
@@ -14,31 +15,29 @@ from typing import Self
 
 from fcgimgr.config.settings import ManagerSettings
 from fcgimgr.linux.accounts import resolve_owner
+from fcgimgr.linux.directories import others_who_may_change
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, open_unix, take_back
 from fcgimgr.linux.locks import LockFile
+from fcgimgr.linux.procfs import boot_id
+from fcgimgr.manager.state import NAME, StateError, read
 
 
 class Places:
     """What is held while the manager runs. LinuxError when another manager holds it, or it cannot be had."""
 
-    def __init__(self, settings: ManagerSettings) -> None:
-        own = 0o755 if os.geteuid() == 0 else 0o700
-        ensure_directory(os.path.dirname(settings.control), own, "control")
-        # Others may pass through (0711), to reach the notify socket that is theirs; they cannot list it.
-        self.made_state_dir = ensure_directory(settings.state_dir, 0o711, "state_dir")
-        self._state_dir = settings.state_dir
+    def __init__(self, settings: ManagerSettings, config: str = "") -> None:
+        """config: the path of the configuration, for the words in which a second one is refused."""
+        self._settings = settings
+        self.made_state_dir = ensure_directories(settings)
         self.locks: list[LockFile] = []
         self._opened = ExitStack()
         try:
-            self.locks.append(self._lock(settings))
+            self.locks.append(self._lock(settings, config))
             if settings.pidfile is not None:
                 self.locks.append(LockFile(settings.pidfile))
-            owner = resolve_owner(settings.control_owner) if settings.control_owner else None
-            self.control: Listener = open_unix(
-                settings.control, backlog=64, owner=owner, mode=settings.control_mode, name=settings.control
-            )
-            self._opened.callback(self.control.close)
+            self.control = open_control(settings)
+            self._opened.callback(lambda: self.control.close())
         except LinuxError:
             self.release()
             raise
@@ -48,19 +47,45 @@ class Places:
         """What was held before an exec, by its descriptors. LinuxError: one of them is not what it should be."""
         places = cls.__new__(cls)
         places.made_state_dir = made_state_dir
-        places._state_dir = settings.state_dir
+        places._settings = settings
         places.locks = [LockFile.kept(path, fd) for path, fd in locks.items()]
         places.control = take_back(control, name=settings.control, path=settings.control)
         places._opened = ExitStack()
-        places._opened.callback(places.control.close)
+        places._opened.callback(lambda: places.control.close())
         return places
 
-    def _lock(self, settings: ManagerSettings) -> LockFile:
+    def put_back(self) -> list[str]:
+        """Have all of it again, where somebody has removed it: the paths that had gone. LinuxError: it cannot be."""
+        settings = self._settings
+        gone = []
+        if not os.path.isdir(settings.state_dir):
+            gone.append(settings.state_dir)
+        ensure_directories(settings)
+        gone += self._lock_again(0)
+        file = self.control.file
+        if file is None or not file.is_in_place():
+            gone.append(settings.control)
+            if file is None or not file.put_back():
+                self.control = open_control(settings)  # whoever waits at the one before is served by its server
+        for number in range(1, len(self.locks)):
+            gone += self._lock_again(number)
+        return gone
+
+    def _lock_again(self, number: int) -> list[str]:
+        lock = self.locks[number]
+        if lock.is_in_place():
+            return []
+        self.locks[number] = LockFile(lock.path)
+        lock.release()
+        return [lock.path]
+
+    def _lock(self, settings: ManagerSettings, config: str) -> LockFile:
         try:
             return LockFile(os.path.join(settings.state_dir, "lock"))
         except LinuxError as error:
             if not isinstance(error.__cause__, BlockingIOError):  # not held by another: a full disk, say
                 raise
+            refuse_another(settings, config, _runs(settings))
             raise LinuxError(f"is a manager running already on {settings.control}? {error}") from error
 
     def release(self) -> None:
@@ -70,13 +95,56 @@ class Places:
             lock.remove()
         if self.made_state_dir:
             try:
-                os.rmdir(self._state_dir)
+                os.rmdir(self._settings.state_dir)
             except OSError:
                 return  # somebody has put a file there: it is theirs to remove
 
 
+def refuse_another(settings: ManagerSettings, config: str, runs: str | None) -> None:
+    """LinuxError if the manager that is here, or has left its processes here, `runs` another configuration."""
+    if runs is None or runs == config or not os.path.exists(runs) or os.path.samefile(runs, config):
+        return
+    directory, project = os.path.dirname(settings.control), os.path.basename(os.path.dirname(config))
+    own = os.path.join(directory, f"{project or 'other'}.sock")
+    raise LinuxError(
+        f"{settings.control} is the control socket of {runs}; {config} needs one of its own: "
+        f'[manager] control = "{own}"'
+    )
+
+
+def _runs(settings: ManagerSettings) -> str | None:
+    """The configuration that the manager with this state runs; None: it is not known."""
+    try:
+        saved = read(os.path.join(settings.state_dir, NAME), boot_id())
+    except (StateError, LinuxError):
+        return None
+    return saved.manager.path if saved is not None else None
+
+
+def _mend(path: str) -> str:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and path.startswith(f"{runtime}/"):  # su and sudo may leave it as it was
+        return f"XDG_RUNTIME_DIR is {runtime}, which is not this user's: unset it, or say [manager] control"
+    return "create it for this user, or choose another place"
+
+
+def open_control(settings: ManagerSettings) -> Listener:
+    """The control socket. LinuxError."""
+    owner = resolve_owner(settings.control_owner) if settings.control_owner else None
+    return open_unix(settings.control, backlog=64, owner=owner, mode=settings.control_mode, name=settings.control)
+
+
+def ensure_directories(settings: ManagerSettings) -> bool:
+    """Let there be the directories that the manager needs. True if the one of its state had to be made. LinuxError."""
+    ensure_directory(os.path.dirname(settings.control), 0o755 if os.geteuid() == 0 else 0o700, "control")
+    # Others may pass through (0711), to reach the notify socket that is theirs; they cannot list it.
+    return ensure_directory(settings.state_dir, 0o711, "state_dir")
+
+
 def ensure_directory(path: str, mode: int, key: str) -> bool:
     """Let there be a directory at `path` that is safe to use; its parent must exist. True if it had to be made."""
+    if os.geteuid() == 0:
+        refuse_ways_of_others(os.path.dirname(path), path, key)
     made = True
     try:
         os.mkdir(path, mode)
@@ -90,8 +158,7 @@ def ensure_directory(path: str, mode: int, key: str) -> bool:
         ) from error
     except OSError as error:
         raise LinuxError(
-            f"manager.{key}: cannot create the directory {path}: {error.strerror}; "
-            f"create it for this user, or choose another place"
+            f"manager.{key}: cannot create the directory {path}: {error.strerror}; {_mend(path)}"
         ) from error
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode):
@@ -109,3 +176,16 @@ def ensure_directory(path: str, mode: int, key: str) -> bool:
                 f"another"
             )
     return made
+
+
+def refuse_ways_of_others(above: str, path: str, key: str) -> None:
+    """LinuxError where somebody else could lead the way to `path` elsewhere, later."""
+    try:
+        other = others_who_may_change(above)
+    except OSError:
+        return  # it is not there, or no directory, which is said in other words
+    if other is not None:
+        raise LinuxError(
+            f"manager.{key}: on the way to {path}, {other}, who could put another in its place; choose a place below "
+            "directories of root's, such as /run"
+        )

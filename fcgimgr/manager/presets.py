@@ -88,6 +88,7 @@ def hang_up(daemon: Daemon, terminal: Terminal, order: Callable[[Daemon, str], N
 async def _update(daemon: Daemon, name: str) -> None:
     with daemon.reloading():
         await updating.update_and_log(daemon, name)
+    daemon.ground.look()
 
 
 async def _reload(daemon: Daemon, name: str) -> None:

@@ -18,36 +18,41 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fcgimgr.manager import inhand
+from fcgimgr.manager.inhand import LINE_LIMIT, Hand, Left
 from fcgimgr.manager.lines import LineFormat, Timestamps, dress
-from fcgimgr.manager.target import Target
+from fcgimgr.manager.target import NOWHERE, Target
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-READ_SIZE = 256 * 1024
-LINE_LIMIT = 64 * 1024
 RECENT = 8 * 1024
 DRAIN_LIMIT = 4 * 1024 * 1024
 
 Lines = list[bytes]
 
-# One for all pumps: the loop runs one callback at a time and targets keep nothing of what they are given.
-# [LINE_LIMIT bytes: the waiting beginning of a line is put right before what is read][READ_SIZE bytes: read here]
-_buffer = bytearray(LINE_LIMIT + READ_SIZE)
-_view = memoryview(_buffer)
-_read_into = [_view[LINE_LIMIT:]]
-
 
 class Pump:
     """Reads `fd` (non-blocking, its own from now on) whenever there is something, and writes to `target`.
 
-    `process` and `stream` are named in JSON; `label` is put before each line otherwise. `clock`: nanoseconds since
-    1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has closed
-    itself; it is not called by `close`.
+    `process` and `stream` are named in JSON; `label` is put before each line otherwise (lines.py). `clock`: nanoseconds
+    since 1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has
+    closed itself; it is not called by `close`.
     """
 
     __slots__ = (
-        "_begun", "_dress", "_fd", "_followers", "_inside_line", "_loop", "_on_eof", "_paused", "_recent", "_release",
+        "_begun",
+        "_dress",
+        "_fd",
+        "_followers",
+        "_inode",
+        "_inside_line",
+        "_loop",
+        "_on_eof",
+        "_paused",
+        "_place",
+        "_recent",
+        "_release",
         "_target",
     )  # fmt: skip
 
@@ -70,11 +75,19 @@ class Pump:
         self._fd = fd
         self._target = target
         self._dress = dress(
-            timestamps=timestamps, line_format=format, process=process, stream=stream, label=label, clock=clock
+            timestamps=timestamps,
+            line_format=format,
+            process=process,
+            stream=stream,
+            label=label,
+            clock=clock,
+            on_terminal=target.is_terminal,
         )
         self._on_eof = on_eof
         self._release = release
+        self._inode = os.fstat(fd).st_ino
         self._begun = b""  # the beginning of a line whose end has not come
+        self._place: int | None = None  # where that is kept (inhand.py)
         self._inside_line = False  # a piece of an overlong line was handed on, its end was not
         self._recent = b""
         self._followers: tuple[Callable[[Lines], None], ...] = ()
@@ -88,7 +101,7 @@ class Pump:
     @property
     def inode(self) -> int:
         """Of the pipe: the same at both of its ends. 0 when it is closed."""
-        return os.fstat(self._fd).st_ino if self._fd >= 0 else 0
+        return self._inode if self._fd >= 0 else 0
 
     def hand_over(self) -> tuple[int, bytes, bool, bytes]:
         """What another pump needs to `go_on`: (fd, beginning of a line, whether inside a line, what was read last)."""
@@ -96,7 +109,19 @@ class Pump:
 
     def go_on(self, begun: bytes, inside_line: bool, recent: bytes) -> None:
         """Read on where another pump of this pipe stopped."""
-        self._begun, self._inside_line, self._recent = begun, inside_line, recent
+        self._begin(begun)
+        self._inside_line, self._recent = inside_line, recent
+
+    def recover(self, left: Left) -> None:
+        """Hand on what a dead manager had read of this pipe, before anything else is read of it."""
+        data = left.data[self._target.grown(left) :]
+        self._recent = data[-RECENT - 1 :]
+        cut = data.rfind(b"\n") + 1
+        if len(data) - cut > LINE_LIMIT:
+            cut = len(data)
+        if cut:
+            self._hand_on(data[:cut])
+        self._begin(data[cut:])
 
     def tail(self, n: int, *, unfinished: bool = True) -> Lines:
         """The last `n` lines of what the child wrote, without newlines; of the last RECENT bytes only.
@@ -105,7 +130,7 @@ class Pump:
         """
         recent = self._recent
         if len(recent) > RECENT:  # one byte more than wanted is kept, so that a whole first line is told from a cut one
-            recent = recent[recent.find(b"\n", 0, -1) + 1 :] if b"\n" in recent[:-1] else recent[1:]
+            recent = recent[recent.find(b"\n", 0, -1) + 1 :] if b"\n" in recent[:-1] else from_a_character(recent[1:])
         lines = recent.split(b"\n")
         last = lines.pop()
         if last and unfinished:
@@ -136,6 +161,18 @@ class Pump:
             limit -= size
         return self._fd >= 0
 
+    def drop(self) -> None:
+        """Go on reading, so that nobody has to wait who writes, and keep nothing of it."""
+        if self._fd < 0 or self._target is NOWHERE:
+            return
+        if self._begun or self._inside_line:
+            last, self._begun = self._begun + b"\n", b""
+            self._hand_on(last)
+        if self._release:
+            self._release(self._target)
+        self._target = NOWHERE
+        self._resume()
+
     def close(self) -> None:
         """Hand on what is there of an unfinished line and let go of the pipe and the target; the tail stays."""
         if self._fd < 0:
@@ -145,8 +182,9 @@ class Pump:
             self._loop.remove_reader(fd)
         os.close(fd)
         if self._begun or self._inside_line:
-            last, self._begun = self._begun + b"\n", b""
+            last = self._begun + b"\n"
             self._hand_on(last)
+            self._begin(b"")
         if self._release:
             self._release(self._target)
 
@@ -167,17 +205,25 @@ class Pump:
 
     def _read(self) -> int:
         """Read once; how many bytes there were. At the end of the stream, close."""
+        hand = inhand.hand
+        start = LINE_LIMIT - len(self._begun)
+        if self._begun:
+            hand.buffer[start:LINE_LIMIT] = self._begun
+        hand.begin(self._inode, start)
         try:
-            size = os.readv(self._fd, _read_into)
+            size = os.readv(self._fd, hand.read_into)
         except BlockingIOError:
+            hand.let_go(0)
             return 0
         except OSError:  # the stream cannot be read any more; asked again it would fail again, without end
             self._end()
             raise
         if size == 0:
+            hand.let_go(0)
             self._end()
         else:
-            self._take(size)
+            self._take(hand, start, LINE_LIMIT + size)
+            hand.let_go(size)
         return size
 
     def _end(self) -> None:
@@ -186,35 +232,45 @@ class Pump:
             if self._on_eof:
                 self._on_eof()
 
-    def _take(self, size: int) -> None:
-        """Hand on the lines that end in the `size` bytes just read, and keep what is begun."""
-        end = LINE_LIMIT + size
-        if size > RECENT:
-            self._recent = bytes(_view[end - RECENT - 1 : end])
+    def _take(self, hand: Hand, start: int, end: int) -> None:
+        """Hand on the lines that end in the bytes just read (up to `end`), and keep what is begun."""
+        hand.has_read(start, end, raw=self._dress is None)
+        if end - LINE_LIMIT > RECENT:
+            self._recent = bytes(hand.buffer[end - RECENT - 1 : end])
         else:
-            self._recent = (self._recent + _view[LINE_LIMIT:end])[-RECENT - 1 :]
-        start = LINE_LIMIT
-        if self._begun:
-            start -= len(self._begun)
-            _view[start:LINE_LIMIT] = self._begun
-        cut = _buffer.rfind(b"\n", LINE_LIMIT, end) + 1
+            self._recent = (self._recent + hand.buffer[LINE_LIMIT:end])[-RECENT - 1 :]
+        cut = hand.newline(LINE_LIMIT, end)
         if cut == 0:
             if end - start <= LINE_LIMIT:
-                self._begun = bytes(_view[start:end])
+                self._begin(bytes(hand.buffer[start:end]))
                 return
             cut = end
         elif end - cut > LINE_LIMIT:
             cut = end
-        self._begun = bytes(_view[cut:end])
-        self._hand_on(_view[start:cut])
+        self._hand_on(hand.buffer[start:cut])
+        self._begin(bytes(hand.buffer[cut:end]))
+
+    def _begin(self, line: bytes) -> None:
+        """This is the beginning of a line."""
+        self._begun = line
+        if line or self._place is not None:
+            self._place = inhand.hand.keep(self._place, self._inode, line)
 
     def _hand_on(self, chunk: bytes | memoryview) -> None:
         inside, self._inside_line = self._inside_line, chunk[-1] != 0x0A
-        if self._dress is None:
-            self._target.write(chunk)
-        else:
-            self._target.write(self._dress(bytes(chunk), inside))
+        written = chunk if self._dress is None else self._dress(bytes(chunk), inside)
+        if self._target.shows_how_far:
+            inhand.hand.hand_on(len(written))
+        self._target.write(written)
         if self._followers:
             lines = bytes(chunk).removesuffix(b"\n").split(b"\n")
             for follower in self._followers:
                 follower(lines)
+
+
+def from_a_character(cut: bytes) -> bytes:
+    """What was cut off somewhere, without the rest of a character of UTF-8 that it begins in."""
+    for start in range(min(4, len(cut))):
+        if cut[start] & 0xC0 != 0x80:
+            return cut[start:]
+    return cut

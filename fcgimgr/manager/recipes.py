@@ -106,7 +106,7 @@ class Recipes:
 
     def _common_environment(self, generation: int, notify_socket: str | None) -> dict[str, str]:
         settings = self._settings
-        environment = dict(os.environ)
+        environment = {name: value for name, value in os.environ.items() if name}  # "=C:=x", which no exec would take
         if settings.clear_env:
             environment = {"PATH": environment.get("PATH", os.defpath)}
         for name in _FOR_THE_MANAGER_ONLY:

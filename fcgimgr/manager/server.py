@@ -38,6 +38,7 @@ REQUEST_LIMIT: Final = 16  # under way at once, a client
 BEHIND: Final = 1024 * 1024  # bytes left unread from which on a client is told only what must be said
 UNREAD_LIMIT: Final = 16 * 1024 * 1024  # bytes that a client may leave unread before it is hung up on
 GOODBYE: Final = 1.0  # seconds for the last answers to go out when the manager ends
+LATE: Final = 1.0  # seconds in which those are still let in who had come to a socket that was removed
 
 
 class ControlServer:
@@ -46,13 +47,23 @@ class ControlServer:
     def __init__(self, daemon: Daemon, listener: Listener) -> None:
         self.daemon = daemon
         self.clients: set[Client] = set()
-        self._listener = listener
+        self.listener = listener
         owner = daemon.config.manager.control_owner
         self._owner = resolve_owner(owner)[0] if owner is not None else os.geteuid()
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        self._server = await self.daemon.loop.create_unix_server(lambda: Client(self), sock=self._listener.sock)
+        self._server = await self.daemon.loop.create_unix_server(lambda: Client(self), sock=self.listener.sock)
+
+    async def listen_on(self, listener: Listener) -> None:
+        """Let clients come here from now on; the file of the socket before is gone."""
+        if listener is self.listener:
+            return
+        before, server, self.listener = self.listener, self._server, listener
+        before.unlink()
+        await self.open()
+        if server is not None:
+            self.daemon.loop.call_later(LATE, server.close)
 
     def may_speak(self, uid: int) -> bool:
         """Root, our own user and control_owner; others where control_mode lets them, which the kernel has checked."""
@@ -77,13 +88,13 @@ class ControlServer:
         if tasks:
             await asyncio.wait(tasks, timeout=GOODBYE)
         await self._hang_up()
-        self._listener.close()
+        self.listener.close()
 
     async def pause(self) -> int:
         """Hang up on everybody, and let who comes wait in the queue. Answers with the fd of the listening socket."""
-        self.daemon.loop.remove_reader(self._listener.sock)
+        self.daemon.loop.remove_reader(self.listener.sock)
         await self._hang_up()
-        return self._listener.fileno()
+        return self.listener.fileno()
 
     async def _hang_up(self) -> None:
         for client in tuple(self.clients):

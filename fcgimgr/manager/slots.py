@@ -16,7 +16,10 @@ from fcgimgr.linux.spawn import Forked
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.pump import Pump
 
-MOST_LINGERING: Final = 4  # pipes of dead processes that are read on
+# Pipes of dead processes of which every line is kept; of those before them it is read and dropped, and of still older
+# ones not even that: whoever writes to them waits then.
+MOST_LINGERING: Final = 4
+MOST_DROPPED: Final = 64
 LAST_WORDS: Final = 10  # log lines of a dead process that are kept
 
 Lines = list[bytes]
@@ -26,9 +29,9 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "at_risk", "board", "born", "exit", "followers", "forked", "fresh_rss", "lingering", "name",
-        "old_stderr", "old_stdout", "pipes", "requests", "spawned", "started", "status_text", "stderr", "stdout",
-        "timer",
+        "armed", "at_risk", "board", "born", "exit", "followers", "forked", "fresh_rss", "has_told_of_lingering",
+        "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests", "spawned", "started", "status_text",
+        "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -51,6 +54,7 @@ class Slot:
         self.old_stdout: Lines = []
         self.old_stderr: Lines = []
         self.lingering: list[Pump] = []  # of dead processes whose descendants still hold the pipe
+        self.has_told_of_lingering = False
         self.followers: list[Follower] = []
 
     def begin(self, now: float, stdout: Pump, stderr: Pump | None, board: Board | None = None) -> None:
@@ -79,13 +83,25 @@ class Slot:
         self.old_stdout = self.stdout.tail(LAST_WORDS) if self.stdout else []
         self.old_stderr = self.stderr.tail(LAST_WORDS) if self.stderr else []
 
-    def set_pumps_aside(self) -> None:
-        """Make room for the next process's pumps. Who still writes to the old pipes is read on, within bounds."""
+    def set_pumps_aside(self) -> str | None:
+        """Make room for the next process's pumps. Who still writes to the old pipes is read on, within bounds.
+
+        The answer: what is to be told of those bounds, the first time that they are passed.
+        """
         pumps = [*self.lingering, self.stdout, self.stderr]
         self.lingering = [pump for pump in pumps if pump is not None and not pump.closed]
         self.stdout = self.stderr = None
-        while len(self.lingering) > MOST_LINGERING:
+        for pump in self.lingering[:-MOST_LINGERING]:
+            pump.drop()
+        while len(self.lingering) > MOST_LINGERING + MOST_DROPPED:
             self.lingering.pop(0).close()
+        if len(self.lingering) <= MOST_LINGERING or self.has_told_of_lingering:
+            return None
+        self.has_told_of_lingering = True
+        return (
+            "what it started has outlived its process, again and again: the output of all but the last "
+            f"{MOST_LINGERING} is dropped, and that of all but the last {MOST_LINGERING + MOST_DROPPED} not even read"
+        )
 
     def reading(self, now: float) -> Reading | None:
         """What its process shows of its requests, at `now` (monotonic); None: nothing is known."""

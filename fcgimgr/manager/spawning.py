@@ -6,8 +6,11 @@ be forked is not waited for at all: core is told that there is one, and later ho
 
 from __future__ import annotations
 
+import errno
+import resource
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +22,7 @@ from fcgimgr.config.settings import PoolSettings
 from fcgimgr.core.generation import Happened
 from fcgimgr.core.process import SIGKILL, Event, Executed, Spawned, SpawnFailed
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.processes import signal_process
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import Forked, Order, start
 from fcgimgr.manager.board import Board
@@ -57,7 +60,7 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
             begun[index] = begin(generation, index)
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
-            outcomes[index] = SpawnFailed(str(error))
+            outcomes[index] = SpawnFailed(why_not(error))
             generation.slots[index].spawned += 1
     children = start([each.order for each in begun.values()])
     for (index, each), child in zip(begun.items(), children, strict=True):
@@ -84,13 +87,26 @@ def give_up_spawning(generation: Generation, indexes: Iterable[int], why: str) -
 
 def kill_unknown(generation: Generation, pid: int) -> None:
     """Of its death nobody is to hear; until it is reaped, as a stranger, the number is its own."""
-    generation.daemon.children.pop(pid, None)
-    signal_process(pid, SIGKILL)
+    daemon = generation.daemon
+    daemon.children.pop(pid, None)
+    held = daemon.signalling.of(pid)
+    if held is not None:
+        daemon.signalling.release(held)
+    with suppress(LinuxError), held or PidFd(pid) as process:
+        process.signal(SIGKILL)
+
+
+def why_not(error: LinuxError | OSError) -> str:
+    """In words."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"the manager has no file descriptor left of {most}; raise LimitNOFILE= (systemd) or ulimit -Hn"
+    return str(error)
 
 
 def begin(generation: Generation, index: int) -> Begun:
     """All that has to be there before the process is. LinuxError, OSError: it cannot be had, and nothing is left."""
-    generation.slots[index].set_pumps_aside()
+    generation.set_pumps_aside(index)
     recipe, plan = generation.prepare(index)
     pipes = Pipes(generation.settings)
     try:

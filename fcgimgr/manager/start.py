@@ -38,7 +38,7 @@ from fcgimgr.linux.processes import (
 from fcgimgr.linux.returning import pick_out
 from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.linux.terminal import Terminal
-from fcgimgr.manager import upgrading
+from fcgimgr.manager import inhand, upgrading
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_config
@@ -46,7 +46,7 @@ from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
 from fcgimgr.manager.openlog import open_log, open_reason
-from fcgimgr.manager.places import Places
+from fcgimgr.manager.places import Places, refuse_another
 from fcgimgr.manager.presets import listen_to_signals
 from fcgimgr.manager.server import ControlServer
 from fcgimgr.manager.service import Service
@@ -152,7 +152,7 @@ def run(
     soft_nofile: int | None = raise_nofile(settings.minfds)
     with ExitStack() as held:
         if handover is None or estate is None:
-            places = Places(settings)
+            places = Places(settings, config.path)
         else:
             places = Places.kept(settings, handover.locks, handover.control, made_state_dir=estate.made_dir)
         held.callback(places.release)
@@ -170,6 +170,8 @@ def run(
         if estate is not None:
             held.callback(estate.close)
             places.made_state_dir |= estate.made_dir
+            if estate.living and handover is None:
+                refuse_another(settings, config.path, estate.saved.manager.path)
         daemon = Daemon(
             running_config(estate.saved, config) if estate is not None and estate.living and not handover else config,
             loop=loop,
@@ -198,6 +200,7 @@ def run(
         if handover is not None and estate is not None:
             daemon.started, daemon.upgrades = estate.saved.manager.started, handover.upgrades
             daemon.departure.go_on(handover.draining, handover.draining_why)
+        daemon.ground.begin(places, server)
         daemon.go_over = upgrading.GoOver(daemon, places, server, signals, logs.streams)
         return loop.run_until_complete(live(daemon, server, starter, estate, config))
 
@@ -220,6 +223,7 @@ def confess(journal: Journal, daemon: Daemon | None, loop: asyncio.AbstractEvent
 async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: Estate | None, config: Config) -> int:
     """From the first process to the last. `estate`: what a manager that was killed has left."""
     await server.open()
+    _keep_what_is_in_hand(daemon)
     if estate is None or not estate.handed_over:
         daemon.journal.info(
             "starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control
@@ -234,6 +238,18 @@ async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: 
     daemon.journal.info("ended", code=daemon.exit_code)
     await server.close()
     return daemon.exit_code
+
+
+def _keep_what_is_in_hand(daemon: Daemon) -> None:
+    """Take what a manager that was killed had read and not yet logged, and have a place for what we shall read."""
+    state_dir = daemon.config.manager.state_dir
+    daemon.left = inhand.left_in(state_dir)
+    try:
+        inhand.keep_in(state_dir)
+    except OSError as error:
+        daemon.journal.warning(
+            f"{state_dir}: {error.strerror}; if the manager were killed, the lines that it has just read would be lost"
+        )
 
 
 class TellStarter(Watcher):

@@ -25,6 +25,9 @@ from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings
 from fcgimgr.core.generation import Generation
 from fcgimgr.core.process import Exit, State
 
+#: The file, in state_dir.
+NAME: Final = "state.jsonl"
+
 #: Of the records' shapes. A field that is added with a default needs no new one; whatever else changes does.
 VERSION: Final = 1
 

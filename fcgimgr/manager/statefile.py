@@ -21,7 +21,7 @@ import msgspec
 from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings, ProgramSettings
 from fcgimgr.linux.procfs import boot_id, start_time
-from fcgimgr.manager import state
+from fcgimgr.manager import inhand, state
 from fcgimgr.manager.listening import LostPlace, Place
 from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ManagerRecord, PoolRecord, ProcessRecord, Record
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.pools import Pool
 
-NAME: Final = "state.jsonl"
 # Lines that may be appended for each thing that there is, and besides, before the file is written anew.
 LINES_EACH: Final = 4
 LINES_BESIDES: Final = 256
@@ -43,7 +42,7 @@ class StateFile:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self.path = os.path.join(daemon.config.manager.state_dir, NAME)
+        self.path = os.path.join(daemon.config.manager.state_dir, state.NAME)
         self._boot = boot_id()
         self._fd = -1
         self._lines = 0
@@ -118,6 +117,14 @@ class StateFile:
             self._failing = False
             self._daemon.journal.info(f"{self.path}: is written again")
 
+    def put_back(self) -> list[str]:
+        """Write all of it anew if somebody has removed it: its path if that was so."""
+        if self._fd < 0 or (os.fstat(self._fd).st_nlink and os.path.exists(self.path)):
+            return []
+        self._close_fd()
+        self.write()
+        return [self.path] if self._fd >= 0 else []
+
     def _try_again(self) -> None:
         """A disk that was full may have room again while nothing changes that would be written down."""
         self._retry = None
@@ -168,7 +175,7 @@ class StateFile:
         """All has ended well: nothing is left for anybody to take over."""
         self._begun = False
         self._close_fd()
-        for path in (self.path, f"{self.path}.new"):
+        for path in (self.path, f"{self.path}.new", os.path.join(os.path.dirname(self.path), inhand.NAME)):
             try:
                 os.unlink(path)
             except FileNotFoundError:

@@ -70,6 +70,10 @@ class Stream(Target):
         self._inside_line = False  # what was taken last did not end its line
         self._cut = False  # and never will: an end of line must come first
 
+    @property
+    def is_terminal(self) -> bool:
+        return os.isatty(self.fd)
+
     def attach(self, loop: "AbstractEventLoop") -> None:
         """Use `loop` from now on to write what waits when the reader has made room."""
         self._loop = loop

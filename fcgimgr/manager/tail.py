@@ -1,4 +1,8 @@
-"""The last lines of a process's output: from memory, and from its log file where more are asked for than memory has."""
+"""The last lines of a process's output: from memory, and from its log file where more are asked for than memory has.
+
+Who asks may be the pool's own user (control_owner), and the directory that user's too. So nothing is read but the very
+file that is written to; and where none is, because the process is down, what a log is opened as (openlog.py).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from fcgimgr.manager.openlog import open_to_read
+
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
+    from fcgimgr.manager.logfile import Logs
 
 #: How far back, in bytes, a log file is read.
 FARTHEST: Final = 1024 * 1024
@@ -19,7 +26,7 @@ def last_lines(generation: Generation, index: int, stream: str, count: int) -> l
     path = own_log_file(generation, index, stream)
     if len(lines) >= count or path is None:
         return lines
-    return end_of_file(path, count) or lines
+    return end_of_file(generation.daemon.logs, path, count) or lines
 
 
 def own_log_file(generation: Generation, index: int, stream: str) -> str | None:
@@ -36,11 +43,14 @@ def own_log_file(generation: Generation, index: int, stream: str) -> str | None:
     return plan.stdout_logfile if template == settings.stdout_logfile else plan.stderr_logfile
 
 
-def end_of_file(path: str, count: int) -> list[bytes]:
-    """The last `count` lines of a regular file, as far as FARTHEST bytes go; none if it cannot be read."""
+def end_of_file(logs: Logs, path: str, count: int) -> list[bytes]:
+    """The last `count` lines of a log file, as far as FARTHEST bytes go; none if it cannot be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = logs.written_at(path)
+        fd = open_to_read(path) if file is None else file.open_to_read()
     except OSError:
+        return []
+    if fd is None:
         return []
     try:
         status = os.fstat(fd)

@@ -2,8 +2,11 @@
 
 import errno
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+
+from fcgimgr.manager.inhand import Left
 
 Report = Callable[[str], None]
 """Takes a message for the operator. It may end in a write to the very target that reports."""
@@ -14,13 +17,25 @@ class Target(ABC):
 
     __slots__ = ()
 
+    #: Whether it can be seen, when a manager has been killed, how far it had written.
+    shows_how_far = False
+
     @abstractmethod
     def write(self, chunk: bytes | memoryview) -> None:
         """Write `chunk`, whole lines. Its memory may be used again as soon as this returns."""
 
+    def grown(self, left: Left) -> int:
+        """How many bytes of what a dead manager had in hand it has written here."""
+        return 0
+
     @property
     def blocked(self) -> bool:
         """Whether a writer that can wait should: lines written now may have to be dropped."""
+        return False
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether control characters in a line would be obeyed."""
         return False
 
     def when_free(self, callback: Callable[[], None]) -> None:
@@ -35,6 +50,9 @@ class Discard(Target):
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Take `chunk` and forget it."""
+
+
+NOWHERE = Discard()
 
 
 class Outage:
@@ -90,6 +108,22 @@ def write_some(fd: int, chunk: bytes | bytearray | memoryview) -> int:
     if written == 0 and chunk:
         raise OSError(errno.EIO, "the device takes nothing")
     return written
+
+
+def last_bytes(fd: int, count: int, size: int) -> bytes:
+    """Of a regular file of this size its last bytes, so many; none of anything else, or where it cannot be read."""
+    if count <= 0 or size <= 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
+        return b""
+    try:
+        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.pread(readable, count, max(0, size - count))
+    except OSError:
+        return b""
+    finally:
+        os.close(readable)
 
 
 def reason(error: OSError) -> str:

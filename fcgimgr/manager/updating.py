@@ -40,6 +40,7 @@ async def update(
 
     ControlError: another update is under way.
     """
+    daemon.ground.put_sockets_back()
     try:
         config = read(daemon.config.path, os.environ)
     except ConfigError as error:

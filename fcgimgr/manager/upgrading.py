@@ -207,7 +207,7 @@ class GoOver:
             exec_keeping(
                 sys.executable,
                 [*_words(daemon), "--state", str(fd)],
-                {**os.environ, **daemon.service_environment},
+                {**{name: value for name, value in os.environ.items() if name}, **daemon.service_environment},
                 [fd, *saved.fds()],
             )
         finally:

@@ -43,6 +43,7 @@ from fcgimgr.core.process import (
 )
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import Forked, Order, start
 from fcgimgr.manager import nursery
@@ -220,10 +221,10 @@ class Zygote:
             self.feed(Due())
 
     def _signal(self, pid: int | None, number: int, group: bool) -> None:
-        if pid not in self._daemon.zygotes:
+        if pid is None or self._daemon.zygotes.get(pid) is not self:
             return  # dead and reaped
         try:
-            self._daemon.signal(pid, number, group)
+            self._daemon.signalling.send(pid, number, group=group)
         except LinuxError as error:
             self._daemon.journal.error(str(error), name=self.name)
 
@@ -231,7 +232,8 @@ class Zygote:
 
     def _spawn(self) -> Spawned | SpawnFailed:
         slot = self.slot
-        slot.set_pumps_aside()
+        if told := slot.set_pumps_aside():
+            self._daemon.journal.warning(told, name=self.name)
         try:
             recipe, plan = self.generation.prepare_zygote()
             pipes = Pipes(self.settings)
@@ -252,6 +254,7 @@ class Zygote:
         self.generation.listen_to(slot, plan, pipes)
         pid = child if isinstance(child, int) else child.pid
         self._daemon.zygotes[pid] = self
+        self._daemon.signalling.hold(PidFd(pid))  # it is not reaped before the loop turns
         self._daemon.journal.info("spawned", name=self.name, pid=pid)
         if isinstance(child, Forked):
             await_program(self._daemon.loop, slot, child, self.feed)

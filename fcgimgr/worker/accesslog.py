@@ -100,6 +100,12 @@ def _param(name: str) -> Line:
     return lambda served: escaped(_said(served, name))
 
 
+def _word(name: str) -> Line:
+    """As `_param`, of what stands outside of quotes as a rule: a space in it must not shift what comes behind."""
+    said = _param(name)
+    return lambda served: said(served).replace(" ", r"\x20")
+
+
 def _said(served: Served, name: str) -> str:
     """Of the environ: the web server puts text there, and the application what it likes."""
     return str(served.environ.get(name) or "")
@@ -163,8 +169,8 @@ def _query(served: Served) -> str:
 _TARGET: Final = [Field("r"), Field("Q"), Field("q")]
 
 _PIECES: Final[dict[str, Line]] = {
-    "R": _param("REMOTE_ADDR"),
-    "u": _param("REMOTE_USER"),
+    "R": _word("REMOTE_ADDR"),
+    "u": _word("REMOTE_USER"),
     "f": _param("SCRIPT_FILENAME"),
     "m": lambda served: escaped(served.method),
     "r": lambda served: escaped(served.uri.partition("?")[0]),

@@ -157,17 +157,24 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def test_a_request_becomes_what_nginx_would_send(echo: int) -> None:
-    answer = ask(echo, "/a%20b/%C3%A9?x=%20y", Host="example.test:8080", X_One="1", Proxy="evil", Connection="X-Two",
+    answer = ask(echo, "/a%20b/%C3%A9?x=%20y", Host="shop.localhost:8080", X_One="1", Proxy="evil", Connection="X-Two",
                  X_Two="2", Content_Type="text/x")  # fmt: skip
     params = json.loads(answer.body)
     assert params["REQUEST_URI"] == "/a%20b/%C3%A9?x=%20y"
     assert params["PATH_INFO"] == "/a b/é".encode().decode("latin-1")
     assert (params["SCRIPT_NAME"], params["QUERY_STRING"], params["REQUEST_METHOD"]) == ("", "x=%20y", "GET")
-    assert (params["SERVER_NAME"], params["SERVER_PORT"]) == ("example.test", str(echo))
+    assert (params["SERVER_NAME"], params["SERVER_PORT"]) == ("shop.localhost", str(echo))
     assert params["REMOTE_ADDR"] == "127.0.0.1"
     assert params["CONTENT_TYPE"] == "text/x"
     assert params["HTTP_X_ONE"] == "1"
     assert not {"HTTP_PROXY", "HTTP_X_TWO", "HTTP_CONNECTION", "HTTP_CONTENT_TYPE"} & params.keys()
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST.:80", "a.b.localhost", "127.0.0.1:80", "127.1.2.3", "[::1]:80"]
+)
+def test_a_name_of_this_machine_is_served(echo: int, host: str) -> None:
+    assert ask(echo, Host=host).status == 200
 
 
 def test_headers_come_back_without_those_of_the_hop(echo: int) -> None:
@@ -209,12 +216,17 @@ def test_a_connection_is_kept_over_requests(echo: int) -> None:
 @pytest.mark.parametrize(
     ("request_text", "status"),
     [
-        (b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
-        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MAX_REQUEST_BODY + 1), 413),
-        (b"GET http://elsewhere/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /%00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (MAX_REQUEST_BODY + 1), 413),
+        (b"GET http://elsewhere/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: rebound.example\r\n\r\n", 421),
+        (b"GET / HTTP/1.1\r\nHost: localhost.example:8000\r\n\r\n", 421),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: rebound.example\r\n\r\n", 421),
+        (b"GET / HTTP/1.1\r\nHost: 192.168.0.1\r\n\r\n", 421),
+        (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", 421),
     ],
 )
 def test_a_request_that_cannot_be_passed_on_is_refused_in_words(echo: int, request_text: bytes, status: int) -> None:

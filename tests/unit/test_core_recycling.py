@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fcgimgr.config.settings import ProgramSettings
+from fcgimgr.core import crashes
 from fcgimgr.core.generation import (
     HOPELESS,
     RECYCLE_AGAIN,
@@ -13,6 +14,7 @@ from fcgimgr.core.generation import (
     NotRecycled,
     Overdue,
     PoolState,
+    PutOff,
     Recycling,
     SignalProcess,
     SpawnProcess,
@@ -410,3 +412,63 @@ def test_a_stand_in_that_has_just_gone_comes_back_for_the_next():
     assert history.states == [RUNNING, RUNNING, STARTING]
     history.at(4.0)
     assert history.states == [RUNNING, STOPPING, RUNNING]
+
+
+def alone(**keys: object) -> History:
+    """A program of one process that says itself when it is ready."""
+    history = History(numprocs=1)
+    history.settings = ProgramSettings(name="app", command=("app",), ready="notify", **keys)
+    history.pool = new_generation(history.settings, 0.0)
+    return history.start().ready("app_00")
+
+
+def recycle_until_put_off(history: History) -> int:
+    """How often the process was replaced that asks for it as soon as it is there."""
+    count = 0
+    while not any(isinstance(action, PutOff) for action in history.recycle("app_00", "please").actions):
+        history.exits("app_00", code=0).ready("app_00")
+        count += 1
+        assert count < 100
+    return count
+
+
+def test_who_asks_as_soon_as_it_has_started_is_as_good_as_one_that_crashes():
+    history = alone(backoff_max=7)
+    assert recycle_until_put_off(history) == crashes.SMALLEST_BURST
+    assert history.states == [RUNNING]  # it serves meanwhile
+    history.recycle("app_00", "again")
+    assert history.actions == []  # nor does it cost anything to say so again
+    told = len(history.signals)
+    history.at(6.9)
+    assert len(history.signals) == told
+    history.at(7.0)
+    assert history.actions[0] == Recycling(0, "please")
+    assert history.states == [STOPPING]
+
+
+def test_a_token_a_second_lets_it_be_recycled_again():
+    history = alone(backoff_max=7)
+    recycle_until_put_off(history)
+    history.at(7.0).exits("app_00", code=0).ready("app_00")
+    assert recycle_until_put_off(history) == 7
+
+
+def test_who_asks_later_costs_nothing():
+    history = alone(startsecs=2)
+    for turn in range(1, 40):
+        history.at(2.0 * turn).recycle("app_00", "please").exits("app_00", code=0).ready("app_00")
+    assert not any(isinstance(action, PutOff) for action in history.actions)
+    assert history.pool.budget.tokens == crashes.SMALLEST_BURST
+
+
+def test_a_short_lifetime_is_what_its_operator_wants():
+    history = alone(max_lifetime=0.1)
+    for turn in range(1, 40):
+        history.at(0.1 * turn).exits("app_00", code=0).ready("app_00")
+    assert not any(isinstance(action, PutOff) for action in history.actions)
+
+
+def test_a_lifetime_that_ends_sooner_than_it_is_put_off_is_kept():
+    history = alone(max_lifetime=3, backoff_max=7)
+    recycle_until_put_off(history)
+    assert history.timers == [3.0]

@@ -13,6 +13,7 @@ import pytest
 from fcgimgr.core.process import Rest, Running, Stopping
 from fcgimgr.linux import procfs
 from fcgimgr.linux.libc import PR_SET_CHILD_SUBREAPER, prctl
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import reap, set_subreaper
 from fcgimgr.manager import leftovers as module
 from fcgimgr.manager.leftovers import Leftovers
@@ -32,14 +33,14 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, str | None]]:
     """(group, signal, state of its leader) of every signal that is sent, in their order."""
     sent: list[tuple[int, int, str | None]] = []
-    send = module.signal_group
+    send = PidFd.signal_group
 
-    def note(group: int, number: int) -> bool:
+    def note(leader: PidFd, number: int) -> bool:
         if number:
-            sent.append((group, number, procfs.state(group)))
-        return send(group, number)
+            sent.append((leader.pid, number, procfs.state(leader.pid)))
+        return send(leader, number)
 
-    monkeypatch.setattr(module, "signal_group", note)
+    monkeypatch.setattr(PidFd, "signal_group", note)
     return sent
 
 
@@ -58,13 +59,13 @@ def family(*, member: bool) -> int:
 def generation(state: Any) -> Any:
     settings = SimpleNamespace(name="app", stopwaitsecs=0.2, stopsignal=int(signal.SIGTERM), stopasgroup=False)
     core = SimpleNamespace(processes=(state,))
-    return SimpleNamespace(settings=settings, core=core, slots=[SimpleNamespace(name="app_00")])
+    return SimpleNamespace(settings=settings, core=core, number=1, slots=[SimpleNamespace(name="app_00")])
 
 
 def bury(leftovers: Leftovers, leader: int, state: Any, gone: Callable[[], None]) -> None:
     for death in reap():
         if death.pid == leader:
-            leftovers.leader_died(leader, generation(state), 0, gone)
+            leftovers.leader_died(leader, PidFd(leader), generation(state), 0, gone)
     leftovers.look()
 
 
@@ -106,17 +107,24 @@ def test_a_group_without_members_is_left_alone(
 
 def test_a_number_that_is_another_process_by_now_is_not_signalled(loop: asyncio.AbstractEventLoop) -> None:
     """As if the leader's number had been given to a process that leads a group of its own."""
+    first = os.fork()
+    if first == 0:
+        os._exit(0)
+    leader = PidFd(first)
+    os.waitpid(first, 0)
     stranger = os.fork()
     if stranger == 0:
         os.setsid()
         time.sleep(1000)
     try:
         eventually(lambda: os.getpgid(stranger) == stranger)
+        leader.pid = stranger
         remains = module.Remains(
-            stranger, ("app", "app_00"), signal.SIGTERM, told=False, deadline=0.0, gone=None, adopted=False
+            stranger, leader, ("app", "1", "app_00"), signal.SIGTERM, told=False, deadline=0.0, gone=None
         )
         assert not remains.signal_group(signal.SIGKILL)
         assert procfs.state(stranger) != "Z"
     finally:
+        leader.close()
         os.kill(stranger, signal.SIGKILL)
         os.waitpid(stranger, 0)

@@ -91,6 +91,12 @@ class Generation:
     def process_name(self, index: int) -> str:
         return f"{self.settings.name}:{index}"
 
+    def is_there(self, index: int, pid: int) -> bool:
+        return True
+
+    def signal(self, index: int, pid: int, number: int) -> None:
+        self.house.signals.append((pid, number))
+
     def feed(self, event: Event) -> None:
         self.fed.append(event)
 
@@ -117,9 +123,6 @@ class House:
         self.signals: list[tuple[int, int]] = []
         self.journal = SimpleNamespace(warning=lambda text, **_: self.warnings.append(text), error=self.warnings.append)
         self.limits = Limits(self)  # type: ignore[arg-type]
-
-    def signal(self, pid: int, number: int) -> None:
-        self.signals.append((pid, number))
 
     def pool(self, name: str, **keys: Any) -> Generation:
         return self._add(PoolSettings(name=name, wsgi="m:app", sockets=(TcpAddress("127.0.0.1", 9001),), **keys))

@@ -17,6 +17,7 @@ from fcgimgr.linux.draining import Watch
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.holding import hold, is_held, let_go
 from fcgimgr.linux.listeners import open_tcp
+from fcgimgr.linux.pidfd import PidFd
 from tests.waiting import eventually
 
 THREADS = """
@@ -52,66 +53,71 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def run(stack: ExitStack, program: str) -> int:
+def run(stack: ExitStack, program: str) -> PidFd:
     """Start it and wait until it has printed a line."""
     process = stack.enter_context(subprocess.Popen([sys.executable, "-S", "-E", "-c", program], stdout=subprocess.PIPE))
     stack.callback(process.kill)
     assert process.stdout
     process.stdout.readline()
-    return process.pid
+    return stack.enter_context(PidFd(process.pid))
 
 
 def test_every_thread_stands_still_and_goes_on(stack: ExitStack) -> None:
-    pid = run(stack, THREADS)
+    process = run(stack, THREADS)
+    pid = process.pid
     for _ in range(5):
-        assert hold(pid, patience=5)
+        assert hold(process, patience=5)
         assert is_held(pid)
         states = procfs.thread_states(pid)
         assert states is not None
         assert states == ["T"] * 4
-        assert let_go(pid)
+        assert let_go(process)
         assert eventually(lambda: "T" not in (procfs.thread_states(pid) or "T"))
         assert not is_held(pid)
 
 
 def test_a_process_whose_first_thread_has_ended_is_held_too(stack: ExitStack) -> None:
-    pid = run(stack, LEADERLESS)
+    process = run(stack, LEADERLESS)
+    pid = process.pid
     eventually(lambda: procfs.state(pid) == "Z")
     assert not is_held(pid)
-    assert hold(pid, patience=5)
-    assert let_go(pid)
+    assert hold(process, patience=5)
+    assert let_go(process)
 
 
 def test_out_of_patience_it_goes_on(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    pid = run(stack, THREADS)
+    process = run(stack, THREADS)
+    pid = process.pid
     # A thread deep in a disk's driver cannot be had in a test; what its /proc says can.
     monkeypatch.setattr(procfs, "thread_states", lambda _: ["T", "D"])
-    assert not hold(pid, patience=0.005)
+    assert not hold(process, patience=0.005)
     monkeypatch.undo()
     assert eventually(lambda: "T" not in (procfs.thread_states(pid) or "T"))
 
 
 def test_the_dead_are_not_held() -> None:
     child = subprocess.Popen(["true"])
-    eventually(lambda: procfs.state(child.pid) == "Z")
-    assert not hold(child.pid)
-    child.wait()
-    assert not hold(child.pid)
-    assert not let_go(child.pid)
+    with PidFd(child.pid) as process:
+        eventually(lambda: procfs.state(child.pid) == "Z")
+        assert not hold(process)
+        child.wait()
+        assert not hold(process)
+        assert not let_go(process)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may signal anybody")
 def test_a_stranger_cannot_be_held() -> None:
-    with pytest.raises(LinuxError, match="not permitted"):
-        hold(2)
+    with PidFd(2) as process, pytest.raises(LinuxError, match="not permitted"):
+        hold(process)
 
 
 def test_a_signal_sent_while_held_is_met_first(stack: ExitStack) -> None:
-    pid = run(stack, THREADS)
-    assert hold(pid, patience=5)
+    process = run(stack, THREADS)
+    pid = process.pid
+    assert hold(process, patience=5)
     os.kill(pid, signal.SIGTERM)
     assert is_held(pid)
-    let_go(pid)
+    let_go(process)
     assert eventually(lambda: procfs.state(pid) == "Z")
 
 
@@ -140,13 +146,14 @@ def test_retirement_under_load_loses_nothing(stack: ExitStack) -> None:
         return worker
 
     def retire(worker: subprocess.Popen[bytes]) -> bool:
-        if not hold(worker.pid, patience=1):
+        process = stack.enter_context(PidFd(worker.pid))
+        if not hold(process, patience=1):
             return False
         found = watch.look([worker.pid], time.monotonic())
         assert found is not None
         if not found[worker.pid]:
             worker.terminate()
-        let_go(worker.pid)
+        let_go(process)
         return not found[worker.pid]
 
     workers = [start() for _ in range(4)]

@@ -1,5 +1,6 @@
 """Processes by descriptor: children, and what is not our child."""
 
+import errno
 import os
 import platform
 import re
@@ -173,3 +174,116 @@ def test_another_users_descriptors_are_refused_by_the_kernel(sleeper: subprocess
     os.close(say)
     with os.fdopen(report) as answer:
         assert answer.read() == "1"  # EPERM
+
+
+# --- groups
+
+LEADER = """
+import os, sys, time
+os.setsid()
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    time.sleep(1000)
+sys.stdin.readline()
+os._exit(0)
+"""
+
+
+@pytest.fixture(params=["kernel", "by number"])
+def group(request: pytest.FixtureRequest, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> tuple[PidFd, int]:
+    """A leader that has ended and was reaped, and the member of its group that lives on. Once as before Linux 6.9."""
+    if request.param == "by number":
+        send = signal.pidfd_send_signal
+
+        def older(pidfd: int, number: int, info: None = None, flags: int = 0) -> None:
+            if flags:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            send(pidfd, number)
+
+        monkeypatch.setattr(signal, "pidfd_send_signal", older)
+    elif KERNEL < (6, 9):
+        pytest.skip("the kernel signals a group by its leader's descriptor from 6.9 on")
+    process = stack.enter_context(
+        subprocess.Popen([sys.executable, "-S", "-E", "-c", LEADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    )
+    assert process.stdout
+    member = int(process.stdout.readline())
+    leader = stack.enter_context(PidFd(process.pid))
+    assert process.stdin
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    process.wait()
+    return leader, member
+
+
+def test_a_group_is_signalled_when_its_leader_is_gone(group: tuple[PidFd, int]) -> None:
+    leader, member = group
+    with PidFd(member) as process:
+        assert not leader.signal(signal.SIGKILL)
+        assert leader.signal_group(0)
+        assert leader.signal_group(signal.SIGKILL)
+        eventually(process.has_ended)
+    eventually(lambda: not leader.signal_group(0))
+
+
+def test_a_group_of_the_same_number_is_not_that_group(stack: ExitStack) -> None:
+    """Its leader's descriptor knows the number's first owner only."""
+    if KERNEL < (6, 9):
+        pytest.skip("the kernel signals a group by its leader's descriptor from 6.9 on")
+    with subprocess.Popen(["true"], process_group=0) as process:
+        leader = stack.enter_context(PidFd(process.pid))
+    with subprocess.Popen(["sleep", "1000"], process_group=0) as other:
+        leader.pid = other.pid  # as if the number had come round
+        assert not leader.signal_group(signal.SIGKILL)
+        assert other.poll() is None
+        other.kill()
+
+
+def test_before_linux_6_9_a_process_of_the_leaders_number_is_another(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["true"], process_group=0) as process:
+        leader = stack.enter_context(PidFd(process.pid))
+    with subprocess.Popen(["sleep", "1000"], process_group=0) as other:
+        leader.pid = other.pid  # as if the number had come round
+        assert not leader._signal_group_by_number(signal.SIGKILL)
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.mark.parametrize("pid", [1, 0])
+def test_everybody_is_never_signalled(pid: int, sleeper: subprocess.Popen[bytes]) -> None:
+    with PidFd(sleeper.pid) as process:
+        process.pid = pid
+        for send in (process.signal, process.signal_group):
+            with pytest.raises(ValueError, match="not to be signalled"):
+                send(0)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may signal anybody")
+def test_another_users_process_is_named() -> None:
+    theirs = next(pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid > 1 and not_ours(pid))
+    with PidFd(theirs) as process, pytest.raises(LinuxError, match=rf"pid {theirs}: not permitted to send signal 0"):
+        process.signal(0)
+
+
+def not_ours(pid: int) -> bool:
+    return os.stat(f"/proc/{pid}").st_uid != os.geteuid()
+
+
+def test_only_what_descends_from_it_is_found_below_it(stack: ExitStack, sleeper: subprocess.Popen[bytes]) -> None:
+    parent = stack.enter_context(
+        subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    )
+    stack.callback(parent.kill)
+    assert parent.stdout
+    grandchild = int(parent.stdout.readline())
+    for ancestor in (parent.pid, os.getpid()):
+        found = PidFd.below(grandchild, ancestor)
+        assert found is not None
+        found.close()
+    assert PidFd.below(sleeper.pid, parent.pid) is None
+    assert PidFd.below(parent.pid, parent.pid) is None
+    os.kill(grandchild, signal.SIGKILL)
+    eventually(lambda: procfs.state(grandchild) is None)
+    assert PidFd.below(grandchild, parent.pid) is None

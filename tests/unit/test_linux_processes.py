@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 
-from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.processes import Death, reap, set_name, signal_group, signal_process
+from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.processes import Death, reap, set_name
 from tests.waiting import eventually
 
 
@@ -73,7 +73,7 @@ def test_a_core_dump_is_told() -> None:
 def test_living_children_are_not_waited_for() -> None:
     pid = child("exec sleep 1000")
     assert list(reap()) == []
-    assert signal_process(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     assert deaths(1)[pid].signal == signal.SIGKILL
 
 
@@ -91,8 +91,9 @@ def test_the_rest_of_a_dead_leaders_group_can_be_killed_before_the_pid_is_freed(
     def look() -> bool:
         for death in reap():
             assert death.pid == pid
-            assert signal_process(pid, 0), "still a zombie: the pid is not free yet"
-            assert signal_group(pid, signal.SIGKILL)
+            with PidFd(pid) as leader:
+                assert leader.signal(0), "still a zombie: the pid is not free yet"
+                assert leader.signal_group(signal.SIGKILL)
             return True
         return False
 
@@ -115,31 +116,6 @@ def test_a_caller_that_fails_loses_no_zombie() -> None:
         eventually(fail_at_it)
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-
-
-def test_nobody_there_is_false() -> None:
-    pid = child("exit 0")
-    deaths(1)
-    assert signal_process(pid, signal.SIGTERM) is False
-    assert signal_group(pid, signal.SIGTERM) is False
-
-
-@pytest.mark.parametrize("pid", [1, 0, -1])
-def test_everybody_is_never_signalled(pid: int) -> None:
-    for send in (signal_process, signal_group):
-        with pytest.raises(ValueError, match="not a child"):
-            send(pid, 0)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may signal anybody")
-def test_another_users_process_is_named() -> None:
-    theirs = next(pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid > 1 and not_ours(pid))
-    with pytest.raises(LinuxError, match=rf"pid {theirs}: not permitted to send signal 0"):
-        signal_process(theirs, 0)
-
-
-def not_ours(pid: int) -> bool:
-    return os.stat(f"/proc/{pid}").st_uid != os.geteuid()
 
 
 def test_orphans_come_to_a_subreaper() -> None:

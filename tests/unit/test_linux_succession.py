@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -74,10 +75,15 @@ def test_the_old_leaves_the_new_file_and_the_new_removes_it(path: str) -> None:
     assert not os.path.exists(path)
 
 
+def shown(path: str) -> list[str]:
+    """The files beside this one, with it, that are not hidden."""
+    return sorted(name for name in os.listdir(os.path.dirname(path)) if not name.startswith("."))
+
+
 def test_an_abandoned_successor_leaves_no_file(path: str) -> None:
     with open_unix(path, backlog=8) as old:
         old.beside(backlog=8).close()
-        assert os.listdir(os.path.dirname(path)) == ["s"]
+        assert shown(path) == ["s"]
         assert answered_by(path, old)
 
 
@@ -133,10 +139,49 @@ def test_a_path_replaced_by_somebody_else_is_not_taken_over(path: str, stack: Ex
 def test_a_successor_that_lost_its_file_takes_nothing_over(path: str, stack: ExitStack) -> None:
     old = stack.enter_context(open_unix(path, backlog=8))
     new = stack.enter_context(old.beside(backlog=8))
+    for name in os.listdir(os.path.dirname(path)):
+        if os.path.samefile(os.path.join(os.path.dirname(path), name), f"{path}.new") and name != "s.new":
+            os.unlink(os.path.join(os.path.dirname(path), name))
     os.unlink(f"{path}.new")
-    with pytest.raises(LinuxError, match=r"s\.new is not ours any more"):
+    with pytest.raises(LinuxError, match=r"s\.new was removed, and cannot be put back"):
         new.take_over(old)
     assert answered_by(path, old)
+
+
+@pytest.mark.parametrize("removed", ["s", "s.new"])
+def test_a_file_that_was_removed_is_put_back_for_its_successor(removed: str, path: str, stack: ExitStack) -> None:
+    old = stack.enter_context(open_unix(path, backlog=8))
+    new = stack.enter_context(old.beside(backlog=8))
+    os.unlink(os.path.join(os.path.dirname(path), removed))
+    assert new.trade_places(old)
+    assert answered_by(path, new)
+    assert answered_by(f"{path}.new", old)
+
+
+@pytest.mark.parametrize("code", [0, errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize("anew", ["the file", "its directory"])
+def test_where_no_name_is_left_of_the_old_file_the_new_one_takes_the_free_path(
+    anew: str, code: int, path: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(old: str, new: str, *, in_directory: int, in_other: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    if code:
+        monkeypatch.setattr("fcgimgr.linux.socketfile.rename_to_free", refuse)
+    old = stack.enter_context(open_unix(path, backlog=8))
+    if anew == "the file":
+        for name in os.listdir(os.path.dirname(path)):
+            os.unlink(os.path.join(os.path.dirname(path), name))
+    else:
+        shutil.rmtree(os.path.dirname(path))
+        os.mkdir(os.path.dirname(path))
+    new = stack.enter_context(old.beside(backlog=8))
+    assert not new.trade_places(old)
+    assert answered_by(path, new)
+    assert (new.path, old.path) == (path, None)
+    assert shown(path) == ["s"]
+    old.close()
+    assert answered_by(path, new)
 
 
 def test_places_that_were_traded_are_traded_back(path: str, stack: ExitStack) -> None:
@@ -151,14 +196,14 @@ def test_places_that_were_traded_are_traded_back(path: str, stack: ExitStack) ->
     assert new.trade_places(old)
     new.keep_place(old)
     assert (old.path, old.name) == (None, f"unix:{path}")
-    assert os.listdir(os.path.dirname(path)) == ["s"]
+    assert shown(path) == ["s"]
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])
 def test_where_nothing_can_be_exchanged_it_is_renamed(
     code: int, path: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(one: str, other: str) -> None:
+    def refuse(one: str, other: str, *, in_directory: int, in_other: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcgimgr.linux.socketfile.exchange", refuse)
@@ -166,20 +211,28 @@ def test_where_nothing_can_be_exchanged_it_is_renamed(
     new = stack.enter_context(old.beside(backlog=8))
     assert not new.trade_places(old)
     assert answered_by(path, new)
-    assert os.listdir(os.path.dirname(path)) == ["s"]
+    assert shown(path) == ["s"]
     old.close()
     assert answered_by(path, new)
 
 
-def test_where_there_is_no_file_there_is_no_beside(tmp_path: Path, stack: ExitStack) -> None:
+def test_where_there_is_no_file_there_is_no_beside(stack: ExitStack) -> None:
     for listener in (open_tcp("127.0.0.1", 0, backlog=8), open_unix(f"@fcgimgr-next-{os.getpid()}", backlog=8)):
         stack.enter_context(listener)
         with pytest.raises(LinuxError, match="has no file beside"):
             listener.beside(backlog=8)
+
+
+def test_the_longest_path_has_one_beside_it_as_any_other(tmp_path: Path, stack: ExitStack) -> None:
     longest = str(tmp_path / ("s" * (LONGEST_PATH - len(str(tmp_path)) - 1)))
-    listener = stack.enter_context(open_unix(longest, backlog=8))
-    with pytest.raises(LinuxError, match=f"has {LONGEST_PATH + 4} bytes"):
-        listener.beside(backlog=8)
+    old = stack.enter_context(open_unix(longest, backlog=8))
+    new = stack.enter_context(old.beside(backlog=8))
+    with pytest.raises(LinuxError, match="a live process serves this socket"):
+        old.beside(backlog=8)
+    with new.way_in() as way:
+        assert answered_by(way, new)
+    assert new.trade_places(old)
+    assert answered_by(longest, new)
 
 
 def test_renaming_under_load_refuses_nobody(path: str) -> None:

@@ -372,21 +372,44 @@ def test_a_trouble_is_looked_at_once_a_second_however_many_lines_come(
     assert 9 <= len(tried) <= 11
 
 
-def test_a_removed_directory_is_said_once_and_lines_go_on_when_it_is_back(
+def test_a_removed_directory_is_made_again_as_it_was(
     tmp_path: Path, open_log: Open, said: list[str], clock: Clock
 ) -> None:
     directory = tmp_path / "logs"
     directory.mkdir()
+    directory.chmod(0o751)
+    if os.geteuid() == 0:
+        os.chown(directory, 1234, 4321)
+    before = directory.stat()
+    path = directory / "app.log"
+    log = open_log(path)
+    shutil.rmtree(directory)
+    clock.passes(2)
+    log.write(b"two\n")
+    assert path.read_bytes() == b"two\n"
+    after = directory.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert said == [
+        f"{path}: its directory was removed; made again",
+        f"{path}: the file was removed; a new one is begun",
+    ]
+
+
+def test_a_directory_that_cannot_be_made_again_is_said_once_and_lines_go_on_when_it_is_back(
+    tmp_path: Path, open_log: Open, said: list[str], clock: Clock
+) -> None:
+    directory = tmp_path / "above" / "logs"
+    directory.mkdir(parents=True)
     path = directory / "app.log"
     log = open_log(path, maxbytes=1000, backups=2)
     log.write(b"one\n")
-    shutil.rmtree(directory)
+    shutil.rmtree(directory.parent)
     clock.passes(2)
     for _ in range(30):
         log.write(b"lost\n")
         clock.passes(0.5)
     assert said == [f"{path}: cannot open: its directory does not exist; its lines are lost until this is mended"]
-    directory.mkdir()
+    directory.mkdir(parents=True)
     clock.passes(2)
     log.write(b"two\n")
     assert path.read_bytes() == b"two\n"
@@ -402,6 +425,26 @@ def test_a_removed_file_is_begun_anew(tmp_path: Path, open_log: Open, said: list
     log.write(b"two\n")
     assert path.read_bytes() == b"two\n"
     assert said == [f"{path}: the file was removed; a new one is begun"]
+
+
+def test_a_line_that_was_cut_by_the_death_of_its_writer_is_not_joined_with_the_next(
+    tmp_path: Path, open_log: Open
+) -> None:
+    path = tmp_path / "app.log"
+    path.write_bytes(b"whole\ncu")
+    open_log(path).write(b"next\n")
+    assert path.read_bytes() == b"whole\ncu\nnext\n"
+    open_log(path).write(b"after\n")
+    assert path.read_bytes() == b"whole\ncu\nnext\nafter\n"
+
+
+def test_a_reopen_of_the_same_file_cuts_no_line_that_comes_in_pieces(tmp_path: Path, open_log: Open) -> None:
+    path = tmp_path / "app.log"
+    log = open_log(path)
+    log.write(b"begun, ")
+    assert log.reopen() is None
+    log.write(b"ended\n")
+    assert path.read_bytes() == b"begun, ended\n"
 
 
 def test_a_symbolic_link_is_not_followed(tmp_path: Path, open_log: Open, said: list[str]) -> None:

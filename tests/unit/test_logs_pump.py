@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fcgimgr.manager.inhand import LINE_LIMIT
 from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.pump import LINE_LIMIT, RECENT, Pump
+from fcgimgr.manager.pump import RECENT, Pump
 from fcgimgr.manager.stream import Stream
 from tests.unit.logs_bench import Memory, all_lines, child_pipe, run_once, run_until
 

@@ -163,6 +163,10 @@ def test_whatever_the_application_says_of_the_user_is_written_as_text(user: obje
     assert text_line("%u %R %l")(about) == f"{shown or '-'} {shown or '-'} {shown or '0'}"
 
 
+def test_a_name_with_a_space_shifts_no_column():
+    assert text_line("%R %u %s")(served(REMOTE_USER="a 404 b")) == r"192.0.2.7 a\x20404\x20b 200"
+
+
 @pytest.mark.parametrize("form", ["json", "%u"])
 @pytest.mark.parametrize("error", [ValueError("a\nb\x1b[2J"), SystemExit(1)])
 def test_what_has_no_text_costs_its_own_line_alone_and_is_said_once(

@@ -1,0 +1,189 @@
+"""What has been read of the children's output and is not yet in a log: kept where a `kill -9` leaves it.
+
+Bytes that were read are in no pipe any more. So they are read into a file that is mapped into memory (mmap(2)), in
+state_dir: to write there costs no system call, and what was written is in the file when the manager is dead. A header
+says of which pipe the bytes are, how far they are in their log, and which log grows by them just now; the log's size
+then tells the next manager the rest. One page each for some lines that are begun: a block-buffered program leaves
+one with each of its writes.
+
+All of it is given room when the file is made: a disk that is full would otherwise be a SIGBUS at the next line. Where
+that cannot be had, or there is no file (in tests), the bytes are in ordinary memory, and lost with the manager.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from typing import Final, NamedTuple
+
+READ_SIZE: Final = 256 * 1024
+LINE_LIMIT: Final = 64 * 1024
+#: How many lines that are begun are kept, and the longest of them, in bytes.
+MOST_BEGUN: Final = 128
+LONGEST_BEGUN: Final = 4096 - 16
+
+NAME: Final = "lines"
+
+# pipe: its inode, 0 for none in hand; end: 0 while it is being read; raw: what is written is what was read.
+_PIPE: Final = struct.Struct("=Q")
+_CHUNK: Final = struct.Struct("=III?")  # start, end, in the log up to, raw
+_LOG: Final = struct.Struct("=QQQ")  # device and inode (0: none) of the log that is written to, its size before
+_READING: Final = struct.Struct("=III?3xQQQ")  # both
+_BEGUN: Final = struct.Struct("=QI")  # inode of the pipe (0: none), length
+_CHUNK_AT: Final = 8
+_LOG_AT: Final = 24
+_HEADER: Final = 4096
+_BUFFER: Final = LINE_LIMIT + READ_SIZE
+_SIZE: Final = _HEADER + _BUFFER + MOST_BEGUN * 4096
+
+
+class Hand:
+    """[header][LINE_LIMIT: the beginning of a line is put right before what is read][READ_SIZE: read here][begun lines]
+
+    The loop runs one callback at a time, so one is enough for all pumps.
+    """
+
+    def __init__(self, memory: bytearray | mmap.mmap) -> None:
+        self.memory = memory
+        whole = memoryview(memory)
+        self._header = whole[:_HEADER]
+        self.buffer = whole[_HEADER : _HEADER + _BUFFER]
+        self.read_into = [self.buffer[LINE_LIMIT:]]
+        self._read_at = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + _HEADER + LINE_LIMIT
+        self._lines = whole[_HEADER + _BUFFER :]
+        self._free = list(range(MOST_BEGUN))
+        self._writing = 0  # bytes of a chunk that are to be in a log before it is done
+
+    def go_on(self, before: Hand) -> None:
+        """Have what another has; between two callbacks of the loop."""
+        self.memory[:] = before.memory[:]
+        self._free = before._free
+
+    def newline(self, start: int, end: int) -> int:
+        """Behind the last newline of this part of the buffer; 0: there is none."""
+        return max(0, self.memory.rfind(b"\n", _HEADER + start, _HEADER + end) + 1 - _HEADER)
+
+    # What is read, and handed on
+
+    def begin(self, pipe: int, start: int) -> None:
+        """Something of this pipe is about to be read, behind what is in the buffer from `start` on."""
+        _READING.pack_into(self._header, _CHUNK_AT, start, 0, start, False, 0, 0, 0)
+        _PIPE.pack_into(self._header, 0, pipe)
+
+    def has_read(self, start: int, end: int, *, raw: bool) -> None:
+        _CHUNK.pack_into(self._header, _CHUNK_AT, start, end, start, raw)
+
+    def hand_on(self, count: int) -> None:
+        """So many bytes are about to be written to a log."""
+        self._writing = count
+
+    def writes(self, device: int, inode: int, size: int) -> None:
+        """The log that is this file, of this size, grows now."""
+        if self._writing:
+            _LOG.pack_into(self._header, _LOG_AT, device, inode, size)
+
+    def wrote(self, count: int) -> None:
+        """It has grown by so many bytes; what comes next may be written to another."""
+        if not self._writing:
+            return
+        self._writing -= count
+        start, end, done, raw = _CHUNK.unpack_from(self._header, _CHUNK_AT)
+        _LOG.pack_into(self._header, _LOG_AT, 0, 0, 0)
+        _CHUNK.pack_into(self._header, _CHUNK_AT, start, end, done + count if raw else done, raw)
+
+    def let_go(self, read: int) -> None:
+        """Nothing is in hand. What was read makes room for zeros, by which the next bytes are told from it."""
+        self._writing = 0
+        _PIPE.pack_into(self._header, 0, 0)
+        if read:
+            ctypes.memset(self._read_at, 0, read)  # half as long as to copy zeros there
+
+    # Lines that are begun
+
+    def keep(self, place: int | None, pipe: int, line: bytes) -> int | None:
+        """Keep the beginning of a line. The answer is its place, to be given again; None: it is not kept."""
+        if not line or len(line) > LONGEST_BEGUN:
+            if place is not None:
+                _BEGUN.pack_into(self._lines, place * 4096, 0, 0)
+                self._free.append(place)
+            return None
+        if place is None:
+            if not self._free:
+                return None
+            place = self._free.pop()
+        at = place * 4096
+        _BEGUN.pack_into(self._lines, at, 0, 0)
+        self._lines[at + 16 : at + 16 + len(line)] = line
+        _BEGUN.pack_into(self._lines, at, pipe, len(line))
+        return place
+
+
+hand = Hand(bytearray(_SIZE))
+
+
+def keep_in(state_dir: str) -> None:
+    """Have what is in hand in a new file from now on. OSError: it stays where it is."""
+    global hand
+    path = os.path.join(state_dir, NAME)
+    fd = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, _SIZE)
+        memory = mmap.mmap(fd, _SIZE)
+        os.rename(f"{path}.new", path)
+    finally:
+        os.close(fd)
+    before, hand = hand, Hand(memory)
+    if isinstance(before.memory, mmap.mmap):
+        hand.go_on(before)
+
+
+def put_back(state_dir: str) -> list[str]:
+    """Have the file again, if somebody has removed it: its path if that was so. OSError."""
+    path = os.path.join(state_dir, NAME)
+    if os.path.lexists(path) or not isinstance(hand.memory, mmap.mmap):
+        return []
+    keep_in(state_dir)
+    return [path]
+
+
+class Left(NamedTuple):
+    """What a dead manager had in hand of a pipe. `data`: not yet in a log, but for what `log` has grown by since.
+
+    log: (device, inode, size before) of the log that was being written to; raw: by these very bytes.
+    """
+
+    data: bytes
+    log: tuple[int, int, int] | None = None
+    raw: bool = True
+
+
+def left_in(state_dir: str) -> dict[int, Left]:
+    """By the pipe's inode, what the manager before us had in hand. Nothing, where that is not known."""
+    try:
+        with open(os.path.join(state_dir, NAME), "rb", opener=_opener) as file:
+            content = file.read(_SIZE + 1)
+    except OSError:
+        return {}
+    if len(content) != _SIZE:
+        return {}
+    left: dict[int, Left] = {}
+    for place in range(MOST_BEGUN):
+        at = _HEADER + _BUFFER + place * 4096
+        pipe, length = _BEGUN.unpack_from(content, at)
+        if pipe and length <= LONGEST_BEGUN:
+            left[pipe] = Left(content[at + 16 : at + 16 + length])
+    (pipe,) = _PIPE.unpack_from(content)
+    start, end, done, raw = _CHUNK.unpack_from(content, _CHUNK_AT)
+    if pipe and start <= done <= LINE_LIMIT + READ_SIZE and start <= LINE_LIMIT:
+        buffer = content[_HEADER : _HEADER + _BUFFER]
+        if not end:  # it was killed before it could say how much had come
+            end = max(LINE_LIMIT, len(buffer.rstrip(b"\0")))
+        device, inode, size = _LOG.unpack_from(content, _LOG_AT)
+        left[pipe] = Left(buffer[done:end], (device, inode, size) if inode else None, raw)
+    return left
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,0 +1,133 @@
+"""A pool's user may write to the directory of its socket. That leads to no other pool's, whatever it puts there."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcgimgr.config.address import parse_address
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.listeners import LostListener, open_unix
+from fcgimgr.manager.listening import Place
+from tests.hostile.users import BANK, MALLORY, directory_of, need_root, run_as
+from tests.integration.commands import Manager
+from tests.integration.scenes import ask, managing, scene
+from tests.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def _root() -> None:
+    need_root()
+
+
+def lead(own: Path, elsewhere: Path) -> None:
+    """Mallory puts a link in the place of a directory of hers."""
+    run_as(MALLORY, "sh", "-c", f"mv {own} {own}.old && ln -s {elsewhere} {own}")
+
+
+def test_a_link_in_the_place_of_its_directory_takes_no_other_pools_socket(place: Path) -> None:
+    directory_of(MALLORY, place / "mallory")
+    directory_of(MALLORY, place / "mallory/run")
+    directory_of(BANK, place / "bank")
+    directory_of(BANK, place / "bank/run")
+    lead(place / "mallory/run", place / "bank/run")
+    tables = "".join(
+        f"""
+        [pool.{name}]
+        socket = "{place}/{name}/run/fcgi.sock"
+        command = "{sys.executable} {place}/answer.py"
+        user = "{uid}:{uid}"
+        """
+        for name, uid in (("mallory", MALLORY), ("bank", BANK))
+    )
+    with managing(scene(place, tables), ready=False) as manager:
+        eventually(lambda: manager.pool("bank").state == "RUNNING" and manager.pool("mallory").state == "FATAL")
+        assert ask(f"unix:{place}/bank/run/fcgi.sock")["environ"]["FCGIMGR_POOL"] == "bank"
+        assert "on its path run is a symbolic link that another user may have put there" in manager.output()
+
+
+def test_a_link_of_roots_own_is_followed(place: Path) -> None:
+    directory_of(BANK, place / "data/run")
+    (place / "srv").symlink_to("data")
+    with open_unix(f"{place}/srv/run/fcgi.sock", backlog=8) as listener:
+        assert (place / "data/run/fcgi.sock").is_socket()
+        assert listener.sock.getsockname() == f"{place}/srv/run/fcgi.sock"
+    assert list((place / "data/run").iterdir()) == []
+
+
+@pytest.fixture
+def theirs(place: Path) -> tuple[Path, Path]:
+    """Mallory's directory, and one of the bank's that has a file of each name that she uses."""
+    own = directory_of(MALLORY, place / "mallory")
+    own = directory_of(MALLORY, own / "run")
+    bank = directory_of(BANK, place / "bank")
+    return own, bank
+
+
+def test_it_unlinks_nothing_elsewhere(theirs: tuple[Path, Path]) -> None:
+    own, bank = theirs
+    listener = open_unix(f"{own}/fcgi.sock", backlog=8)
+    os.link(own / "fcgi.sock", bank / "fcgi.sock")  # the very file: nothing else tells the two ways apart
+    lead(own, bank)
+    with pytest.raises(LinuxError, match="symbolic link"):
+        listener.close()
+    assert (bank / "fcgi.sock").is_socket()
+
+
+def test_it_exchanges_nothing_elsewhere(theirs: tuple[Path, Path]) -> None:
+    own, bank = theirs
+    with open_unix(f"{own}/fcgi.sock", backlog=8) as old, old.beside(backlog=8) as new:
+        for name in ("fcgi.sock", "fcgi.sock.new"):
+            os.link(own / name, bank / name)
+        before = [os.stat(bank / name).st_ino for name in ("fcgi.sock", "fcgi.sock.new")]
+        lead(own, bank)
+        with pytest.raises(LinuxError, match="symbolic link"):
+            new.trade_places(old)
+        assert [os.stat(bank / name).st_ino for name in ("fcgi.sock", "fcgi.sock.new")] == before
+        own.unlink()
+        own.with_name("run.old").rename(own)
+
+
+def test_nothing_elsewhere_is_taken_for_one_of_a_manager_before(theirs: tuple[Path, Path]) -> None:
+    own, bank = theirs
+    with open_unix(f"{bank}/fcgi.sock", backlog=8) as listener:
+        lead(own, bank)
+        assert LostListener("lost", listener.inode, f"{bank}/fcgi.sock").path is not None
+        assert LostListener("lost", listener.inode, f"{own}/fcgi.sock").path is None
+
+
+def test_the_manager_itself_connects_to_no_other_socket(theirs: tuple[Path, Path]) -> None:
+    """It may connect where she may not; and of what it passes on she may have written each byte."""
+    own, bank = theirs
+    address = parse_address(f"unix:{own}/fcgi.sock")
+    with open_unix(f"{bank}/fcgi.sock", backlog=8) as other:
+        listener = open_unix(f"{own}/fcgi.sock", backlog=8)
+        lead(own, bank)
+        place = Place(address, listener)
+        with socket.socket(socket.AF_UNIX) as client, place.way_in() as way:
+            client.connect(way)
+            for each in (listener, other):
+                each.set_blocking(False)
+            listener.sock.accept()[0].close()
+            with pytest.raises(BlockingIOError):
+                other.sock.accept()
+        listener.leave()
+        with pytest.raises(OSError, match="Bad file descriptor"), place.way_in():
+            pass
+
+
+def test_a_socket_whose_directory_was_made_anew_is_put_back_by_a_reload(place: Path) -> None:
+    directory_of(MALLORY, place / "run")
+    table = f"""
+    [pool.app]
+    socket = "{place}/run/fcgi.sock"
+    command = "{sys.executable} {place}/answer.py"
+    startsecs = 0
+    """
+    config = scene(place, table)
+    with Manager(config, config.with_suffix(".control")) as manager:
+        run_as(MALLORY, "rm", "-f", place / "run/fcgi.sock")
+        manager("reload", "app").succeeds()
+        assert ask(f"unix:{place}/run/fcgi.sock")["environ"]["FCGIMGR_GENERATION"] == "2"

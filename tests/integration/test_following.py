@@ -1,0 +1,64 @@
+"""`tail -f` goes on with whoever has the place of the process that it was asked for."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.integration.commands import words
+from tests.integration.ports import free_address
+from tests.integration.running import RunningManager
+from tests.integration.scenes import managing, scene
+from tests.integration.succession import pool, reload, write
+from tests.waiting import eventually
+
+
+@contextmanager
+def following(manager: RunningManager, name: str, into: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`fcgimgr tail -f NAME`, whose output goes into a file."""
+    with into.open("wb") as out:
+        tail = subprocess.Popen(words("-c", manager.config, "tail", "-f", name), stdout=out, stderr=out)
+    try:
+        yield tail
+    finally:
+        tail.kill()
+        tail.wait()
+
+
+def test_tail_follows_over_reload_restart_and_scale_and_misses_and_doubles_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    table = pool(free_address("tcp", tmp_path), "numprocs = 2")
+    with managing(write(tmp_path, table)) as manager, following(manager, "app:app_01", out):
+        pids = [manager.pids("app")[1]]
+        eventually(lambda: f"serving {pids[0]}" in out.read_text())
+        for act in (
+            lambda: reload(manager).ok,
+            lambda: manager.restart("app").ok,
+            lambda: manager.restart("app:app_01").ok,
+            lambda: scaled(manager),
+        ):
+            assert act()
+            pids.append(manager.pids("app")[1])
+            eventually(lambda: f"serving {pids[-1]}" in out.read_text())
+        assert out.read_text().splitlines() == [f"serving {pid}" for pid in pids]
+
+
+def scaled(manager: RunningManager) -> bool:
+    """Down, and up again."""
+    return manager.scale("app", "1").ok and manager.scale("app", "2").ok
+
+
+def test_tail_ends_with_a_word_when_its_pool_is_removed(tmp_path: Path) -> None:
+    idle = '[program.idle]\ncommand = "sleep 1000"\nstartsecs = 0\n'
+    out = tmp_path / "out"
+    config = scene(tmp_path, idle + idle.replace("idle", "other"))
+    with managing(config) as manager, following(manager, "other", out) as tail:
+        eventually(lambda: "tail" in manager.output() or tail.poll() is None)
+        config.write_text(config.read_text().replace("[program.other]", "[program.another]"))
+        updated = subprocess.run(words("-c", config, "update"), capture_output=True, check=True)
+        assert b"other" in updated.stdout
+        assert tail.poll() is None, "it goes on under the new name"
+        config.write_text(config.read_text().partition("[program.another]")[0])
+        subprocess.run(words("-c", config, "update"), check=True)
+        assert tail.wait(30) == 1
+        assert "other:other_00 is no more: an update has removed it" in out.read_text()
