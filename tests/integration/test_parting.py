@@ -281,7 +281,7 @@ def test_in_a_crowd_nginx_is_told_with_the_answer(bench: Bench) -> None:
         pytest.skip("the native server says so long before (keeping.py)")
     worker = start_with_grace(bench, MOST_WAITING=5)
     with contextlib.ExitStack() as stack:
-        for _ in range(40):
+        for place in range(40):  # noqa: B007
             connection = stack.enter_context(bench.connect())
             if ask(connection, NGINX).records[-1].type == GOODBYE:
                 break
