@@ -78,6 +78,7 @@ _REFUSALS = {
 def request_params(script: str, method: str, body: bytes, given: tuple[str, ...]) -> dict[str, str]:
     """The parameters of nginx's fastcgi_params file for this request, with `given` (NAME=VALUE) above them."""
     path, _, query = script.partition("?")
+    asked = unquote(path, errors="surrogateescape")  # as nginx has it in $fastcgi_script_name and $document_uri
     params = {
         "GATEWAY_INTERFACE": "CGI/1.1",
         "SERVER_SOFTWARE": f"fcgimgr/{__version__}",
@@ -92,9 +93,9 @@ def request_params(script: str, method: str, body: bytes, given: tuple[str, ...]
         "REQUEST_URI": script,
         "QUERY_STRING": query,
         "DOCUMENT_ROOT": os.path.dirname(path) or "/",
-        "DOCUMENT_URI": path,
+        "DOCUMENT_URI": asked,
         "SCRIPT_FILENAME": path,
-        "SCRIPT_NAME": path,
+        "SCRIPT_NAME": asked,
         "HTTP_HOST": "localhost",
         "CONTENT_TYPE": "application/x-www-form-urlencoded" if body else "",
         "CONTENT_LENGTH": str(len(body)) if body else "",

@@ -36,6 +36,7 @@ __all__ = [
     "pair",
     "poll",
     "refuse_patches",
+    "wait_together",
 ]
 
 
@@ -116,6 +117,13 @@ def frame_of(thread: int) -> FrameType | None:
     return frame
 
 
+def wait_together(waited_for: Any, event: int, patience: float | None) -> None:
+    """Wait, while the greenlets of the application run, for one of poll's events; or for something else, or nothing."""
+    readers = [waited_for] if event & select.POLLIN else []
+    writers = [waited_for] if event & select.POLLOUT else []
+    select.select(readers, writers, [], patience)  # gevent's, by now
+
+
 class Together:
     """`epoll.poll` that lets the greenlets of the application run while nothing comes."""
 
@@ -126,7 +134,7 @@ class Together:
     def poll(self, timeout: float | None = None, most: int = -1) -> list[tuple[int, int]]:
         events = self._poll(0, most)
         if not events and timeout != 0:
-            # gevent's, by now; an epoll can be waited for like any other descriptor (epoll(7)).
-            select.select([self._fd], [], [], timeout)
+            # An epoll can be waited for like any other descriptor (epoll(7)).
+            wait_together(self._fd, select.POLLIN, timeout)
             events = self._poll(0, most)
         return events

@@ -11,7 +11,7 @@ import socket
 from time import monotonic
 from typing import Final
 
-from fcgimgr.worker.patched import poll
+from fcgimgr.worker.patched import is_patched, poll, wait_together
 
 #: Seconds that a request may take to come, from its beginning to the last of its parameters.
 HEAD_PATIENCE: Final = 30.0
@@ -46,6 +46,9 @@ class TooSlowError(Exception):
 
 def comes(connection: socket.socket, event: int, patience: float) -> bool:
     """Whether the event, an end or a failure comes within `patience` seconds."""
+    if patience > 0 and is_patched():
+        wait_together(connection, event, patience)
+        patience = 0
     polled = poll()
     polled.register(connection, event)
     return bool(polled.poll(max(0.0, patience) * 1000))

@@ -29,6 +29,7 @@ def application(environ, start_response):
     if path == "/fail":
         raise LookupError("the cupboard is bare")
     if path == "/echo":
+        open(os.path.join(os.path.dirname(__file__), "reading"), "w").close()
         body = environ["wsgi.input"].read()
     elif path == "/joined":
         greenlets = [gevent.spawn(lambda number=number: (gevent.sleep(0.01), number)[1]) for number in range(3)]

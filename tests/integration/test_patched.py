@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.fastcgi.client import fetch
-from tests.integration.benches import ENGINES, Bench, ask, parameters, tcp_bench, unix_bench
+from fcgimgr.fastcgi.records import RecordType, encode_record, encode_stream
+from tests.integration.benches import ENGINES, Bench, announce, ask, ask_rest, parameters, tcp_bench, unix_bench
 from tests.integration.scenes import managing, scene
 from tests.waiting import eventually
 
@@ -52,6 +53,19 @@ def test_its_greenlets_run_while_nobody_asks(bench: Bench) -> None:
     assert bench.fetch().status == 200
     before = ticks.stat().st_size
     eventually(lambda: ticks.stat().st_size > before + 10)
+
+
+def test_its_greenlets_run_while_a_body_is_waited_for(bench: Bench) -> None:
+    bench.start("gevent_app:application")
+    ticks = bench.directory / "ticks"
+    half = encode_stream(RecordType.STDIN, 1, bytes(50_000))
+    with bench.connect() as connection:
+        connection.sendall(announce("/echo", CONTENT_LENGTH="100000") + half)
+        eventually((bench.directory / "reading").exists)
+        before = ticks.stat().st_size
+        eventually(lambda: ticks.stat().st_size > before + 10)
+        connection.sendall(half + encode_record(RecordType.STDIN, 1))
+        assert ask_rest(connection).body == bytes(100_000)
 
 
 @pytest.mark.parametrize("bench", [unix_bench], indirect=True)

@@ -112,3 +112,11 @@ def test_the_path_below_a_mount_that_is_given_is_sent(
     assert server.sent["params"]["PATH_INFO"] == "/own"
     assert main(["request", "/s", path]) == 0
     assert "PATH_INFO" not in server.sent["params"]
+
+
+def test_the_path_is_said_decoded_as_nginx_does_it(server: Server) -> None:
+    assert main(["request", "/s", "/a%20b/caf%C3%A9%2F%FF?x=%20"]) == 0
+    params = server.sent["params"]
+    assert params["SCRIPT_NAME"] == params["DOCUMENT_URI"] == "/a b/caf\xe9/\udcff"
+    assert params["REQUEST_URI"] == "/a%20b/caf%C3%A9%2F%FF?x=%20"
+    assert params["QUERY_STRING"] == "x=%20"
