@@ -29,6 +29,9 @@ ALLOWED = {
     # Orders to objects, which end in linux/pidfd.py.
     ("self.daemon.leftovers.kill(pid)", "manager/generation.py"),
     ("pool.kill()", "manager/daemon.py"),
+    ("self.helpers.kill()", "manager/daemon.py"),
+    ("helper.kill()", "manager/helpers.py"),
+    ("self.kill()", "manager/helpers.py"),
     ("terminate(daemon, 'SIGHUP: the terminal has hung up')", "manager/presets.py"),
 }
 
