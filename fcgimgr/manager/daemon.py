@@ -96,8 +96,8 @@ class Daemon:
         self.children: dict[int, tuple[Generation, int]] = {}
         self.zygotes: dict[int, Zygote] = {}
         self.notify = NotifySockets(self)
-        self.abandoned = Abandoned()
-        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self._abandon_leftovers)
+        self.abandoned = Abandoned(journal)
+        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers)
         self.readiness = Readiness(self)
         self.taking = Taking(self)
         self.canaries = Canaries(self)
@@ -370,10 +370,7 @@ class Daemon:
             return
         child = self.children.pop(death.pid, None)
         if child is None:
-            known = [one.process for one in self.abandoned if one.pid == death.pid]
-            if known:
-                self.journal.info("what was given up has ended", name=known[0], pid=death.pid)
-            else:
+            if not self.abandoned.reaped(death.pid):
                 self.journal.debug("reaped a stranger", pid=death.pid)
             return
         self.adopted.forget(death.pid, child)
@@ -387,14 +384,7 @@ class Daemon:
         if place is not None:
             self.adopted.forget(pid, place)
         its_own = place is not None or self.zygotes.pop(pid, None) is not None
-        self._tell_abandoned(name, pid, [pid] if its_own else self.leftovers.abandon(pid))
-
-    def _abandon_leftovers(self, mark: tuple[str, str], leader: int, pids: list[int]) -> None:
-        self._tell_abandoned(":".join(mark), leader, pids)
-
-    def _tell_abandoned(self, name: str, leader: int, pids: list[int]) -> None:
-        if words := self.abandoned.add(name, leader, pids):
-            self.journal.error(f"given up: still there {ABANDONED_AFTER:g} s after SIGKILL: {words}", name=name)
+        self.abandoned.add(name, pid, [pid] if its_own else self.leftovers.abandon(pid))
 
     # Going down
 
