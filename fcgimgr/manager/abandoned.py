@@ -8,12 +8,16 @@ is there, and a manager that ends before it says so with its exit code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from fcgimgr.core.process import ABANDONED_AFTER
 from fcgimgr.linux import procfs
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.journal import Journal
 
 _STATES: Final = {
     "D": "in uninterruptible sleep: a file system that does not answer?",
@@ -47,18 +51,31 @@ class Left(msgspec.Struct, frozen=True):
 class Abandoned:
     """All of them; those that have ended since are left out whenever somebody asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self._left: list[Left] = []
 
     def __iter__(self) -> Iterator[Left]:
         self._left = [one for one in self._left if one.is_there]
         return iter(tuple(self._left))
 
-    def add(self, process: str, leader: int, pids: Iterable[int]) -> str:
-        """Wait no more for these, which are the process or what it has left: they in words, "" if all have ended."""
+    def add(self, process: str, leader: int, pids: Iterable[int]) -> None:
+        """Nobody waits for these any more, which are the process or what it has left."""
         found = [Left(process, leader, pid, procfs.start_time(pid)) for pid in dict.fromkeys(pids)]
         self._left += found
-        return in_words(one for one in found if one.is_there)
+        if words := in_words(one for one in found if one.is_there):
+            self._journal.error(f"given up: still there {ABANDONED_AFTER:g} s after SIGKILL: {words}", name=process)
+
+    def add_leftovers(self, mark: Sequence[str], leader: int, pids: Iterable[int]) -> None:
+        """mark: the names of the pool, first, and of the process, last."""
+        self.add(f"{mark[0]}:{mark[-1]}", leader, pids)
+
+    def reaped(self, pid: int) -> bool:
+        """A child has been reaped that nobody knows: whether it was one of these."""
+        process = next((one.process for one in self if one.pid == pid), None)
+        if process is not None:
+            self._journal.info("what was given up has ended", name=process, pid=pid)
+        return process is not None
 
     def of(self, leader: int | None) -> str | None:
         """What is left, in words, of the process that had this pid; None: nothing."""

@@ -45,7 +45,7 @@ from fcgimgr.manager.helpers import Helpers
 from fcgimgr.manager.history import History
 from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.journal import Journal
-from fcgimgr.manager.leftovers import Leftovers, Mark
+from fcgimgr.manager.leftovers import Leftovers
 from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.looks import Looks
@@ -105,8 +105,8 @@ class Daemon:
         self.zygotes: dict[int, Zygote] = {}
         self.signalling = Signalling()
         self.notify = NotifySockets(self)
-        self.abandoned = Abandoned()
-        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self._abandon_leftovers)
+        self.abandoned = Abandoned(journal)
+        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers)
         self.readiness = Readiness(self)
         self.taking = Taking(self)
         self.canaries = Canaries(self)
@@ -383,10 +383,7 @@ class Daemon:
             return
         child = self.children.pop(death.pid, None)
         if child is None or process is None:
-            known = [one.process for one in self.abandoned if one.pid == death.pid]
-            if known:
-                self.journal.info("what was given up has ended", name=known[0], pid=death.pid)
-            else:
+            if not self.abandoned.reaped(death.pid):
                 self.journal.debug("reaped a stranger", pid=death.pid)
             return
         self.signalling.release(process)
@@ -404,15 +401,7 @@ class Daemon:
         if its_own and process is not None:
             self.signalling.release(process)
             process.close()
-        self._tell_abandoned(name, pid, [pid] if its_own else self.leftovers.abandon(pid))
-
-    def _abandon_leftovers(self, mark: Mark, leader: int, pids: list[int]) -> None:
-        pool, _, process = mark
-        self._tell_abandoned(f"{pool}:{process}", leader, pids)
-
-    def _tell_abandoned(self, name: str, leader: int, pids: list[int]) -> None:
-        if words := self.abandoned.add(name, leader, pids):
-            self.journal.error(f"given up: still there {ABANDONED_AFTER:g} s after SIGKILL: {words}", name=name)
+        self.abandoned.add(name, pid, [pid] if its_own else self.leftovers.abandon(pid))
 
     # Going down
 
