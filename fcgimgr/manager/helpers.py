@@ -31,8 +31,6 @@ ASLEEP: Final = 10
 AT_WORK: Final = 50
 #: So many helpers there are at most; more jobs share them.
 MOST: Final = 8
-#: Seconds for which one that has nothing left to do is kept: what begins often is followed by what ends.
-SPARE: Final = 0.5
 #: Seconds for which the end of helpers is waited for where nothing is to be left of them.
 LAST: Final = 0.2
 
@@ -74,7 +72,7 @@ class Helpers:
         """A helper for one more job. LinuxError: there can be none."""
         self._forget_ended()
         least = min(self._helpers, key=lambda helper: helper.jobs, default=None)
-        if least is None or (least.jobs and len(self._helpers) < MOST):
+        if least is None or len(self._helpers) < MOST:
             least = Helper(self._daemon, self._makers, self._lost)
             self._helpers.append(least)
         least.jobs += 1
@@ -83,10 +81,6 @@ class Helpers:
     def one_less(self, helper: Helper) -> None:
         """A job of this helper is done."""
         helper.jobs -= 1
-        if not helper.jobs:
-            self._daemon.loop.call_later(SPARE, self._need_no_more, helper)
-
-    def _need_no_more(self, helper: Helper) -> None:
         if not helper.jobs and helper in self._helpers:
             helper.hang_up()
             self._helpers.remove(helper)
