@@ -24,6 +24,8 @@ T = TypeVar("T")
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
 """The longest line taken from a manager, in bytes: the status of 1000 processes is 0.2 MB."""
 
+#: Milliseconds of a wait without end. A signal that comes just before the system call is heard by Python just after it.
+_SLICE: Final = 1000
 _PATH_LIMIT: Final = 107  # sizeof(sockaddr_un.sun_path) less the final NUL, unix(7)
 
 
@@ -114,7 +116,7 @@ class Client:
     def _next_message(self) -> Response | Notice | None:
         """The next message of a kind that is known; None when the manager has hung up."""
         while not self._received:
-            self._wait_unless_nobody_reads()
+            self._wait_if_patient()
             try:
                 received = self._socket.recv(256 * 1024)
             except TimeoutError as error:
@@ -129,14 +131,17 @@ class Client:
                     self._received.append(message)
         return self._received.popleft()
 
-    def _wait_unless_nobody_reads(self) -> None:
-        """Return when something has come, or at once where no output is heeded."""
-        if self._output is None:
+    def _wait_if_patient(self) -> None:
+        """Return when something has come. BrokenPipeError: nobody reads any more what is written to the output."""
+        if self._output is None and self._socket.gettimeout() is not None:
             return
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        poll.register(self._output, 0)  # errors come unasked: on a pipe without a reader, a terminal that has gone
-        if any(fd == self._output for fd, _ in poll.poll()):
+        if self._output is not None:
+            poll.register(self._output, 0)  # errors come unasked: on a pipe without a reader, a terminal that has gone
+        while not (events := poll.poll(_SLICE)):
+            pass
+        if any(fd == self._output for fd, _ in events):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _silent(self) -> ControlError:

@@ -188,7 +188,9 @@ class Overdue(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """Connections that waited have been accepted, by whom nobody knows."""
+    """Connections that waited have been accepted, by whom nobody knows. blind: nor can it be seen of any process."""
+
+    blind: bool = False
 
 
 class Adopted(msgspec.Struct, frozen=True):
@@ -472,8 +474,8 @@ class _Draft:
                 self._recycle(event)
             case Overdue(index, pid, hopeless):
                 self._end_overdue(index, pid, hopeless)
-            case Accepted():
-                self._believe()
+            case Accepted(blind):
+                self._believe(blind)
             case Adopted():
                 self._age_anew()
             case Kill():
@@ -530,14 +532,16 @@ class _Draft:
             event = Died(event.exit, spare=spare, proved=event.proved)
         return event
 
-    def _believe(self) -> None:
+    def _believe(self, blind: bool) -> None:
         """Those that end as expected without having been seen do serve, if nobody is there that was seen."""
+        if blind:
+            self.fields["proved"] = True
         if any(isinstance(state, Starting | Running) and state.seen for state in self.processes):
             return
         self.fields["trust"] = crashes.full(self.wanted, self.now)
         for index, state in enumerate(self.processes):
-            if isinstance(state, Spawning | Starting | Running) and state.unseen:
-                after = msgspec.structs.replace(state, unseen=0)
+            if isinstance(state, Spawning | Starting | Running) and (state.unseen or (blind and state.tries)):
+                after = msgspec.structs.replace(state, unseen=0, tries=0 if blind else state.tries)
                 self.processes[index] = after
                 self.actions.append(Changed(index, state, after))
 
@@ -718,7 +722,15 @@ class _Draft:
         """Another max_lifetime holds for those that run, too."""
         for index, state in enumerate(self.processes):
             if isinstance(state, Running):
-                after = process.running(self.settings, state.pid, state.since, state.tries, self.now)
+                after = process.running(
+                    self.settings,
+                    state.pid,
+                    state.since,
+                    state.tries,
+                    self.now,
+                    seen=state.seen,
+                    unseen=state.unseen,
+                )
                 if after != state:
                     self.processes[index] = after
                     self.actions.append(Changed(index, state, after))

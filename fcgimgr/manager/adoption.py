@@ -391,6 +391,8 @@ class PoolAdoption:
         settings = generation.settings
         if not isinstance(state, Starting) or settings.ready == "startsecs" or self._estate.handed_over:
             return state
+        if settings.ready == "accepts" and state.takes:
+            return state  # it has only to live for startsecs
         return msgspec.structs.replace(state, due=self._daemon.loop.time() + settings.ready_timeout)
 
     def _start_anew(

@@ -339,6 +339,7 @@ class Daemon:
         owners += [zygote.generation.pool for zygote in self.zygotes.values()]
         for pool in dict.fromkeys([*self.pools.values(), *owners]):  # whoever runs ends, be its pool known or not
             pool.kill()
+        self.passing.close()
         self.leftovers.kill_all()
         self.go_on_stopping()
 

@@ -83,6 +83,7 @@ class Generation:
         self.pings: set[socket.socket] = set()  # the connections of pings that are under way
         self.pinged: deque[int] = deque(maxlen=1024)  # the other ends of pings, as inodes
         self.has_served = True  # False: no client has ever been led to it
+        self.blind = False  # its processes may not be looked at (manager/taking.py)
         self.lost = 0  # connections of clients, since it was to leave
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
@@ -104,9 +105,10 @@ class Generation:
 
     @property
     def down(self) -> bool:
-        """Whether none of its processes lives."""
+        """Whether none of its processes lives, and nobody who has come to it is still served by another generation."""
         zygote = self.zygote is not None and self.zygote.state.pid is not None
-        return not zygote and all(state.pid is None for state in self.core.processes)
+        lives = zygote or any(state.pid is not None for state in self.core.processes)
+        return not lives and not self.daemon.passing.carries(self)
 
     def process_name(self, index: int) -> str:
         """`app:app_00`"""
@@ -166,6 +168,8 @@ class Generation:
                 case core.Refuse():
                     self._refuse()
                 case core.Close():
+                    for change in changed:  # with its listener closed, the one before could not take its place any more
+                        self.pool.watch(self, change)
                     self._close()
                 case core.Forget(index):
                     self._forget(index)
@@ -373,6 +377,7 @@ class Generation:
             self.listening = None
             return
         self.daemon.fd_store.let_go(self.listening)
+        self.daemon.passing.end(self)
         losses.closing(self)
         try:
             self.listening.close()
@@ -505,6 +510,10 @@ class Generation:
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
             self.feed(core.Happened(index, Died(exit)))
             return
+        expected = exit.code in self.settings.exitcodes
+        if self.blind and expected and self.listening is not None and self.listening.has_accepted():
+            # Whether it has served is to be known before it is decided what its end means.
+            self.feed(core.Accepted(blind=True))
         slot.exit = exit
         in_hand = losses.in_hand(self, index)
         losses.died(self, index, exit)

@@ -18,7 +18,7 @@ from fcgimgr.config.settings import PoolSettings
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, LostListener, open_tcp, open_unix, take_inherited
-from fcgimgr.linux.sockdiag import listening_at, queue_length, tcp_queue, unix_queue
+from fcgimgr.linux.sockdiag import listening_at, queue_length, tcp_queue, unix_queue, waiting
 from fcgimgr.linux.steering import Group, refuse_new
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ class Listening:
         self.places = tuple(places)
         self.refuses = False  # no new connection can come, at any address
         self.was_refused = False  # none is to come, wherever that could be had
+        self._waited: frozenset[bytes] = frozenset()  # the connections in the queues
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -293,6 +294,11 @@ class Listening:
     def waiting(self) -> int:
         """Connections that wait to be accepted, as far as that can be known."""
         return sum((place.queue() or (0, 0))[0] for place in self.places)
+
+    def has_accepted(self) -> bool:
+        """Whether something that waited when this was last asked has been accepted since (or its client has gone)."""
+        before, self._waited = self._waited, waiting(self.names)
+        return bool(before - self._waited)
 
     def queue_is_empty(self) -> bool:
         """Whether no connection waits to be accepted; where that cannot be known, it is taken to be so."""

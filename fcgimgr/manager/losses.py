@@ -48,9 +48,24 @@ def closing(generation: Generation) -> None:
     # One that has not served has nothing there but pings that it has left unanswered.
     if generation.has_served and (lost := generation.listening.waiting):
         generation.lost += lost
-        generation.daemon.journal.warning(
-            f"{connections(lost)} lost: nobody has accepted them", name=generation.name, generation=generation.number
-        )
+        _say(generation, f"{connections(lost)} lost: nobody has accepted them")
+
+
+def not_passed_on(generation: Generation, error: Exception) -> None:
+    """A connection from its queue could not be brought to the generation that serves."""
+    generation.lost += 1
+    why = str(error) or "the queue of those that serve is full"  # a timeout says nothing
+    _say(generation, f"1 connection lost: it could not be passed on: {why}")
+
+
+def dropped(generation: Generation, count: int) -> None:
+    """So many that are being passed on are broken off."""
+    generation.lost += count
+    _say(generation, f"{connections(count)} lost: not answered within stopwaitsecs of being passed on")
+
+
+def _say(generation: Generation, text: str) -> None:
+    generation.daemon.journal.warning(text, name=generation.name, generation=generation.number)
 
 
 def connections(count: int) -> str:

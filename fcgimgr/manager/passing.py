@@ -5,7 +5,8 @@ while those of the other generation are idle; and a connection cannot be moved f
 manager accepts them itself, connects to the generation that serves, and carries the bytes to and fro. That is so until
 the listener is closed, and so for a few connections: each is ended with its first answer, where that is seen to be
 whole (answers/conversation.py), so that its client makes the next one to those that serve; another protocol ends its
-own. No more than MOST are carried at a time, and the others wait for them.
+own. No more than MOST are carried at a time, and the others wait for them. The generation has not left before the last
+of them is over, at most stopwaitsecs after the end of its listener.
 
 Those processes of it that still live accept beside us. The listener is made non-blocking, for them too: whoever waits
 in accept goes on waiting, and whoever comes to it when nothing is there ends, or looks again. They are to end anyway;
@@ -18,6 +19,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -25,6 +27,7 @@ from fcgimgr.answers.conversation import Bytes, Conversation
 from fcgimgr.fastcgi.records import ends_stdin
 from fcgimgr.linux.listeners import LostListener
 from fcgimgr.linux.parting import end_with, unread
+from fcgimgr.manager import losses
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -37,8 +40,42 @@ PIECE: Final = 65536
 #: Seconds between two tries: to connect where the queue is full, as a Unix socket does not say when it is not any more;
 #: to accept where there is no descriptor or memory for it.
 FULL: Final = 0.02
+#: Seconds for which a full queue is waited for, as nginx does.
+CONNECT: Final = 60.0
 #: Seconds in which a client closes after its last answer.
 LINGER: Final = 5.0
+
+
+class Passing:
+    """Passes connections on, from `pass_on` to `end` of each generation."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._loop = daemon.loop
+        self._passages: dict[Generation, _Passage] = {}
+
+    def pass_on(self, generation: Generation, to: Listening) -> None:
+        """What comes to this generation's listeners is for those of the same address there. Again, it does nothing."""
+        if generation not in self._passages:
+            self._passages[generation] = _Passage(self._loop, generation, to, self._over)
+
+    def end(self, generation: Generation) -> None:
+        """Its listeners are closed, or its processes serve again. What was accepted is carried on, for stopwaitsecs."""
+        if (passage := self._passages.get(generation)) is not None:
+            passage.end()
+
+    def carries(self, generation: Generation) -> bool:
+        """Whether anybody who came to it is still being served by another."""
+        return generation in self._passages
+
+    def close(self) -> None:
+        """All is to end now."""
+        for passage in tuple(self._passages.values()):
+            passage.end()
+            passage.drop()
+
+    def _over(self, generation: Generation) -> None:
+        del self._passages[generation]
+        generation.daemon.look_at_soon(generation.pool)
 
 
 class _Accepting(NamedTuple):
@@ -47,127 +84,152 @@ class _Accepting(NamedTuple):
     blocked: bool
 
 
-class Passing:
-    """Passes connections on, from `pass_on` to `end` of each generation."""
+class _Passage:
+    """From one generation to another. over: is called when it is at its end, and nothing is carried any more."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._loop = daemon.loop
-        self._accepting: dict[Generation, list[_Accepting]] = {}
-        self._carrying: set[asyncio.Task[None]] = set()
-
-    def pass_on(self, generation: Generation, to: Listening) -> None:
-        """What comes to this generation's listeners is for those of the same address there. Again, it does nothing."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        generation: Generation,
+        to: Listening,
+        over: Callable[[Generation], None],
+    ) -> None:
         assert generation.listening is not None  # it has served
-        if generation in self._accepting:
-            return
+        self._loop = loop
+        self._generation = generation
+        self._over = over
+        self._accepting: list[_Accepting] = []
+        self._carrying: set[asyncio.Task[None]] = set()
+        self._is_at_end = False
+        self._deadline: asyncio.TimerHandle | None = None
         targets = {str(place.address): place.connect_to() for place in to.places}
-        accepting = self._accepting.setdefault(generation, [])
         for place in generation.listening.places:
             target = targets.get(str(place.address))
             if target is not None and not isinstance(place.listener, LostListener):
                 listener = place.listener.sock.dup()
-                accepting.append(_Accepting(listener, target, os.get_blocking(listener.fileno())))
+                self._accepting.append(_Accepting(listener, target, os.get_blocking(listener.fileno())))
                 os.set_blocking(listener.fileno(), False)
-                self._begin(accepting[-1])
+        self._begin()
 
-    def end(self, generation: Generation) -> None:
-        """Its listeners are closed, or its processes serve again. What was accepted is carried on."""
-        for one in self._accepting.pop(generation, ()):
+    def end(self) -> None:
+        if self._is_at_end:
+            return
+        for one in self._accepting:
+            while self._accept(one):
+                pass
+        self._is_at_end = True
+        for one in self._accepting:
             self._loop.remove_reader(one.listener)
             os.set_blocking(one.listener.fileno(), one.blocked)
             one.listener.close()
+        if self._carrying:
+            self._deadline = self._loop.call_later(self._generation.settings.stopwaitsecs, self.drop)
+        else:
+            self._over(self._generation)
 
-    def close(self) -> None:
-        """The manager ends."""
-        for generation in tuple(self._accepting):
-            self.end(generation)
+    def drop(self) -> None:
+        """Nobody is waited for any more."""
+        if self._carrying:
+            losses.dropped(self._generation, len(self._carrying))
         for task in self._carrying:
             task.cancel()
 
-    def _begin(self, one: _Accepting) -> None:
-        self._loop.add_reader(one.listener, self._accept, one)
+    def _begin(self) -> None:
+        for one in () if self._is_at_end else self._accepting:
+            self._loop.add_reader(one.listener, self._accept, one)
 
-    def _accept(self, one: _Accepting) -> None:
+    def _accept(self, one: _Accepting) -> bool:
+        """Whether one was accepted."""
         if len(self._carrying) >= MOST:  # until there is room
             self._loop.remove_reader(one.listener)
-            return
+            return False
         try:
             client, _ = one.listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # another was quicker; or its client has gone
-            return
+            return False
         except OSError as error:
             self._loop.remove_reader(one.listener)
             if error.errno != errno.EINVAL:  # it was shut down
-                self._loop.call_later(FULL, self._begin_again)
-            return
+                self._loop.call_later(FULL, self._begin)
+            return False
         task = self._loop.create_task(self._carry(client, one.target))
         self._carrying.add(task)
         task.add_done_callback(self._carried)
+        return True
 
     def _carried(self, task: asyncio.Task[None]) -> None:
         self._carrying.discard(task)
         if len(self._carrying) == MOST - 1:
-            self._begin_again()
-
-    def _begin_again(self) -> None:
-        for accepting in self._accepting.values():
-            for one in accepting:
-                self._begin(one)
+            self._begin()
+        if self._is_at_end and not self._carrying:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._over(self._generation)
 
     async def _carry(self, client: socket.socket, target: ConnectTo) -> None:
-        loop = self._loop
-        with (
-            client,
-            socket.socket(client.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as server,
-            suppress(OSError),
-        ):
+        with client:
             client.setblocking(False)
-            server.setblocking(False)
-            await self._connect(server, target)
-            said = Conversation()
-            asking = loop.create_task(self._ask(client, server, said))
             try:
-                await self._answer(server, client, said)
-                await asyncio.wait([asking], timeout=LINGER)
-            finally:
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
-
-    async def _connect(self, server: socket.socket, target: ConnectTo) -> None:
-        if server.family != socket.AF_UNIX:
-            await self._loop.sock_connect(server, target)
-            return
-        while True:
-            try:
-                server.connect(target)
-            except BlockingIOError:
-                await asyncio.sleep(FULL)
-            else:
+                server = await self._connect(client.family, target)
+            except (OSError, TimeoutError) as error:
+                losses.not_passed_on(self._generation, error)
                 return
+            with server, suppress(OSError):
+                said = Conversation()
+                asking = self._loop.create_task(self._ask(client, server, said))
+                try:
+                    await self._answer(server, client, said)
+                    await asyncio.wait([asking], timeout=LINGER)
+                finally:
+                    asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+
+    async def _connect(self, family: int, target: ConnectTo) -> socket.socket:
+        """OSError, TimeoutError: that cannot be had."""
+        server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            async with asyncio.timeout(CONNECT):
+                await connect(self._loop, server, target)
+        except BaseException:
+            server.close()
+            raise
+        return server
 
     async def _ask(self, client: socket.socket, server: socket.socket, said: Conversation) -> None:
-        loop = self._loop
         over = socket.SHUT_RDWR  # where the client is gone nobody waits for an answer
         try:
-            while piece := await loop.sock_recv(client, PIECE):
+            while piece := await self._loop.sock_recv(client, PIECE):
                 said.came(len(piece), of(piece))
-                await loop.sock_sendall(server, piece)
+                await self._loop.sock_sendall(server, piece)
             over = socket.SHUT_WR
         finally:
             with suppress(OSError):
                 server.shutdown(over)
 
     async def _answer(self, server: socket.socket, client: socket.socket, said: Conversation) -> None:
-        loop = self._loop
-        while piece := await loop.sock_recv(server, PIECE):
+        while piece := await self._loop.sock_recv(server, PIECE):
             if said.would_be_answered(len(piece), of(piece)) and _is_no_request(unread(client), said):
                 count = end_with(client, piece)
                 if count < len(piece):
-                    await loop.sock_sendall(client, piece[count:])
+                    await self._loop.sock_sendall(client, piece[count:])
                 break
             said.sent(len(piece), of(piece))
-            await loop.sock_sendall(client, piece)
+            await self._loop.sock_sendall(client, piece)
         client.shutdown(socket.SHUT_WR)
+
+
+async def connect(loop: asyncio.AbstractEventLoop, connection: socket.socket, target: ConnectTo) -> None:
+    """Also where a queue is full, of which a Unix socket tells neither when it is so nor when it is not. OSError."""
+    if connection.family != socket.AF_UNIX:
+        await loop.sock_connect(connection, target)
+        return
+    while True:
+        try:
+            connection.connect(target)
+        except BlockingIOError:
+            await asyncio.sleep(FULL)
+        else:
+            return
 
 
 def of(piece: bytes) -> Bytes:

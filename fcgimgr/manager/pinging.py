@@ -23,6 +23,7 @@ from fcgimgr.linux.procfs import socket_inodes
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
 from fcgimgr.manager.asking import Question, question
 from fcgimgr.manager.gating import descendants
+from fcgimgr.manager.passing import connect
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -79,7 +80,7 @@ class Ping:
         children: bool,
     ) -> None:
         async with asyncio.timeout(answer_within):
-            await self._loop.sock_connect(connection, listening.lead_ping(connection))
+            await connect(self._loop, connection, listening.lead_ping(connection))
             await self._loop.sock_sendall(connection, asked.opening())
         await self._until_accepted(connection)
         self._find_holder(children)

@@ -227,6 +227,7 @@ class Pool:
         if old.settings.numprocs == generation.settings.numprocs:
             old.feed(core_generation.Scale(generation.core.wanted))
         self.daemon.passing.end(old)
+        self._abandon_addresses(number)
         self.pass_on(bad)
         generation.feed(core_generation.Leave())
         self.daemon.state_file.all_changed()
@@ -235,8 +236,10 @@ class Pool:
             verdict.set_result(Verdict(False, why, process, lines))
 
     def pass_on(self, number: int) -> None:
-        """What waits in the queue of this generation is for the one that serves."""
-        self.daemon.passing.pass_on(self.generations[number], self._listening(self.core.serving))
+        """What waits in the queue of this generation is for the one that serves, if it does."""
+        to = self.serving.listening
+        if to is not None and not self.serving.core.refusing:
+            self.daemon.passing.pass_on(self.generations[number], to)
 
     def _tell(self, number: int, what: str, *, error: bool = False) -> None:
         log = self.daemon.journal.error if error else self.daemon.journal.info
@@ -331,8 +334,7 @@ class Pool:
     def process_changed(self, generation: Generation, change: core_generation.Changed) -> None:
         """A process of one generation went into another state."""
         self.daemon.process_changed(generation, change.index)
-        if self.core.watch is not None and self.core.serving == generation.number:
-            self._watch(generation, change)
+        self.watch(generation, change)
         if self.core.coming is None or self.core.coming.number != generation.number:
             return
         if isinstance(change.after, Backoff | Fatal | Exited) or (
@@ -343,9 +345,10 @@ class Pool:
             why = describe(change.after) or str(generation.slots[change.index].exit)
             self.feed(core.Failed(generation.number, f"{generation.process_name(change.index)}: {why}"))
 
-    def _watch(self, generation: Generation, change: core_generation.Changed) -> None:
+    def watch(self, generation: Generation, change: core_generation.Changed) -> None:
         """Whether a process of what serves since a moment ago was lost, and the generation before could serve again."""
-        assert self.core.watch is not None
+        if self.core.watch is None or self.core.serving != generation.number:
+            return
         exit = generation.slots[change.index].exit
         respawned = isinstance(change.before, Running) and isinstance(change.after, Spawning)
         unexpected = exit is None or exit.code not in generation.settings.exitcodes
@@ -368,7 +371,6 @@ class Pool:
         self._switch_if_ready()
         for number in tuple(self.core.leaving):
             if self.generations[number].gone:
-                self.daemon.passing.end(self.generations[number])
                 left = self.generations.pop(number)
                 left.end()
                 self.daemon.state_file.all_changed()

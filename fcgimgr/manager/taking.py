@@ -21,7 +21,7 @@ from fcgimgr.config.settings import PoolSettings
 from fcgimgr.core.generation import Accepted, Happened
 from fcgimgr.core.process import EARLY, Astray, Running, Spawning, Starting, Takes
 from fcgimgr.linux.procfs import socket_inodes
-from fcgimgr.linux.sockdiag import established_inodes, listening_names, peer_inode, waiting
+from fcgimgr.linux.sockdiag import established_inodes, listening_names, peer_inode
 from fcgimgr.linux.taking import Sight, has_connection, sight
 from fcgimgr.manager.gating import descendants
 
@@ -110,15 +110,13 @@ class Looks:
     def __init__(self, daemon: Daemon, generation: Generation, settings: PoolSettings) -> None:
         self.generation = generation
         self._daemon = daemon
-        self._first = VERY_SOON if settings.startsecs < SOON else SOON
+        self._first = VERY_SOON if settings.startsecs < SOON or generation.blind else SOON
         self._pause = self._first
         self._known: set[int] = set()  # the processes that there were already
         self._taking: set[int] = set()  # those that were seen to wait for connections
         self._unclear: set[int] = set()  # those that at the last look may have been
         self._told: set[str] = set()  # what was said of those that go astray
         self._ours: set[int] = set()  # connections that are our own pings
-        self._waiting: frozenset[bytes] = frozenset()  # the connections in the queue
-        self._denied = False
         self._sleep: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -136,16 +134,13 @@ class Looks:
         """
         if self._look_at_queue():
             # Not now: this is told amid another event.
-            self._daemon.loop.call_soon(self.generation.feed, Accepted())
+            self._daemon.loop.call_soon(self.generation.feed, Accepted(blind=self.generation.blind))
         elif self.generation.core.trust.tokens < self.generation.core.wanted + 3:
             self.soon(VERY_SOON)
 
     def _look_at_queue(self) -> bool:
-        """Whether something that waited there at the last look has been accepted since."""
         listening = self.generation.listening
-        before = self._waiting
-        self._waiting = waiting(listening.names) if listening is not None else frozenset()
-        return bool(before - self._waiting)
+        return listening is not None and listening.has_accepted()
 
     def soon(self, pause: float) -> None:
         """Have the next look after `pause` seconds at the latest."""
@@ -195,8 +190,9 @@ class Looks:
         """Look at all of these; seconds that it took."""
         spent, begun = 0.0, time.thread_time()
         connections = self._connections()
-        if self.generation.core.proved and self._look_at_queue():
-            self.generation.feed(Accepted())
+        # Of those that may not be looked at the queue alone tells that they accept.
+        if (self.generation.core.proved or self.generation.blind) and self._look_at_queue():
+            self.generation.feed(Accepted(blind=self.generation.blind))
         for count, (index, state) in enumerate(watched.items()):
             if count % SLICE == SLICE - 1:
                 spent += time.thread_time() - begun
@@ -245,8 +241,8 @@ class Looks:
             generation.feed(Happened(index, Takes()))
         elif found is Sight.UNKNOWN:
             self._taking.add(pid)
-            if not self._denied:
-                self._denied = True
+            if not self.generation.blind:
+                self.generation.blind = True
                 self._daemon.journal.debug(
                     "what it waits for may not be looked at: it counts as started after startsecs",
                     name=generation.process_name(index),

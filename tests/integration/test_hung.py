@@ -106,3 +106,24 @@ def test_what_is_lost_with_the_queue_is_said(tmp_path: Path) -> None:
         assert "app: 3 connections lost: nobody has accepted them" in manager.output()
         for connection in (*hung, *waiting):
             connection.close()
+
+
+def test_the_reload_is_over_when_those_that_were_passed_on_have_their_answers(tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    body = b"x" * 5_000_000
+    with running(tmp_path, pool(tmp_path, address, "stopwaitsecs = 20")) as manager:
+        hung = all_hang(manager, address)
+        slow = asked(address, "/", body)
+        eventually(lambda: queued(manager) == 1)
+        old = manager.pids("app")
+        manager("reload", "app", "--no-wait").succeeds()
+        slow.sendall(body)  # which is answered, and fills the buffers
+        (tmp_path / "free").touch()
+        eventually(lambda: not set(old) & set(manager.pids("app")))
+        assert "app: a reload or canary is under way" in manager("upgrade").fails(1)
+        assert "a generation has left" not in manager.output()
+        assert answered(slow, b"") == (b"2", body)
+        eventually(lambda: "a generation has left" in manager.output())
+        assert "lost" not in manager.output()
+        for connection in hung:
+            connection.close()

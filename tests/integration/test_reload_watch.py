@@ -128,6 +128,30 @@ def test_a_pool_that_lost_less_than_half_stays_with_the_new_code(tmp_path: Path)
         assert answered_by(address) in manager.pids("app")
 
 
+# Never accepts, and ends when the file is there.
+ENDS = """
+import os, sys, time
+while not os.path.exists("die"):
+    time.sleep(0.01)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_one_whose_last_process_stays_dead_is_watched_too(transport: str, tmp_path: Path) -> None:
+    """With the last process that is wanted its listener is closed: that is no reason to refuse clients."""
+    keys = ["startsecs = 1", "reload_watch = 60", "autorestart = false"]
+    with held(tmp_path, transport, *keys, numprocs=1) as (manager, address, old):
+        (tmp_path / "hold.py").write_text(ENDS)
+        switched(manager, old)
+        with asked(address) as waiting:
+            eventually(lambda: any(socket.queued for socket in manager.status(detail=True).pools[0].sockets))
+            (tmp_path / "die").touch()
+            assert int(waiting.recv(100)) in old
+        assert answered_by(address) in old
+        assert manager.pool("app").generation == 1
+
+
 def test_reload_watch_can_be_switched_off(tmp_path: Path) -> None:
     with held(tmp_path, "tcp", "startsecs = 1", "reload_watch = 0") as (manager, address, old):
         with asked(address, b"hold") as waiting:

@@ -240,6 +240,25 @@ def test_where_nobody_may_look_it_is_ready_after_startsecs() -> None:
             assert "what it waits for may not be looked at" in manager.output()
 
 
+@as_root
+def test_php_that_ends_itself_where_nobody_may_look_is_missed_by_nobody() -> None:
+    need("setpriv")
+    with open_directory() as directory:
+        address = free_address("tcp", directory)
+        table = pool(directory, "php", address, 'user = "nobody"', numprocs=2).replace("startsecs = 0.2\n", "")
+        config = _configuration(directory, table.replace('REQUESTS = "0"', 'REQUESTS = "50"'))
+        prefix = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+        with (
+            Manager(config, directory / "fcgimgr.sock", prefix=prefix) as manager,
+            front(directory, "php", address) as nginx,
+            Load(nginx.port, paths=["/0"], clients=8, pause=0) as load,
+        ):
+            load.goes_on(1000)
+            assert sum(process.restarts for process in manager.pool("app").processes) >= 10
+            assert "FATAL" not in manager.output()
+        assert load.failures == []
+
+
 def _configuration(directory: Path, text: str) -> Path:
     config = directory / "pool.toml"
     config.write_text(f'[manager]\ncontrol = "%(here)s/fcgimgr.sock"\n{text}')

@@ -3,7 +3,7 @@
 from fcgimgr.core import generation as core
 from fcgimgr.core.crashes import full
 from fcgimgr.core.generation import Close, Forget, Happened, Open, PoolState, SpawnProcess, WaitFor, step
-from fcgimgr.core.process import Running, StopAsked
+from fcgimgr.core.process import Running, StopAsked, Takes
 
 from .history import History, settings
 
@@ -360,3 +360,12 @@ def test_one_that_drains_is_whole_again_when_it_comes_back():
     assert not history.pool.left
     history.restart("app_00")
     assert history.states[0] == "STOPPING"
+
+
+def test_another_max_lifetime_does_not_make_it_unseen():
+    history = History(startsecs=5).start().feed(core.Happened(0, Takes()))
+    history.at(6)
+    assert history.pool.processes[0].seen
+    history.settings = settings(startsecs=5, max_lifetime=100)
+    history.feed(core.Adopted())
+    assert history.pool.processes[0].seen
