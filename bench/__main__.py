@@ -15,7 +15,7 @@ from bench import asking, idle, logs, preload, reload, resident, respawn, starts
 from bench.busy import busy
 from bench.figure import Figure, Setting, say
 from bench.peers import find_peers, versions
-from bench.proc import precise_sleeps
+from bench.proc import end_descendants, precise_sleeps
 from bench.programs import build
 from bench.table import as_json, load, machine, markdown, revision
 
@@ -30,6 +30,7 @@ FIGURES: Final[dict[str, Callable[[Setting], list[Figure]]]] = {
     "preload": preload.measure,
     "wsgi": wsgi.measure,
 }
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main() -> int:
@@ -38,8 +39,8 @@ def main() -> int:
     peers = [peer for peer in peers if options.only is None or peer.name in options.only]
     for line in missing:
         say(line)
-    # As for Ctrl-C: the managers that run are ended on the way out.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in STOP_SIGNALS:
+        signal.signal(number, end_all)
     raise_limits()
     precise_sleeps()
     before, code = load(), revision()
@@ -72,6 +73,14 @@ def main() -> int:
     if options.json:
         Path(options.json).write_text(as_json(figures, under) + "\n")
     return 1 if failed or setting.failures else 0
+
+
+def end_all(number: int, _: object) -> None:
+    """A graceful end of every server, one after the other, would take minutes, and a second signal cut it short."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    end_descendants()
+    sys.exit(128 + number)
 
 
 def arguments() -> argparse.Namespace:

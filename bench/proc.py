@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,21 @@ def children(pid: int) -> set[int]:
         return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()))
     except OSError:
         return set()
+
+
+def descendants(pid: int) -> list[int]:
+    """Of a process, each after its parent."""
+    found: list[int] = []
+    for child in sorted(children(pid)):
+        found += [child, *descendants(child)]
+    return found
+
+
+def end_descendants() -> None:
+    """Kill all of our own. Stopped first, managers before their workers, so that none starts another one meanwhile."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in descendants(os.getpid()):
+            kill_quietly(pid, number)
 
 
 def wait_until(reached: Callable[[], bool], within: float, every: float, what: str) -> float:

@@ -2,14 +2,12 @@
 
 Each in the nginx configuration that suits it best: connections to it are kept where it can do that. All are started
 once and then asked in turn, for a few seconds each, again and again, so that what else goes on in the machine hits all
-alike; the ratios are between neighbours of one round. Whoever is not asked is stopped (SIGSTOP): gunicorn's gthread
-has been seen to keep the processors busy for minutes after its turn was over. The app answers six bytes, or 100 kB, or
-reads 1 MB.
+alike; the ratios are between neighbours of one round. Whoever is not asked is stopped (SIGSTOP), so that what is left
+of its turn costs no other one. The app answers six bytes, or 100 kB, or reads 1 MB.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -25,7 +23,7 @@ from typing import Final, Literal
 from bench.figure import OURS, Figure, Setting, say
 from bench.front import Counted, Front, Load, free_port, front
 from bench.peers import SETTLED, Process, own_module, own_program, start
-from bench.proc import children, memory
+from bench.proc import children, descendants, kill_quietly, memory
 from bench.servers import TRANSPORTS, WORKERS, Place, Transport
 
 SECONDS: Final = 4
@@ -42,7 +40,10 @@ def app(environ, start_response):
         left = int(environ["CONTENT_LENGTH"])
         read = environ["wsgi.input"].read
         while left:
-            left -= len(read(min(left, 65536)))
+            piece = read(min(left, 65536))
+            if not piece:
+                raise EOFError("the client has gone")  # as wrk does at the end of its time
+            left -= len(piece)
         body = b"Thanks\\n"
     else:
         body = b"Hello\\n"
@@ -149,11 +150,15 @@ def measure(setting: Setting) -> list[Figure]:
                     name = f"{task.name}, {transport}"
                     counts: dict[str, Counted] = {}
                     for server in servers:
-                        counted = counts[server.title] = running[server.title, transport].ask(task, setting.quick)
+                        counted = running[server.title, transport].ask(task, setting.quick)
                         say(
                             f"wsgi: run {run + 1}, {name}, {server.title}: {counted.rate:,.0f}/s, "
                             f"p99 {counted.p99 * 1000:.1f} ms" + f", {counted.failed} failed" * bool(counted.failed)
                         )
+                        if not counted.rate:
+                            setting.failures.append(f"wsgi: run {run + 1}, {name}: {server.title} gave no answer")
+                            continue
+                        counts[server.title] = counted
                         add(task.name, name, "1/s", server.title, counted.rate, "more")
                         add(task.name, f"{name}, p99", "ms", server.title, counted.p99 * 1000, "less")
                     native = counts.get(NATIVE)
@@ -217,16 +222,12 @@ class Running:
 
     def _signal(self, number: int) -> None:
         """To all of its processes, its manager first."""
-        for pid in _family(self._process.pid):
-            os.kill(pid, number)
+        for pid in (self._process.pid, *descendants(self._process.pid)):
+            kill_quietly(pid, number)
 
     def memory(self) -> float:
         """Of a worker, in the mean, in bytes."""
         return mean(memory(pid).pss for pid in children(self._process.pid))
-
-
-def _family(pid: int) -> list[int]:
-    return [pid, *(descendant for child in sorted(children(pid)) for descendant in _family(child))]
 
 
 # -- how each is configured --------------------------------------------------------------------------------------------
