@@ -58,11 +58,11 @@ def test_a_request_is_seen_while_it_is_in_hand_and_counted_when_it_is_over(fd: i
     watch = Watch(Board(fd))
     assert read(fd) == Reading(0, None, ())
     began = time.monotonic()
-    watch.begin({"REQUEST_METHOD": "POST", "REQUEST_URI": "/a%20b?x=1"})
+    watch.begin({"REQUEST_METHOD": "POST", "REQUEST_URI": "/a%20b?x=1"}, time.monotonic())
     (request,) = read(fd).in_hand
     assert (request.method, request.uri, request.thread) == ("POST", "/a%20b?x=1", threading.get_ident())
     assert began <= request.since <= time.monotonic()
-    assert watch.end(200, 5)
+    assert watch.end(200, 5, time.monotonic())
     after = read(fd)
     assert (after.requests, after.in_hand) == (1, ())
     assert 0 <= after.last <= time.monotonic() - began
@@ -70,13 +70,15 @@ def test_a_request_is_seen_while_it_is_in_hand_and_counted_when_it_is_over(fd: i
 
 def test_without_a_request_uri_it_is_put_together(fd: int):
     watch = Watch(Board(fd))
-    watch.begin({"REQUEST_METHOD": "GET", "SCRIPT_NAME": "/app", "PATH_INFO": "/x", "QUERY_STRING": "q"})
+    watch.begin(
+        {"REQUEST_METHOD": "GET", "SCRIPT_NAME": "/app", "PATH_INFO": "/x", "QUERY_STRING": "q"}, time.monotonic()
+    )
     assert read(fd).in_hand[0].uri == "/app/x?q"
 
 
 def test_a_long_uri_is_cut_and_a_long_method_too(fd: int):
     watch = Watch(Board(fd))
-    watch.begin({"REQUEST_METHOD": "M" * 1000, "REQUEST_URI": "/" + "u" * 100_000})
+    watch.begin({"REQUEST_METHOD": "M" * 1000, "REQUEST_URI": "/" + "u" * 100_000}, time.monotonic())
     (request,) = read(fd).in_hand
     assert request.uri == "/" + "u" * (URI_LONGEST - 1)
     assert request.method == "M" * 16
@@ -87,10 +89,10 @@ def test_each_thread_has_a_lane_and_one_too_many_is_served_unseen(fd: int):
     inside, leave = threading.Barrier(6), threading.Event()
 
     def serve(number: int) -> None:
-        watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": f"/{number}"})
+        watch.begin({"REQUEST_METHOD": "GET", "REQUEST_URI": f"/{number}"}, time.monotonic())
         inside.wait(10)
         leave.wait(10)
-        watch.end(200, 0)
+        watch.end(200, 0, time.monotonic())
 
     threads = [threading.Thread(target=serve, args=(number,)) for number in range(5)]
     for thread in threads:
@@ -106,8 +108,8 @@ def test_each_thread_has_a_lane_and_one_too_many_is_served_unseen(fd: int):
 
 def test_a_worker_without_a_board_serves_all_the_same():
     watch = Watch(None)
-    watch.begin({"REQUEST_METHOD": "GET"})
-    assert watch.end(200, 0)
+    watch.begin({"REQUEST_METHOD": "GET"}, time.monotonic())
+    assert watch.end(200, 0, time.monotonic())
 
 
 def lane(count: int = 1, **changed: object) -> bytes:
@@ -284,7 +286,7 @@ def test_it_is_found_again_by_who_may_look_and_taken_for_nothing_else(fd: int, t
     inode = os.fstat(fd).st_ino
     again = open_shared(os.getpid(), fd, inode)
     assert again is not None
-    Watch(Board(fd)).begin({"REQUEST_METHOD": "GET", "REQUEST_URI": "/here"})
+    Watch(Board(fd)).begin({"REQUEST_METHOD": "GET", "REQUEST_URI": "/here"}, time.monotonic())
     assert read(again).in_hand[0].uri == "/here"
     os.close(again)
     assert open_shared(os.getpid(), fd, inode + 1) is None
