@@ -286,7 +286,7 @@ def test_it_is_found_again_by_who_may_look_and_taken_for_nothing_else(fd: int, t
     inode = os.fstat(fd).st_ino
     again = open_shared(os.getpid(), fd, inode)
     assert again is not None
-    Watch(Board(fd)).begin({"REQUEST_METHOD": "GET", "REQUEST_URI": "/here"}, 0.0)
+    Watch(Board(fd)).begin({"REQUEST_METHOD": "GET", "REQUEST_URI": "/here"}, time.monotonic())
     assert read(again).in_hand[0].uri == "/here"
     os.close(again)
     assert open_shared(os.getpid(), fd, inode + 1) is None
