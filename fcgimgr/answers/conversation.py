@@ -17,6 +17,10 @@ from fcgimgr.fastcgi.records import VERSION, ends_request
 #: So many bytes are looked at, at once, where they may matter.
 _PIECE: Final = 4096
 _LAST: Final = 16
+#: So many pieces of what goes by at once: a server that wants to keep us busy could make it any number.
+_READS: Final = 256
+#: Requests without an answer that are counted.
+_ASKED: Final = 1024
 
 #: Bytes that have gone by, from an offset on: as many as asked for, or fewer, or none when nobody can know.
 Bytes: TypeAlias = Callable[[int, int], bytes]
@@ -123,6 +127,9 @@ class _HTTP:
         _follow(self._requests, count, read)
         self._answers.asked += self._requests.asked
         self._requests.asked = ()
+        if len(self._answers.asked) > _ASKED:
+            self._answers.lose()
+            self._answers.asked = ()
 
     def sent(self, count: int, read: Bytes) -> bool:
         before = self._answers.ended
@@ -175,13 +182,14 @@ _Protocol: TypeAlias = _HTTP | _FastCGI
 
 def _follow(stream: http.Messages | fastcgi.Records, count: int, read: Bytes) -> None:
     """Feed what matters of these bytes, and skip the rest."""
-    at = 0
+    at = reads = 0
     while at < count:
         if opaque := min(stream.opaque, count - at):
             stream.skip(opaque)
             at += opaque
-        elif piece := read(at, min(_PIECE, count - at)):
+        elif reads < _READS and (piece := read(at, min(_PIECE, count - at))):
             stream.feed(piece)
             at += len(piece)
+            reads += 1
         else:
             stream.lose()

@@ -73,15 +73,15 @@ class Messages:
         """So many of the next bytes may be anything: they can be skipped without being looked at."""
         if self.at in {At.REST, At.UPGRADED, At.LOST}:
             return _ENDLESS
-        return self._left if self.at is At.BODY else 0
+        return self._left if self.at in {At.BODY, At.CHUNK} else 0
 
     def skip(self, count: int) -> None:
         """As many bytes go by that nobody has seen."""
         if count > self.opaque:
             self.lose()
-        elif self.at is At.BODY:
+        elif self.at in {At.BODY, At.CHUNK}:
             self._left -= count
-            if not self._left:
+            if not self._left and self.at is At.BODY:
                 self._end()
 
     def lose(self) -> None:
@@ -100,7 +100,7 @@ class Messages:
             elif self.at in {At.BEGINNING, At.HEAD}:
                 seen = self._read_head(seen)
             elif self.at is At.CHUNK:
-                seen = self._read_chunk(seen)
+                seen = self._read_end_of_chunk(seen)
             else:
                 seen = self._read_line(seen)
 
@@ -189,10 +189,7 @@ class Messages:
         else:
             self.at = At.TRAILER
 
-    def _read_chunk(self, seen: bytes) -> bytes:
-        if inside := min(self._left, len(seen)):
-            self._left -= inside
-            return seen[inside:]
+    def _read_end_of_chunk(self, seen: bytes) -> bytes:
         line, end, rest = seen.partition(b"\n")
         self._line += line
         if self._line not in {b"", b"\r"}:

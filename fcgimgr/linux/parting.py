@@ -30,7 +30,7 @@ from fcgimgr.linux.sockdiag import SocketName
 _FEW: Final = 64
 _CREDENTIALS: Final = 12  # struct ucred, the pid first
 #: Bytes that are sent in another's place, at most.
-_MOST: Final = 1 << 17
+MOST: Final = 1 << 17
 
 
 def hang_up(
@@ -54,6 +54,8 @@ def is_accepted(process: PidFd, fd: int, names: Iterable[SocketName]) -> bool:
     try:
         with borrowed(process, fd) as ours:
             ours.getpeername()
+            if ours.type != socket.SOCK_STREAM:
+                return False
             return is_of(ours.getsockname(), names)
     except (LinuxError, OSError):
         return False
@@ -62,10 +64,13 @@ def is_accepted(process: PidFd, fd: int, names: Iterable[SocketName]) -> bool:
 class Last:
     """The end of a connection, with what a thread is about to send on it. To be ended by `finish` or `give_up`."""
 
-    def __init__(self, process: PidFd, fd: int) -> None:
-        """LinuxError: not permitted, or no socket."""
+    def __init__(self, process: PidFd, fd: int, inode: int) -> None:
+        """LinuxError: not permitted, or that is not the socket with this inode (any more)."""
         self._socket = borrowed(process, fd)
         self._corked = False
+        if os.fstat(self._socket.fileno()).st_ino != inode:
+            self._socket.close()
+            raise LinuxError(f"pid {process.pid}: its fd {fd} is another by now")
 
     def is_possible(self, may_wait: Callable[[bytes], bool]) -> bool:
         """Whether nothing else waits to be read there."""
@@ -79,7 +84,8 @@ class Last:
     def client_is_awake(self) -> bool:
         """Whether the process at the other end of a Unix socket is not seen asleep."""
         pid = int.from_bytes(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)[:4], "little")
-        return procfs.state(pid) not in {"S", "I"} if pid > 0 else False
+        states = procfs.thread_states(pid) if pid > 0 else None
+        return states is not None and not set(states) <= {"S", "I"}
 
     def hold_back(self) -> None:
         """Of TCP: what is sent from now on goes out when it is the last, or with `give_up`."""
@@ -90,8 +96,6 @@ class Last:
 
     def send(self, last: bytes) -> int | None:
         """Of a Unix socket: send this and close for writing; how much has been sent, None: nothing, and it is open."""
-        if len(last) > _MOST:
-            return None
         count = None
         with suppress(OSError):
             count = end_with(self._socket, last)
@@ -126,6 +130,7 @@ class _Urgent:
     """Nobody gets the processor before us, where that is permitted: it takes CAP_SYS_NICE."""
 
     def __enter__(self) -> None:
+        self._before = os.sched_getscheduler(0), os.sched_getparam(0)
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
             self._is = True
@@ -134,7 +139,7 @@ class _Urgent:
 
     def __exit__(self, *error: object) -> None:
         if self._is:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            os.sched_setscheduler(0, *self._before)
 
 
 def borrowed(process: PidFd, fd: int) -> socket.socket:

@@ -16,7 +16,7 @@ from fcgimgr.answers.conversation import Conversation, State
 from fcgimgr.fastcgi.records import ends_stdin
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.idle import Talk
-from fcgimgr.linux.parting import Last, is_accepted
+from fcgimgr.linux.parting import MOST, Last, is_accepted
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.sockdiag import SocketName
 from fcgimgr.linux.transfers import Transfer
@@ -46,7 +46,7 @@ class Kept:
         if not (sends.whole and conversation.would_be_answered(sends.whole, sends.read)):
             return None
         try:
-            last = Last(self._process, sends.fd)
+            last = Last(self._process, sends.fd, inode)
         except LinuxError:
             return None
         if not last.is_possible(ends_stdin if conversation.is_fastcgi else is_nothing):
@@ -54,7 +54,12 @@ class Kept:
         elif not last.is_unix:
             last.hold_back()
             self._ending[thread] = last
-        elif sends.plain and (all_of_it := sends.read_all()) is not None and not self._is_to_wait(inode, last):
+        elif (
+            sends.plain
+            and sends.whole <= MOST
+            and (all_of_it := sends.read_all()) is not None
+            and not self._is_to_wait(inode, last)
+        ):
             count = last.send(all_of_it)
             if count == sends.whole:
                 self._ended.add(inode)

@@ -262,3 +262,50 @@ def test_no_conversation_raises(pieces: list[tuple[bool, bytes]]) -> None:
             seen.came(piece)
         elif piece:
             seen.sent(piece)
+
+
+# -- what a server costs that wants to keep us busy
+
+
+class Wire:
+    """A call that sends `whole`, of which single pieces are read; `piece`: the most that a buffer holds."""
+
+    def __init__(self, whole: bytes, piece: int = 1 << 30) -> None:
+        self.whole = whole
+        self.reads = 0
+        self._piece = piece
+
+    def read(self, at: int, count: int) -> bytes:
+        self.reads += 1
+        return self.whole[at : at + min(count, self._piece)]
+
+
+@pytest.mark.parametrize(
+    "answer", [chunked([b"x" * 10_000_000] * 2), OK.replace(b": 2", b": 2000000") + b"x" * 1_999_998]
+)
+def test_a_large_answer_is_skipped_and_not_read(answer: bytes) -> None:
+    wire, conversation = Wire(answer), Conversation()
+    assert conversation.would_be_answered(len(answer), wire.read)
+    conversation.sent(len(answer), wire.read)
+    assert conversation.state is State.ANSWERED
+    assert wire.reads < 20
+
+
+def test_one_in_countless_pieces_is_given_up() -> None:
+    wire, conversation = Wire(chunked([b"x"] * 100_000), piece=1), Conversation()
+    conversation.sent(len(wire.whole), wire.read)
+    assert conversation.state is State.UNKNOWN
+    assert wire.reads < 300
+    conversation.sent(len(OK), Wire(OK).read)
+    assert conversation.state is State.ANSWERED
+
+
+def test_requests_without_an_answer_are_not_counted_for_ever() -> None:
+    conversation = Conversation()
+    for _ in range(200):
+        conversation.came(100 * len(GET), Wire(GET * 100).read)
+    assert conversation.state is State.IN_USE
+    conversation.sent(2000 * len(OK), Wire(OK * 2000).read)  # else 20,000 were waited for
+    conversation.came(len(GET), Wire(GET).read)
+    conversation.sent(len(OK), Wire(OK).read)
+    assert conversation.state is State.ANSWERED
