@@ -6,6 +6,7 @@ itself when its file does.
 """
 
 import os
+import struct
 from typing import Final
 
 from fcgimgr.linux.libc import inotify_add_watch, inotify_init
@@ -15,6 +16,7 @@ _ATTRIB, _MOVED_FROM, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x4, 0x40, 0x200, 0x40
 _ONLYDIR, _MASK_ADD = 0x01000000, 0x20000000
 _ITSELF: Final = _ATTRIB | _MOVE_SELF | _MASK_ADD
 _DIRECTORY: Final = _DELETE_SELF | _MOVE_SELF | _ONLYDIR | _MASK_ADD
+_EVENT: Final = struct.Struct("=iIII")  # inotify_event: watch, mask, cookie, length of the name that follows
 
 
 class Presence:
@@ -38,13 +40,22 @@ class Presence:
         """
         inotify_add_watch(self._fd, path, _DIRECTORY | (_DELETE | _MOVED_FROM if files else 0))
 
-    def hear(self) -> None:
-        """Take in what is told. What has happened is not said: whoever hears looks."""
+    def hear(self, passing: str = "") -> bool:
+        """Take in what is told. False: nothing is, but of `passing`, the name of a file that comes and goes.
+
+        What has happened is not said: whoever hears looks.
+        """
+        names: set[str] = set()
         try:
-            while os.read(self._fd, 1 << 16):
-                pass
+            while told := os.read(self._fd, 1 << 16):
+                at = 0
+                while at < len(told):
+                    length = _EVENT.unpack_from(told, at)[3]
+                    at += _EVENT.size + length
+                    names.add(os.fsdecode(told[at - length : at].rstrip(b"\0")))
         except BlockingIOError:
-            return
+            pass  # that was all
+        return bool(names - {passing} if passing else names)
 
     def close(self) -> None:
         os.close(self._fd)

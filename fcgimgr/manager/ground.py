@@ -20,6 +20,7 @@ from fcgimgr.linux.listeners import Listener, LostListener
 from fcgimgr.linux.presence import Presence
 from fcgimgr.linux.socketfile import SocketFile
 from fcgimgr.manager import inhand
+from fcgimgr.manager.state import BESIDE
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -94,8 +95,12 @@ class Ground:
                 self._presence.watch_file(f"/proc/self/fd/{lock.fileno()}")
 
     def _hear(self, presence: Presence) -> None:
-        presence.hear()
+        if not presence.hear(passing=BESIDE):  # written anew, by us
+            return
         self.put_sockets_back()
+        self._look_soon()
+
+    def _look_soon(self) -> None:
         if self._later is None:
             self._later = self._daemon.loop.call_later(LATER, self._look_later)
 
@@ -193,6 +198,7 @@ class Ground:
             daemon.journal.warning(f"{path}: was removed; made again")
         if made:
             self._watch_own()
+            self._look_soon()  # nobody tells of what was removed between these two
         if self._server is not None and self._server.listener is not places.control:
             daemon.in_background(self._server.listen_on(places.control))
 

@@ -54,7 +54,8 @@ class Hand:
         self._read_at = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + _HEADER + LINE_LIMIT
         self._lines = whole[_HEADER + _BUFFER :]
         self._free = list(range(MOST_BEGUN))
-        self._writing = 0  # bytes of a chunk that are to be in a log before it is done
+        self._writing = 0  # bytes that are to be in a log before a chunk is done
+        self._read = 0  # bytes that were read of it
 
     def go_on(self, before: Hand) -> None:
         """Have what another has; between two callbacks of the loop."""
@@ -75,9 +76,9 @@ class Hand:
     def has_read(self, start: int, end: int, *, raw: bool) -> None:
         _CHUNK.pack_into(self._header, _CHUNK_AT, start, end, start, raw)
 
-    def hand_on(self, count: int) -> None:
-        """So many bytes are about to be written to a log."""
-        self._writing = count
+    def hand_on(self, count: int, read: int = 0) -> None:
+        """So many bytes are about to be written to a log, for so many that were read."""
+        self._writing, self._read = count, read
 
     def writes(self, device: int, inode: int, size: int) -> None:
         """The log that is this file, of this size, grows now."""
@@ -90,8 +91,8 @@ class Hand:
             return
         self._writing -= count
         start, end, done, raw = _CHUNK.unpack_from(self._header, _CHUNK_AT)
-        _LOG.pack_into(self._header, _LOG_AT, 0, 0, 0)
-        _CHUNK.pack_into(self._header, _CHUNK_AT, start, end, done + count if raw else done, raw)
+        of_it = count if raw else 0 if self._writing else self._read
+        _READING.pack_into(self._header, _CHUNK_AT, start, end, done + of_it, raw, 0, 0, 0)
 
     def let_go(self, read: int) -> None:
         """Nothing is in hand. What was read makes room for zeros, by which the next bytes are told from it."""

@@ -11,6 +11,7 @@ A chunk is whole lines, save for a line longer than a pump waits for: it comes i
 (for OVERRUN bytes at most).
 """
 
+import errno
 import os
 import stat
 import time
@@ -272,6 +273,8 @@ class LogFile(Target):
             os.mkdir(name, 0o700, dir_fd=parent)
             made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
+            if os.listdir(made):  # and would be given what is in that
+                raise FileExistsError(errno.EEXIST, "somebody has put another directory in its place", name)
             if os.geteuid() == 0:
                 os.fchown(made, like.st_uid, like.st_gid)
             os.fchmod(made, stat.S_IMODE(like.st_mode))

@@ -260,7 +260,7 @@ class Pump:
         inside, self._inside_line = self._inside_line, chunk[-1] != 0x0A
         written = chunk if self._dress is None else self._dress(bytes(chunk), inside)
         if self._target.shows_how_far:
-            inhand.hand.hand_on(len(written))
+            inhand.hand.hand_on(len(written), len(chunk))
         self._target.write(written)
         if self._followers:
             lines = bytes(chunk).removesuffix(b"\n").split(b"\n")

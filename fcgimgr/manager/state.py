@@ -27,6 +27,8 @@ from fcgimgr.core.process import Exit, State
 
 #: The file, in state_dir.
 NAME: Final = "state.jsonl"
+#: To which it is written as a whole, before that is renamed.
+BESIDE: Final = f"{NAME}.new"
 
 #: Of the records' shapes. A field that is added with a default needs no new one; whatever else changes does.
 VERSION: Final = 1

@@ -148,7 +148,7 @@ class StateFile:
     def _write_all(self) -> None:
         records = list(records_of(self._daemon, self._boot))
         self._close_fd()
-        beside = f"{self.path}.new"
+        beside = os.path.join(os.path.dirname(self.path), state.BESIDE)
         with suppress(FileNotFoundError):
             os.unlink(beside)
         # Made by us and nobody else: what is found there may be a pipe, or another user's in a directory like /tmp.
@@ -175,7 +175,8 @@ class StateFile:
         """All has ended well: nothing is left for anybody to take over."""
         self._begun = False
         self._close_fd()
-        for path in (self.path, f"{self.path}.new", os.path.join(os.path.dirname(self.path), inhand.NAME)):
+        for name in (state.NAME, state.BESIDE, inhand.NAME):
+            path = os.path.join(os.path.dirname(self.path), name)
             try:
                 os.unlink(path)
             except FileNotFoundError:

@@ -90,12 +90,29 @@ def test_it_exchanges_nothing_elsewhere(theirs: tuple[Path, Path]) -> None:
         own.with_name("run.old").rename(own)
 
 
-def test_nothing_elsewhere_is_taken_for_one_of_a_manager_before(theirs: tuple[Path, Path]) -> None:
+def test_it_puts_nothing_back_elsewhere(theirs: tuple[Path, Path]) -> None:
+    own, bank = theirs
+    listener = open_unix(f"{own}/fcgi.sock", backlog=8)
+    assert listener.file is not None
+    lead(own, bank)
+    for what in (listener.file.put_back, listener.file.is_in_place):
+        with pytest.raises(LinuxError, match="symbolic link"):
+            what()
+    listener.file.keep()
+    assert list(bank.iterdir()) == []
+    listener.leave()
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["in place", "removed"])
+def test_nothing_elsewhere_is_taken_for_one_of_a_manager_before(removed: bool, theirs: tuple[Path, Path]) -> None:
     own, bank = theirs
     with open_unix(f"{bank}/fcgi.sock", backlog=8) as listener:
         lead(own, bank)
-        assert LostListener("lost", listener.inode, f"{bank}/fcgi.sock").path is not None
+        if removed:  # then it has a hidden name there
+            (bank / "fcgi.sock").unlink()
         assert LostListener("lost", listener.inode, f"{own}/fcgi.sock").path is None
+        assert (bank / "fcgi.sock").exists() is not removed
+        assert LostListener("lost", listener.inode, f"{bank}/fcgi.sock").path is not None
 
 
 def test_the_manager_itself_connects_to_no_other_socket(theirs: tuple[Path, Path]) -> None:

@@ -1,8 +1,11 @@
 """A pool's user may write to the directory of its log. That gives it nothing of root's."""
 
 import os
+import stat
 import subprocess
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +62,31 @@ def test_no_rotation_makes_a_file_that_runs_as_another(place: Path) -> None:
     log.write(b"one line\nand another one\n")
     log.close()
     assert oct(path.stat().st_mode & 0o7777) == oct(0o755)
+
+
+def test_no_directory_of_roots_is_given_away_in_the_place_of_one_that_is_made_again(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """She may rename whatever lies in a directory of hers, also between any two steps of the manager's."""
+    directory_of(MALLORY, own / "log")
+    (own / "roots").mkdir(mode=0o700)
+    (own / "roots/secret").touch()
+    troubles: list[str] = []
+    log = LogFile(str(own / "log/app.log"), report=troubles.append, clock=count(0.0, 2.0).__next__)
+    run_as(MALLORY, "mv", own / "log", own / "before")
+    (own / "before/app.log").unlink()
+    mkdir = os.mkdir
+
+    def and_she_is_quick(*args: Any, **kwargs: Any) -> None:
+        mkdir(*args, **kwargs)
+        run_as(MALLORY, "sh", "-c", f"mv {own}/log {own}/made && mv {own}/roots {own}/log")
+
+    monkeypatch.setattr(os, "mkdir", and_she_is_quick)
+    log.write(b"a line\n")
+    log.close()
+    assert "somebody has put another directory in its place" in troubles[0]
+    assert (own / "log/secret").exists()
+    assert (os.stat(own / "log").st_uid, stat.S_IMODE(os.stat(own / "log").st_mode)) == (0, 0o700)
 
 
 def test_tail_reads_the_very_file_that_is_written_to(place: Path) -> None:

@@ -1,7 +1,5 @@
 """What descends from a process ends with it: a stop is over when all of it has gone, a crash leaves nothing behind."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -44,12 +42,13 @@ def test_a_daemon_of_the_process_that_came_after_a_crash_is_left_alone(tmp_path:
     table = program(script, f'directory = "{tmp_path}"', "stopwaitsecs = 0.3").replace("stopwaitsecs = 0.3\n", "", 1)
     with managing(scene(tmp_path, table)) as manager:
         (first,) = eventually(lambda: sleeping(manager.mark, 2009))
-        kill(int((tmp_path / "pid").read_text()))
+        before = eventually((tmp_path / "pid").read_text)
+        kill(int(before))
         (second,) = eventually(lambda: [pid for pid in sleeping(manager.mark, 2009) if pid != first])
         eventually(lambda: sleeping(manager.mark, 2009) == [second])
-        before = (tmp_path / "pid").read_text()
-        os.kill(int(before), signal.SIGKILL)
+        # And with the next one it ends.
         eventually(lambda: (tmp_path / "pid").read_text() != before)
+        kill(int((tmp_path / "pid").read_text()))
         eventually(lambda: len(sleeping(manager.mark, 2009)) == 1 and second not in sleeping(manager.mark, 2009))
 
 

@@ -258,7 +258,7 @@ def test_a_socket_with_the_longest_path_is_reloaded_and_taken_over(tmp_path: Pat
 
 
 def remove_all_in(directory: Path) -> None:
-    """Remove every socket in it, under all of its names."""
-    for path in directory.iterdir():
+    """Remove every socket in it, under all of its names: the hidden ones first, by which it would be put back."""
+    for path in sorted(directory.iterdir()):
         if path.is_socket():
             path.unlink()

@@ -61,7 +61,9 @@ def pipe(stack: ExitStack) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("dress", [{}, {"timestamps": "iso"}, {"format": "json"}], ids=["raw", "iso", "json"])
-@pytest.mark.parametrize("killed", ["read", "told", "before the write", "amid a line", "after the write", "done"])
+@pytest.mark.parametrize(
+    "killed", ["read", "told", "before the write", "amid a line", "after the write", "kept", "let go", "done"]
+)
 def test_no_line_is_lost_or_doubled_whenever_the_manager_is_killed(
     killed: str,
     dress: dict[str, str],
@@ -105,6 +107,10 @@ def kill_when(killed: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(inhand.Hand, "has_read", die)
     elif killed == "told":
         monkeypatch.setattr(inhand.Hand, "newline", die)
+    elif killed == "kept":
+        monkeypatch.setattr(inhand.Hand, "keep", die)
+    elif killed == "let go":
+        monkeypatch.setattr(inhand.Hand, "let_go", die)
     elif killed == "before the write":
         monkeypatch.setattr(os, "write", die)
     elif killed == "amid a line":
