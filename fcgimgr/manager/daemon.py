@@ -120,7 +120,7 @@ class Daemon:
         self.ended = loop.create_future()
         self._to_spawn: deque[tuple[Generation, int]] = deque()
         self._spawning = False
-        self._to_look_at: dict[str, Pool] = {}
+        self._to_look_at: dict[Pool, None] = {}  # one that is removed may have the name of one that comes
         self._waves: deque[tuple[str, ...]] = deque()
         self._deadline: asyncio.TimerHandle | None = None
         self._last_resort: asyncio.TimerHandle | None = None
@@ -296,11 +296,11 @@ class Daemon:
         """Work out the pool's state once the present rush of events is over: not a thousand times for a thousand."""
         if not self._to_look_at:
             self.loop.call_soon(self._look_at_pools)
-        self._to_look_at[pool.name] = pool
+        self._to_look_at[pool] = None
 
     def _look_at_pools(self) -> None:
         pools, self._to_look_at = self._to_look_at, {}
-        changed = [pool for pool in pools.values() if self._refresh(pool)]
+        changed = [pool for pool in pools if self._refresh(pool)]
         for pool in changed:
             if pool.state in READY:
                 self._start_dependents(pool.name)
@@ -309,7 +309,7 @@ class Daemon:
                 self.exit_code = 1
                 self.shutdown(f"{pool.name} is FATAL")
         for watcher in tuple(self.watchers):
-            for pool in pools.values():
+            for pool in pools:
                 watcher.pool_changed(pool)
         self._settle()
         self.go_on_stopping()

@@ -106,14 +106,14 @@ class Generation:
     @property
     def gone(self) -> bool:
         """Whether it has left, and nothing of it is left."""
-        return self.core.left and not self.core.open and self.down
+        return self.core.left and self.down
 
     @property
     def down(self) -> bool:
-        """Whether none of its processes lives, and nobody who has come to it is still served by another generation."""
+        """Whether none of its processes lives or is to, and nobody who came to it is still served by another one."""
         zygote = self.zygote is not None and self.zygote.state.pid is not None
         lives = zygote or any(state.pid is not None for state in self.core.processes)
-        return not lives and not self.daemon.passing.carries(self)
+        return not lives and not self.core.open and not self.daemon.passing.carries(self)
 
     def process_name(self, index: int) -> str:
         """`app:app_00`"""

@@ -20,6 +20,7 @@ from fcgimgr.linux.listeners import Listener, LostListener
 from fcgimgr.linux.presence import Presence
 from fcgimgr.linux.socketfile import SocketFile
 from fcgimgr.manager import inhand
+from fcgimgr.manager.places import UnsafeError
 from fcgimgr.manager.state import BESIDE
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 LATER: Final = 0.2
 #: Seconds after a pool was reloaded for its socket's file, in which that is not done again: who removes it goes on.
 NOT_AGAIN_WITHIN: Final = 60.0
+#: What is told of files that are all there, in a directory that was given to somebody else.
+UNSAFE: Final = "not safe any more where they are; a next manager will not start there"
 
 
 class Ground:
@@ -190,10 +193,13 @@ class Ground:
         ):
             try:
                 made += put_back()
+            except UnsafeError as error:
+                self._tell(UNSAFE, f"{subject}: {UNSAFE}: {error}")
+                break  # nothing is made in a place of somebody else's
             except (LinuxError, OSError) as error:
                 self._tell(subject, f"{subject}: removed, and cannot be made again: {error}")
                 break  # the others lie in what could not be made
-            self._told.discard(subject)
+            self._told -= {subject, UNSAFE}
         for path in made:
             daemon.journal.warning(f"{path}: was removed; made again")
         if made:

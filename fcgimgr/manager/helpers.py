@@ -70,7 +70,6 @@ class Helpers:
 
     def one_more(self) -> Helper:
         """A helper for one more job. LinuxError: there can be none."""
-        self._forget_ended()
         least = min(self._helpers, key=lambda helper: helper.jobs, default=None)
         if least is None or len(self._helpers) < MOST:
             least = Helper(self._daemon, self._makers, self._lost)
@@ -85,11 +84,11 @@ class Helpers:
             helper.hang_up()
             self._helpers.remove(helper)
             self._leaving.append(helper)
+            helper.tell_when_ended(self._forget)
 
-    def _forget_ended(self) -> None:
-        for helper in [helper for helper in self._leaving if helper.has_ended]:
-            self._leaving.remove(helper)
-            helper.close()
+    def _forget(self, helper: Helper) -> None:
+        helper.close()
+        self._leaving.remove(helper)
 
     def _lost(self, helper: Helper, at: int, is_stuck: bool) -> None:
         """It was killed, or has ended. at: whom it was at; 0 is nobody."""
@@ -294,7 +293,11 @@ class Helper:
 
     @property
     def has_ended(self) -> bool:
-        return self._process.has_ended()
+        return self._process.fileno() < 0 or self._process.has_ended()
+
+    def tell_when_ended(self, ended: Callable[[Helper], None]) -> None:
+        """Once; not if it is closed before."""
+        self._loop.add_reader(self._process, ended, self)
 
     def hang_up(self) -> None:
         """Let it end by itself, and let go of whom it holds."""
@@ -322,7 +325,9 @@ class Helper:
 
     def close(self) -> None:
         """Nothing more is to be known of its end."""
-        self._process.close()
+        if self._process.fileno() >= 0:
+            self._loop.remove_reader(self._process)
+            self._process.close()
 
 
 def let_go_if_possible(pid: int) -> None:

@@ -95,11 +95,13 @@ class NotifySockets:
         for path in gone:
             before = self._sockets[path]
             receiver = bind_file(path, int(path.rpartition("-")[2].removesuffix(".sock")))
-            self._daemon.loop.add_reader(receiver, self._read, receiver)
+            until = time.monotonic() + SAVED
+            while time.monotonic() < until and (said := receive(before)):  # before it had gone
+                for message, pid, uid in said:
+                    self._hear(before, pid, uid, message)
             self._sockets[path] = receiver
-            self._read(before)  # what was said to it before it had gone
-            self._daemon.loop.remove_reader(before)
-            before.close()
+            self._listen(path)
+            self._let_go(before)
         return gone
 
     @property
@@ -194,15 +196,17 @@ class NotifySockets:
 
     def close(self) -> None:
         for path, receiver in self._sockets.items():
-            self._daemon.loop.remove_reader(receiver)
-            if (timer := self._budgets[receiver].timer) is not None:
-                timer.cancel()
-            with cut_short():
-                receiver.close()
+            self._let_go(receiver)
             if not path.startswith("@") and os.path.lexists(path):
                 os.unlink(path)
         self._sockets.clear()
-        self._budgets.clear()
+
+    def _let_go(self, receiver: socket.socket) -> None:
+        self._daemon.loop.remove_reader(receiver)
+        if (timer := self._budgets.pop(receiver).timer) is not None:
+            timer.cancel()
+        with cut_short():
+            receiver.close()
 
 
 def receive(receiver: socket.socket) -> list[tuple[bytes, int, int]]:

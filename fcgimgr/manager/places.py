@@ -23,6 +23,10 @@ from fcgimgr.linux.procfs import boot_id
 from fcgimgr.manager.state import NAME, StateError, read
 
 
+class UnsafeError(LinuxError):
+    """All is there, and others may put something else in its place by now."""
+
+
 class Places:
     """What is held while the manager runs. LinuxError when another manager holds it, or it cannot be had."""
 
@@ -55,12 +59,20 @@ class Places:
         return places
 
     def put_back(self) -> list[str]:
-        """Have all of it again, where somebody has removed it: the paths that had gone. LinuxError: it cannot be."""
+        """Have all of it again, where somebody has removed it: the paths that had gone.
+
+        LinuxError: it cannot be. UnsafeError: nothing has gone, but a manager that starts would not have it there.
+        """
         settings = self._settings
         gone = []
         if not os.path.isdir(settings.state_dir):
             gone.append(settings.state_dir)
-        ensure_directories(settings)
+        try:
+            ensure_directories(settings)
+        except LinuxError as error:
+            if self._are_in_place():
+                raise UnsafeError(str(error)) from error
+            raise
         gone += self._lock_again(0)
         file = self.control.file
         if file is None or not file.is_in_place():
@@ -70,6 +82,10 @@ class Places:
         for number in range(1, len(self.locks)):
             gone += self._lock_again(number)
         return gone
+
+    def _are_in_place(self) -> bool:
+        file = self.control.file
+        return file is not None and file.is_in_place() and all(lock.is_in_place() for lock in self.locks)
 
     def _lock_again(self, number: int) -> list[str]:
         lock = self.locks[number]

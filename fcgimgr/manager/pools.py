@@ -10,7 +10,7 @@ import os
 from asyncio import Future, TimerHandle
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core_generation
@@ -26,6 +26,9 @@ from fcgimgr.manager.pinging import starting
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
+
+
+REMOVED: Final = "it is no more: an update has removed it"
 
 
 class Verdict:
@@ -64,6 +67,7 @@ class Pool:
         self.core = core.Pool()
         self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
         self.state = PoolState.STOPPED
+        self.removed = False  # by an update: nothing more is to be heard of it
         self.discarded: str | None = None  # why the last reload came to nothing, if it was not an operator's wish
         self.verdict: Future[Verdict] | None = None  # of the reload that is under way
         self._lost: tuple[str, tuple[str, ...], str] | None = (
@@ -435,8 +439,10 @@ class Pool:
     def stop(self) -> None:
         """Stop the pool: what is coming is not wanted any more, what serves finishes, what leaves goes on leaving."""
         if self.core.coming is not None or self.core.waiting is not None:
-            self.feed(core.Abort("the pool is being stopped"))
+            why = "the pool is being stopped"
+            self.feed(core.Abort(why))
             self.discarded = None
+            self._decide(Verdict(False, why))  # where it was still waiting there was nothing to discard
         self.feed(core.Settle())
         self.serving.feed(core_generation.Stop())
 
@@ -452,6 +458,17 @@ class Pool:
     def why_fatal(self) -> str:
         """In words, for one who cannot see the log."""
         return self.serving.why_fatal()
+
+    def remove(self) -> None:
+        """It is down, and an update does away with it: whoever waits for anything of it hears that."""
+        self.end()
+        self.removed = True
+        self._decide(Verdict(False, REMOVED))
+        for waiting in self._until_gone.values():
+            if not waiting.done():
+                waiting.set_result(Verdict(False, REMOVED))
+        for watcher in tuple(self.daemon.watchers):
+            watcher.pool_changed(self)
 
     def end(self) -> None:
         """The manager ends."""

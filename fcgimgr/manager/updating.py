@@ -204,7 +204,10 @@ async def _begin(these: Round, change: Change, before: Before | None) -> Process
         if How.REMOVE in change.how:
             return await _remove(daemon, change.name)
         settings = settings_of(these.config, change.name)
-        _refuse_what_another_has(daemon, settings, before.pool if before is not None else None)
+        pool = before.pool if before is not None else None
+        await _until(daemon, lambda: not _is_being_left(daemon, settings, pool))
+        _refuse_while_stopping(daemon)
+        _refuse_what_another_has(daemon, settings, pool)
         if How.ADD in change.how:
             return _add(daemon, settings, these.config)
         return await _change(these, change, settings, was_up=change.name in these.yielded)
@@ -247,12 +250,28 @@ def _refuse_what_another_has(daemon: Daemon, settings: ProcessSettings, pool: Po
                 raise ControlError(f"{address}: {other.name} is still there; run update again when it has moved")
 
 
+def _is_being_left(daemon: Daemon, settings: ProcessSettings, pool: Pool | None) -> bool:
+    """Whether an address that these are to have is still that of another pool, but only until its old generation ends.
+
+    So it is for a while after an update that was broken off, or whose reload nobody waits for any more.
+    """
+    if pool is not None and _addresses(settings) <= _addresses(pool.settings):
+        return False
+    return any(
+        generation.listening is not None and shared(generation.settings, settings)
+        for other in daemon.pools.values()
+        if other is not pool and other.core.leaving and not shared(other.settings, settings)
+        for number, generation in other.generations.items()
+        if number in other.core.leaving
+    )
+
+
 async def _remove(daemon: Daemon, name: str) -> ProcessVerdict:
     pool = daemon.pools[name]
     await stopped(daemon, pool)
     if daemon.pools.get(name) is pool:
         del daemon.pools[name]
-        pool.end()
+        pool.remove()
         daemon.state_file.all_changed()
     left = in_words(one for one in daemon.abandoned if one.process.startswith(f"{name}:"))
     detail = f"still there after SIGKILL, and given up: {left}" if left else None
@@ -260,32 +279,39 @@ async def _remove(daemon: Daemon, name: str) -> ProcessVerdict:
 
 
 async def stopped(daemon: Daemon, pool: Pool) -> None:
-    """Stop the pool and return when it is down."""
+    """Stop the pool and return when it is down. Whoever orders meanwhile that it be started again, orders in vain."""
     pool.stop()
-    if pool.down:
+    while not pool.down:
+        await _until(daemon, lambda: pool.down or pool.serving.core.up or bool(pool.serving.core.again))
+        pool.stop()
+
+
+async def _until(daemon: Daemon, is_so: Callable[[], bool]) -> None:
+    """Wait until it was so of the pools, at least for a moment. ControlError: a fault of ours may have prevented it."""
+    if is_so():
         return
-    watcher = UntilDown(pool, daemon.loop.create_future())
+    watcher = Until(is_so, daemon.loop.create_future())
     daemon.watchers.append(watcher)
     try:
-        await watcher.down
+        await watcher.came
     finally:
         daemon.watchers.remove(watcher)
 
 
-class UntilDown(Watcher):
-    """Waits for a pool to be down."""
+class Until(Watcher):
+    """Waits for something to be so of the pools."""
 
-    def __init__(self, pool: Pool, down: asyncio.Future[None]) -> None:
-        self._pool = pool
-        self.down = down
+    def __init__(self, is_so: Callable[[], bool], came: asyncio.Future[None]) -> None:
+        self._is_so = is_so
+        self.came = came
 
     def fault(self, why: str) -> None:
-        if not self.down.done():
-            self.down.set_exception(ControlError(why))
+        if not self.came.done():
+            self.came.set_exception(ControlError(why))
 
     def pool_changed(self, pool: Pool) -> None:
-        if pool is self._pool and pool.down and not self.down.done():
-            self.down.set_result(None)
+        if not self.came.done() and self._is_so():
+            self.came.set_result(None)
 
 
 def _add(daemon: Daemon, settings: ProcessSettings, config: Config) -> ProcessVerdict:

@@ -12,6 +12,7 @@ from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Stopped
 from fcgimgr.manager.daemon import Watcher
 from fcgimgr.manager.names import Chosen, indexes_of
+from fcgimgr.manager.pools import REMOVED
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -75,9 +76,11 @@ class Wait(Watcher):
             self._progress(Progress(name=name, state=generation.core.processes[index].name))
 
     def _judge(self, generation: Generation, index: int) -> None:
-        verdict = self._targets[generation, index].judge(generation, index)
-        if verdict is not None:
-            self._close(generation, index, verdict)
+        found = self._targets[generation, index].judge(generation, index)
+        if found is None and generation.pool.removed:
+            found = verdict(False, "failed", REMOVED)
+        if found is not None:
+            self._close(generation, index, found)
 
     def _close(self, generation: Generation, index: int, verdict: ProcessVerdict) -> None:
         name = self._targets[generation, index].name

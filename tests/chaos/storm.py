@@ -30,6 +30,7 @@ from fcgimgr.control.messages import (
     StatusParams,
     Verdict,
 )
+from fcgimgr.linux import procfs
 from tests.chaos.outcome import Act, Outcome
 from tests.integration.backends import BACKENDS, front, pool
 from tests.integration.commands import Manager, configuration
@@ -107,9 +108,10 @@ class Storm:
                 nginx = stack.enter_context(front(self.directory / kind, kind, *addresses))
                 paths = [house.path for house in self.houses if house.kind == kind]
                 self.loads[kind] = stack.enter_context(Load(nginx.port, paths=paths, clients=CLIENTS, pause=2))
+            eventually(self.looks_at_nobody)
             _, fds = self.look()
             self.nulls = list(fds.values()).count(os.devnull)
-            self.others = len(fds) - self.nulls - self.heard()
+            self.others = len(fds) - self.nulls - self.held()
             yield
 
     def rage(self, seconds: float) -> Outcome:
@@ -176,7 +178,7 @@ class Storm:
         assert children <= pids, f"children of no pool: {children - pids}"
         found = {int(stray.split()[0]) for stray in strays(self.manager.mark)}
         assert found == {*pids, self.manager.pid}, f"{found ^ {*pids, self.manager.pid}}: strays, or missing"
-        self.leaks_none(fds, held=len(pids - children))
+        self.leaks_none(fds)
         return True
 
     def is_true(self, shown: PoolStatus, children: Collection[int]) -> None:
@@ -190,14 +192,14 @@ class Storm:
             assert child.environ["FCGIMGR_PROCESS"] == process.name
             assert child.environ["FCGIMGR_GENERATION"] == str(process.generation) == str(shown.generation)
 
-    def leaks_none(self, fds: dict[int, str], *, held: int) -> None:
+    def leaks_none(self, fds: dict[int, str]) -> None:
         """Whether the manager has the descriptors that the first one had when it was up, and what its processes need.
 
-        `held`: by a pidfd each. Spawning keeps some numbers taken (linux/spawn.py), from the first spawn on.
+        Spawning keeps some numbers taken (linux/spawn.py), from the first spawn on.
         """
         nulls = list(fds.values()).count(os.devnull)
         assert nulls <= self.nulls, fds
-        wanted = self.others + self.heard() + held
+        wanted = self.others + self.held()
         assert len(fds) - nulls == wanted, f"{len(fds) - nulls} descriptors, not {wanted}: {fds}"
 
     def look(self) -> tuple[Status, dict[int, str]]:
@@ -207,9 +209,13 @@ class Storm:
             # Here, where there is one client exactly: those that came before have been taken leave of.
             return status, Child(self.manager.pid).fds
 
-    def heard(self) -> int:
-        """How many of the manager's descriptors are its processes' stdout and stderr, and the workers' scoreboards."""
-        return sum((3 if house.kind == "wsgi" else 2) * house.wanted for house in self.houses)
+    def looks_at_nobody(self) -> bool:
+        """Whether the manager has no helper, which takes descriptors while it looks at young processes."""
+        return "fcgimgr-helper" not in map(procfs.command, procfs.children(self.manager.pid) or ())
+
+    def held(self) -> int:
+        """How many of the manager's descriptors its processes take: pidfd, stdout, stderr, a worker's board."""
+        return sum((4 if house.kind == "wsgi" else 3) * house.wanted for house in self.houses)
 
     # What an act needs
 

@@ -137,6 +137,14 @@ def are_gone(*pids: int, within: float = 10.0) -> bool:
     return eventually(lambda: not any(map(is_alive, pids)), within=within)
 
 
+def _is_helper_at_work(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+        return command == "fcgimgr-helper" and Child(pid).stat[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Child:
     """A process as the kernel shows it."""
 
@@ -227,4 +235,6 @@ class Child:
 
     @property
     def children(self) -> list[int]:
-        return [int(word) for word in (self._proc / f"task/{self.pid}/children").read_text().split()]
+        """But for a manager's helpers at work, which come and go (and have no name of their own for a moment)."""
+        pids = map(int, (self._proc / f"task/{self.pid}/children").read_text().split())
+        return [pid for pid in pids if not _is_helper_at_work(pid)]

@@ -159,7 +159,7 @@ os.execv(words[0], words)
         assert [process.restarts for process in manager.pool("app").processes] == [1, 1]
         assert "internal error" not in manager.output()
         assert "only its parent was told" not in manager.output()
-        assert sorted(manager.pids("app")) == sorted(Child(manager.pid).children)
+        eventually(lambda: sorted(manager.pids("app")) == sorted(Child(manager.pid).children))
 
 
 # -- what may not be looked at ----------------------------------------------------------------------------------------

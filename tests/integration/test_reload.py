@@ -273,4 +273,4 @@ def test_a_reload_leaves_no_descriptor_and_no_process_behind(tmp_path: Path) -> 
         for _ in range(5):
             manager("reload", "app").succeeds()
         eventually(lambda: len(Child(manager.pid).fds) == before)
-        assert sorted(Child(manager.pid).children) == sorted(manager.pids("app"))
+        eventually(lambda: sorted(Child(manager.pid).children) == sorted(manager.pids("app")))

@@ -11,7 +11,7 @@ from fcgimgr.linux.procfs import socket_inodes
 from tests.integration.commands import fcgimgr
 from tests.integration.ports import connect, free_address
 from tests.integration.running import RunningManager
-from tests.integration.scenes import Child, heard, managing, scene
+from tests.integration.scenes import NOBODY, Child, as_root, heard, managing, open_directory, scene
 from tests.integration.succession import PYTHON, killed, next_one, pool, reload, served_by, write
 from tests.integration.test_adoption import state_of
 from tests.integration.test_idle import rests
@@ -218,6 +218,22 @@ def test_what_cannot_be_made_again_is_told_once_and_made_by_a_hangup_signal(tmp_
         eventually(manager.control.is_socket)
         assert manager.pids("idle")
         assert manager.output().count("cannot be made again") == 1
+
+
+@as_root
+def test_a_directory_that_was_given_to_another_user_is_told_of_and_nothing_is_said_to_be_removed() -> None:
+    with open_directory() as directory, managing(scene(directory, IDLE)) as manager:
+        os.chown(directory, NOBODY, NOBODY)
+        os.kill(manager.pid, signal.SIGHUP)  # nobody is woken by that
+        eventually(lambda: "not safe any more where they are" in manager.output())
+        assert f"manager.control: the directory {directory} belongs to" in manager.output()
+        assert "removed" not in manager.output()
+        shutil.rmtree(state_of(manager.config).parent)
+        eventually(lambda: "removed, and cannot be made again" in manager.output())
+        os.chown(directory, 0, 0)
+        os.kill(manager.pid, signal.SIGHUP)
+        eventually(state_of(manager.config).exists)
+        assert manager.restart("idle").ok
 
 
 def test_files_that_come_and_go_beside_a_socket_wake_nobody(tmp_path: Path) -> None:

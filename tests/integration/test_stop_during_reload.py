@@ -2,6 +2,7 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,16 @@ def test_the_new_processes_get_the_new_requests(transport: str, tmp_path: Path) 
             asked(address)
         assert manager.start("app").ok
         assert {answered_by(address) for _ in range(30)} <= serving(manager)
+
+
+def test_a_reload_that_waits_for_its_turn_hears_of_the_stop(tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    keys = "command = \"sh -c 'trap : TERM; while :; do sleep 0.05; done'\"\nstartsecs = 0\nstopwaitsecs = 2"
+    with managing(scene(tmp_path, f'[pool.app]\nsocket = "{address}"\nready = "startsecs"\n{keys}\n')) as manager:
+        assert reload(manager, wait=False).ok
+        eventually(lambda: "the new generation serves" in manager.output())
+        with ThreadPoolExecutor() as others:
+            waiting = others.submit(reload, manager)
+            eventually(lambda: "the reload waits until the generation before has left" in manager.output())
+            assert manager.halt("app").ok
+            assert not waiting.result(10).ok

@@ -4,6 +4,7 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.integration.backends import front, pool
 from tests.integration.commands import Manager, configuration, running
 from tests.integration.load import Load
 from tests.integration.ports import connect, free_address
+from tests.integration.running import strays
 from tests.integration.scenes import NOBODY, are_gone, as_root, ask, scene
 from tests.waiting import eventually
 
@@ -255,6 +257,25 @@ def test_what_is_strange_in_the_new_configuration_is_said_and_logged_once(tmp_pa
         app.write(stopwaitsecs="60", numprocs="4", manager="shutdown_timeout = 60")
         done = manager("update")
         assert (done.succeeds(), done.err) == ("no pool or program has changed\n", "")
+
+
+def test_what_an_update_removes_nobody_starts_again(tmp_path: Path) -> None:
+    """Whoever orders it while it is being stopped is told so, and no process is left that nobody knows."""
+    address = free_address("unix", tmp_path)
+    keys = 'command = "sh deaf.sh"\ndirectory = "%(here)s"\nready = "startsecs"\nstartsecs = 0\nstopwaitsecs = 2'
+    (tmp_path / "deaf.sh").write_text('trap "" TERM\nwhile :; do sleep 0.05; done\n')
+    with running(tmp_path, f'{SLEEPER}[pool.app]\nsocket = "{address}"\nnumprocs = 3\n{keys}\n') as manager:
+        configuration(tmp_path, SLEEPER)
+        with ThreadPoolExecutor() as others:
+            update = others.submit(manager, "update")
+            eventually(lambda: manager.pool("app").state == "STOPPING")
+            restart = others.submit(manager, "restart", "app")
+            assert update.result(20).succeeds()
+            restart.result(20).fails(1)
+        assert manager.output().count("app:app_00: spawned") == 1
+        assert [pool.name for pool in manager.status().pools] == ["sleeper"]
+        known = {manager.pid, *manager.pids("sleeper")}
+        eventually(lambda: {int(stray.split()[0]) for stray in strays(manager.mark)} == known)
 
 
 # -- under load -------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_an_upgrade_under_load_loses_no_request_and_forgets_nothing(user: str, t
                     assert [process.restarts for process in after] == [0, 1, 0]
                 assert manager.status().manager.uptime > started
                 eventually(lambda: len(itself.fds) <= fds)
-                assert sorted(children.children) == sorted(manager.pids("app"))
+                eventually(lambda: sorted(children.children) == sorted(manager.pids("app")))
                 # All goes on as it was: a reload, a scale, a death that is replaced.
                 assert reload(manager).ok
                 load.stop()

@@ -163,6 +163,19 @@ def test_a_fault_of_ours_is_told(scene: Scene) -> None:
     scene.run(work)
 
 
+def test_one_that_has_ended_takes_no_descriptor(scene: Scene) -> None:
+    async def work(helpers: Helpers) -> None:
+        before = os.listdir("/proc/self/fd")
+        job = helpers.job("work")
+        await job.ask(("double", 1), nothing)
+        job.drop()
+        async with asyncio.timeout(10):
+            while len(os.listdir("/proc/self/fd")) > len(before):
+                await asyncio.sleep(0.001)
+
+    scene.run(work)
+
+
 def test_there_is_none_without_a_job(scene: Scene) -> None:
     async def work(helpers: Helpers) -> None:
         jobs = [helpers.job("work") for _ in range(3)]
