@@ -287,7 +287,8 @@ def test_stopwaitsecs_bounds_them_all(how: str, tmp_path: Path) -> None:
         eventually(both_are_busy)
         begun = monotonic()
         done = manager(*how.split())
-        assert done.code == (1 if how == "reload app" else 0), done  # a reload is to lose nothing
+        # Two of four waited in the queue of the old ones, and are passed on, and then it is their time that is over.
+        assert done.code == (1 if how == "reload app" else 0), done
         assert 0.6 <= monotonic() - begun < 5
         are_gone(pids[1])
         for connection in hung:
