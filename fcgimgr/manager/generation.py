@@ -290,6 +290,8 @@ class Generation:
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
         self._arm_drain_timer()
         self._arm_retry_timer()
+        if self.listening is not None and not self.listening.lost:
+            self.listening.note_flags()
         if self.zygote is not None and self.core.up:
             self.zygote.start()
         if self.core.refusing:
@@ -515,6 +517,8 @@ class Generation:
         if self.blind and expected and self.listening is not None and self.listening.has_accepted():
             # Whether it has served is to be known before it is decided what its end means.
             self.feed(core.Accepted(blind=True))
+        if self.listening is not None and not self.listening.lost:
+            self.listening.restore_flags()
         slot.exit = exit
         in_hand = losses.in_hand(self, index)
         losses.died(self, index, exit)
@@ -557,6 +561,8 @@ class Generation:
         if before == after:
             self.pool.process_changed(self, change)
             return
+        if isinstance(change.after, Running) and self.listening is not None and not self.listening.lost:
+            self.listening.note_flags()
         if isinstance(change.after, Running) and not isinstance(change.before, Retiring) and self.settings.max_rss:
             self.slots[change.index].fresh_rss = rss(change.after.pid)
         name = self.process_name(change.index)
