@@ -169,7 +169,7 @@ def reload_verdict(pool: Pool, verdict: Reloaded) -> ProcessVerdict:
         result = "canary"
         detail = f"generation {canary.number} gets {canary.percent:g} % of the connections; --promote or --abort it"
     elif verdict.ok:
-        result, detail = "reloaded", f"generation {pool.core.serving} serves"
+        result, detail = "reloaded", verdict.why or f"generation {pool.core.serving} serves"
     elif verdict.switched:
         result = "reloaded"
     return ProcessVerdict(name=pool.name, ok=verdict.ok, result=result, detail=detail, lines=verdict.lines)

@@ -89,7 +89,8 @@ class Generation:
         self.pinged: deque[int] = deque(maxlen=1024)  # the other ends of pings, as inodes
         self.has_served = True  # False: no client has ever been led to it
         self.blind = False  # its processes may not be looked at (manager/taking.py)
-        self.lost = 0  # connections of clients, since it was to leave
+        self.lost = 0  # connections of clients that nobody has served, since it was to leave
+        self.cut = 0  # those that its processes had in hand when their time was over
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None
@@ -345,6 +346,8 @@ class Generation:
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
         self._arm_drain_timer()
         self._arm_retry_timer()
+        if self.listening is not None and not self.listening.lost:
+            self.listening.note_flags()
         if self.zygote is not None and self.core.up:
             self.zygote.start()
         if self.core.refusing:
@@ -582,6 +585,8 @@ class Generation:
         if self.blind and expected and self.listening is not None and self.listening.has_accepted():
             # Whether it has served is to be known before it is decided what its end means.
             self.feed(core.Accepted(blind=True))
+        if self.listening is not None and not self.listening.lost:
+            self.listening.restore_flags()
         slot.exit = exit
         in_hand = losses.in_hand(self, index)
         losses.died(self, index, exit)
@@ -624,6 +629,8 @@ class Generation:
         if before == after:
             self.pool.process_changed(self, change)
             return
+        if isinstance(change.after, Running) and self.listening is not None and not self.listening.lost:
+            self.listening.note_flags()
         if isinstance(change.after, Running) and not isinstance(change.before, Retiring) and self.settings.max_rss:
             self.slots[change.index].fresh_rss = rss(change.after.pid)
         name = self.process_name(change.index)

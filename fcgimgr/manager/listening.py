@@ -7,6 +7,7 @@ What was passed to the manager ready-made (systemd, fd) can have nothing beside 
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -184,6 +185,7 @@ class Listening:
         self.refuses = False  # no new connection can come, at any address
         self.was_refused = False  # none is to come, wherever that could be had
         self._waited: frozenset[bytes] = frozenset()  # the connections in the queues
+        self._nonblocking: set[int] = set()  # fds that processes have made so
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -295,6 +297,18 @@ class Listening:
             place.listener.set_mode(settings.socket_mode)
             if owner is not None:
                 place.listener.set_owner(*owner)
+
+    def note_flags(self) -> None:
+        """A process has taken the listeners: whether accept(2) on them waits is for its program to say."""
+        self._nonblocking.update(fd for fd in self.fds if not os.get_blocking(fd))
+
+    def restore_flags(self) -> None:
+        """A process has ended. Node gives its standard input back as it found it, and so makes its siblings wait in
+        accept(2) that did not mean to: the flag is one for all of them.
+        """
+        for fd in self._nonblocking:
+            if os.get_blocking(fd):
+                os.set_blocking(fd, False)
 
     @property
     def waiting(self) -> int:

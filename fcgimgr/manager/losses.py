@@ -40,9 +40,12 @@ def in_hand(generation: Generation, index: int) -> str:
 
 
 def died(generation: Generation, index: int, exit: Exit) -> None:
-    """Its process is dead. One that has ended by itself has finished what it had."""
+    """Its process is dead. One that has ended by itself has finished what it had.
+
+    What it had in hand may have been a WebSocket, which lives until then; so it counts for itself.
+    """
     if generation.core.left and exit.signal is not None:
-        generation.lost += generation.slots[index].at_risk
+        generation.cut += generation.slots[index].at_risk
 
 
 def closing(generation: Generation) -> None:

@@ -402,11 +402,12 @@ class Pool:
         return True
 
     def _verdict_on_leaving(self, left: Generation) -> Verdict:
-        if not left.lost:
-            return Verdict(True)
-        lost = losses.connections(left.lost)
-        why = f"generation {self.core.serving} serves, but {lost} of generation {left.number} lost: see the log"
-        return Verdict(False, why, switched=True)
+        serves = f"generation {self.core.serving} serves"
+        if left.lost:
+            lost = losses.connections(left.lost)
+            return Verdict(False, f"{serves}, but {lost} of generation {left.number} lost: see the log", switched=True)
+        cut = f"; {losses.connections(left.cut)} of generation {left.number} cut at stopwaitsecs" if left.cut else ""
+        return Verdict(True, f"{serves}{cut}")
 
     def _switch_if_ready(self) -> None:
         coming = self.core.coming

@@ -337,11 +337,12 @@ async def _change(these: Round, change: Change, settings: ProcessSettings, *, wa
         serving.listening.change(settings)
     if How.RELOAD in change.how and serving.core.up and pool.can_reload():
         verdict = await asyncio.shield(pool.reload(settings, config))
-        if not verdict.ok:
+        if not (verdict.ok or verdict.switched):
             detail = verdict.why + ("; the old processes serve on, with the old settings" if verdict.known else "")
             return ProcessVerdict(name=change.name, ok=False, result="failed", detail=detail, lines=verdict.lines)
         rename(daemon, pool, change)
-        return ProcessVerdict(name=change.name, ok=True, result="reloaded", detail=change.words)
+        detail = change.words if verdict.ok else verdict.why
+        return ProcessVerdict(name=change.name, ok=verdict.ok, result="reloaded", detail=detail)
     moved = isinstance(settings, PoolSettings) and _addresses(settings) != _addresses(serving.settings)
     up = serving.core.up or was_up
     if How.RELOAD in change.how and up and moved:

@@ -1,7 +1,9 @@
 """One process goes, or all of them, and nothing that was accepted is lost, though the program dies at once on TERM."""
 
+import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -287,7 +289,8 @@ def test_stopwaitsecs_bounds_them_all(how: str, tmp_path: Path) -> None:
         eventually(both_are_busy)
         begun = monotonic()
         done = manager(*how.split())
-        assert done.code == (1 if how == "reload app" else 0), done  # a reload is to lose nothing
+        # Two of four waited in the queue of the old ones, and are passed on, and then it is their time that is over.
+        assert done.code == (1 if how == "reload app" else 0), done
         assert 0.6 <= monotonic() - begun < 5
         are_gone(pids[1])
         for connection in hung:
@@ -302,3 +305,33 @@ def test_shutdown_timeout_bounds_the_shutdown(tmp_path: Path) -> None:
         begun = monotonic()
         manager("shutdown").succeeds()
         assert 0.8 <= monotonic() - begun < 5
+
+
+# As Node does: the listener is made non-blocking, and at the end what it was.
+GIVES_BACK = """
+import os, signal, socket, sys, time
+os.set_blocking(0, False)
+def end(number, frame):
+    os.set_blocking(0, True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+listener = socket.socket(fileno=0)
+while True:
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        time.sleep(0.01)
+"""
+
+
+def test_one_that_ends_does_not_have_its_siblings_wait_in_accept(tmp_path: Path) -> None:
+    (tmp_path / "gives_back.py").write_text(GIVES_BACK)
+    address = free_address("tcp", tmp_path)
+    lines = [f'socket = "{address}"', f'command = "{sys.executable} gives_back.py"', 'directory = "%(here)s"']
+    table = "\n".join(["[pool.app]", *lines, "numprocs = 2", 'ready = "startsecs"', "startsecs = 0.5", ""])
+    with running(tmp_path, table) as manager:
+        ended, sibling = manager.pids("app")
+        manager("stop", "app:app_00").succeeds()
+        assert are_gone(ended)
+        flags = Path(f"/proc/{sibling}/fdinfo/0").read_text().split("flags:")[1].split()[0]
+        assert int(flags, 8) & os.O_NONBLOCK
