@@ -24,6 +24,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.parting import borrowed, is_of
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.sockdiag import SocketName
 
@@ -128,19 +129,11 @@ def _sockets(pid: int) -> Iterator[tuple[int, int]]:
 
 def _is_accepted(process: PidFd, fd: int, names: Collection[SocketName], without: Collection[int]) -> bool:
     try:
-        with socket.socket(fileno=process.get_fd(fd)) as sock:
-            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            local, inode = sock.getsockname(), os.fstat(sock.fileno()).st_ino
-            return not listens and inode not in without and any(_is_of(local, name) for name in names)
+        with borrowed(process, fd) as sock:
+            streams = sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            return streams and os.fstat(sock.fileno()).st_ino not in without and is_of(sock.getsockname(), names)
     except (OSError, LinuxError):  # closed since; or it may not be had; or no socket any more
         return False
-
-
-def _is_of(local: SocketName, listener: SocketName) -> bool:
-    """Whether a connection with this name was made to the listener of that name, which may be a wildcard."""
-    if isinstance(local, tuple) and isinstance(listener, tuple):
-        return bool(local[1] == listener[1])
-    return bool(local) and local == listener
 
 
 def _system_calls(pid: int) -> Iterator[tuple[int, list[int]] | None]:

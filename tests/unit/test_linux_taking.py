@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.sockdiag import established_inodes
-from fcgimgr.linux.taking import Sight, has_connection, sight
+from fcgimgr.linux.taking import Sight, _is_accepted, has_connection, sight
 from tests.waiting import eventually
 
 WAYS = {
@@ -158,3 +159,12 @@ def test_a_large_set_is_read_on(listener: socket.socket):
 def _state(pid: int) -> str:
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0]
+
+
+def test_what_is_no_socket_any_more_is_let_go_of(listener: socket.socket):
+    """The number of a connection that was closed may be that of a file by the time it is looked at."""
+    with PidFd(os.getpid()) as process, open(os.devnull) as file:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            assert not _is_accepted(process, file.fileno(), [listener.getsockname()], ())
+        assert len(os.listdir("/proc/self/fd")) == before
