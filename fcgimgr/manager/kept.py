@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Final
 
 from fcgimgr.answers.conversation import Conversation, State
-from fcgimgr.fastcgi.records import ends_stdin
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.idle import Talk
 from fcgimgr.linux.parting import MOST, Last, is_accepted
@@ -49,7 +48,7 @@ class Kept:
             last = Last(self._process, sends.fd, inode)
         except LinuxError:
             return None
-        if not last.is_possible(ends_stdin if conversation.is_fastcgi else is_nothing):
+        if not last.is_possible(conversation.may_wait):
             last.give_up()
         elif not last.is_unix:
             last.hold_back()
@@ -116,7 +115,3 @@ class Kept:
             ours = is_accepted(self._process, moved.fd, self._names)
             self._conversations[inode] = Conversation() if ours else None
         return inode, self._conversations[inode]
-
-
-def is_nothing(unread: bytes) -> bool:
-    return not unread
