@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import Final, TypeAlias
 
 from fcgimgr.answers import fastcgi, http
-from fcgimgr.fastcgi.records import VERSION, ends_request
+from fcgimgr.fastcgi.records import VERSION, ends_request, ends_stdin
 
 #: So many bytes are looked at, at once, where they may matter.
 _PIECE: Final = 4096
@@ -56,6 +56,10 @@ class Conversation:
     def is_upgraded(self) -> bool:
         """Whether it has left HTTP, for WebSocket say."""
         return isinstance(self._speaks, _HTTP) and self._speaks.is_upgraded
+
+    def may_wait(self, unread: bytes) -> bool:
+        """Whether these bytes, which the server has not read, are no request: nothing, or what some send behind one."""
+        return ends_stdin(unread) if self.is_fastcgi else not unread
 
     def came(self, count: int, read: Bytes) -> None:
         """The server has read `count` bytes."""

@@ -95,11 +95,11 @@ class Last:
 
     def send(self, last: bytes) -> int | None:
         """Of a Unix socket: send this and close for writing; how much has been sent, None: nothing, and it is open."""
-        count = None
+        count = 0
         with suppress(OSError):
             count = end_with(self._socket, last)
         self._socket.close()
-        return count
+        return count or None
 
     def finish(self) -> None:
         with suppress(OSError):  # the client was quicker
@@ -115,13 +115,20 @@ class Last:
 
 
 def end_with(connection: socket.socket, last: bytes) -> int:
-    """Send this now and close for writing with it; how much could be sent, and closed it is if that is all. OSError."""
+    """Send this now and close for writing with it; how much could be sent, and closed it is if that is all.
+
+    OSError: nothing can be sent any more.
+    """
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     with _Urgent():
-        count = connection.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        try:
+            count = connection.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:  # a client that takes its time
+            return 0
         if count == len(last):
-            connection.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # the client was quicker; what was sent was sent
+                connection.shutdown(socket.SHUT_WR)
     return count
 
 

@@ -95,7 +95,7 @@ def established_inodes(names: Iterable[SocketName]) -> set[int] | None:
 def waiting(names: Iterable[SocketName]) -> frozenset[bytes]:
     """The connections that wait to be accepted from the listeners so named, each by what tells it from all others.
 
-    What was among them and is no more has been accepted (or reset by its client). None, where the kernel does not say.
+    What was among them and is no more has been accepted (or reset by its client). Empty where the kernel does not say.
     """
     found: set[bytes] = set()
     try:

@@ -346,7 +346,7 @@ class Generation:
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
         self._arm_drain_timer()
         self._arm_retry_timer()
-        if self.listening is not None and not self.listening.lost:
+        if self.listening is not None:
             self.listening.note_flags()
         if self.zygote is not None and self.core.up:
             self.zygote.start()
@@ -581,11 +581,11 @@ class Generation:
         if isinstance(state := self.core.processes[index], Starting) and state.fault:
             self.feed(core.Happened(index, Died(exit)))
             return
-        expected = exit.code in self.settings.exitcodes
+        expected = process.expected(self.settings, exit)
         if self.blind and expected and self.listening is not None and self.listening.has_accepted():
             # Whether it has served is to be known before it is decided what its end means.
             self.feed(core.Accepted(blind=True))
-        if self.listening is not None and not self.listening.lost:
+        if self.listening is not None:
             self.listening.restore_flags()
         slot.exit = exit
         in_hand = losses.in_hand(self, index)
@@ -629,7 +629,7 @@ class Generation:
         if before == after:
             self.pool.process_changed(self, change)
             return
-        if isinstance(change.after, Running) and self.listening is not None and not self.listening.lost:
+        if isinstance(change.after, Running) and self.listening is not None:
             self.listening.note_flags()
         if isinstance(change.after, Running) and not isinstance(change.before, Retiring) and self.settings.max_rss:
             self.slots[change.index].fresh_rss = rss(change.after.pid)

@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Any, Final
 
 from fcgimgr.answers.conversation import Conversation, State
-from fcgimgr.fastcgi.records import ends_stdin
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.idle import Talk
 from fcgimgr.linux.parting import MOST, Last, accepted
@@ -54,7 +53,7 @@ class Kept:
             last = Last(self._process, sends.fd, inode)
         except LinuxError:
             return None
-        if not last.is_possible(ends_stdin if conversation.is_fastcgi else is_nothing):
+        if not last.is_possible(conversation.may_wait):
             last.give_up()
         elif not last.is_unix:
             last.hold_back()
@@ -127,7 +126,3 @@ class Kept:
         if name is None or isinstance(name, tuple) or not self._places:
             return name is not None
         return unix_place(inode) in self._places
-
-
-def is_nothing(unread: bytes) -> bool:
-    return not unread

@@ -300,7 +300,8 @@ class Listening:
 
     def note_flags(self) -> None:
         """A process has taken the listeners: whether accept(2) on them waits is for its program to say."""
-        self._nonblocking.update(fd for fd in self.fds if not os.get_blocking(fd))
+        if not self.lost:
+            self._nonblocking.update(fd for fd in self.fds if not os.get_blocking(fd))
 
     def restore_flags(self) -> None:
         """A process has ended. Node gives its standard input back as it found it, and so makes its siblings wait in

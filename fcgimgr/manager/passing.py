@@ -24,7 +24,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fcgimgr.answers.conversation import Bytes, Conversation
-from fcgimgr.fastcgi.records import ends_stdin
 from fcgimgr.linux.listeners import LostListener
 from fcgimgr.linux.parting import end_with, unread
 from fcgimgr.linux.rights import refuse_rights
@@ -221,7 +220,7 @@ class _Passage:
 
     async def _answer(self, server: socket.socket, client: socket.socket, said: Conversation) -> None:
         while piece := await self._loop.sock_recv(server, PIECE):
-            if said.would_be_answered(len(piece), of(piece)) and _is_no_request(unread(client), said):
+            if said.would_be_answered(len(piece), of(piece)) and said.may_wait(unread(client)):
                 count = end_with(client, piece)
                 if count < len(piece):
                     await self._loop.sock_sendall(client, piece[count:])
@@ -247,7 +246,3 @@ async def connect(loop: asyncio.AbstractEventLoop, connection: socket.socket, ta
 
 def of(piece: bytes) -> Bytes:
     return lambda at, count: piece[at : at + count]
-
-
-def _is_no_request(waiting: bytes, said: Conversation) -> bool:
-    return ends_stdin(waiting) if said.is_fastcgi else not waiting

@@ -70,9 +70,8 @@ class Pool:
         self.removed = False  # by an update: nothing more is to be heard of it
         self.discarded: str | None = None  # why the last reload came to nothing, if it was not an operator's wish
         self.verdict: Future[Verdict] | None = None  # of the reload that is under way
-        self._lost: tuple[str, tuple[str, ...], str] | None = (
-            None  # who was lost last of what is watched, last words, why
-        )
+        # Who was lost last of what is watched, last words, why.
+        self._lost: tuple[str, tuple[str, ...], str] | None = None
         self._until_gone: dict[int, Future[Verdict]] = {}  # of those that have switched, by the generation that leaves
         self._inbox: deque[core.Event] = deque()
         self._feeding = False

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import select
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -65,7 +66,7 @@ class Engine:
         self.environ = template(self.promised)
 
 
-class Answering:
+class Answering(ABC):
     """One accepted connection. `gone`: sending or receiving has failed. Its loop sets `hung_up` and `seen_off`."""
 
     __slots__ = (
@@ -101,17 +102,17 @@ class Answering:
 
     # --- what an engine says
 
+    @abstractmethod
     def _goes_on(self) -> bool:
         """Decide whether this answer is the last one, and note it in `_closing`. To be asked with the end of each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_aborted(self) -> bool:
         """Whether the web server has aborted the request in hand."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _hear(self) -> None:
         """Something has come while an answer is being sent. Raises ClientGoneError where it is an abort."""
-        raise NotImplementedError
 
     # --- the application
 

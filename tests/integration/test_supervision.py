@@ -172,7 +172,9 @@ def test_autorestart_and_exitcodes(autorestart: str, code: int, comes_again: boo
 def test_exit_on_fatal_ends_the_manager_with_1_and_all_that_it_runs(tmp_path: Path) -> None:
     tables = """
         [program.bad]
-        command = "false"
+        command = ["sh", "-c", "until [ -s pid ]; do sleep 0.01; done; exit 1"]
+        directory = "%(here)s"
+        startsecs = 60
         startretries = 0
         depends_on = ["good"]
         [program.good]

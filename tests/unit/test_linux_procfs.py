@@ -105,6 +105,7 @@ def test_rss_is_in_bytes() -> None:
 
 
 def test_the_environment_it_was_started_with(sleeper: subprocess.Popen[bytes]) -> None:
+    eventually(lambda: procfs.environ_has(sleeper.pid, "LAST"))  # until it executes its program it shows none
     # The names at both ends and in the middle; not a part of one, and not a value.
     assert [procfs.environ_has(sleeper.pid, key) for key in ("FIRST", "MIDDLE", "LAST")] == [True, True, True]
     assert [procfs.environ_has(sleeper.pid, key) for key in ("IRST", "MIDD", "2")] == [False, False, False]
