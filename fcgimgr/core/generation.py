@@ -754,7 +754,9 @@ class _Draft:
             self.recycling += (event,)
 
     def _may_be_recycled(self, index: int) -> bool:
-        if not (self.up and self.open) or self.refusing or index >= self.wanted or self.now < self.recycle_from:
+        if not (self.up and self.open) or self.refusing or self.pool.left:
+            return False
+        if index >= self.wanted or self.now < self.recycle_from:
             return False
         known = index in self.rolling or any(one.index == index for one in self.recycling)
         return not known and isinstance(self.processes[index], Running)

@@ -11,6 +11,7 @@ from fcgimgr.core.generation import (
     RECYCLE_AGAIN,
     Adopted,
     Forget,
+    Hold,
     NotRecycled,
     Overdue,
     PoolState,
@@ -472,3 +473,10 @@ def test_a_lifetime_that_ends_sooner_than_it_is_put_off_is_kept():
     history = alone(max_lifetime=3, backoff_max=7)
     recycle_until_put_off(history)
     assert history.timers == [3.0]
+
+
+def test_a_lifetime_that_is_over_after_another_generation_has_come_ends_nothing():
+    """Its operator may still want this one back; a process that was to be restarted may run that long."""
+    history = up(max_lifetime=10)
+    history.restart("app_00").feed(Hold()).at(10.0)
+    assert not history.pool.recycling
