@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fcgimgr.fastcgi.client import fetch
+from fcgimgr.fastcgi.records import FastCGIError
 from tests.integration.commands import Manager, running
 from tests.integration.ports import connect, free_address
 from tests.integration.succession import PYTHON
@@ -32,6 +34,14 @@ while True:
             while line.split()[1] == b"/hang" and not os.path.exists("free"):
                 time.sleep(0.01)
             connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body))
+"""
+
+HANGS = """\
+import pathlib, time
+
+def app(environ, start_response):
+    pathlib.Path("hangs").touch()
+    time.sleep(1000)
 """
 
 
@@ -91,6 +101,25 @@ def test_who_waits_behind_those_that_hang_is_served_by_the_new_ones(
             assert manager.output().count("with 1 connection in hand") == (0 if freed else 2)
         for connection in hung:
             connection.close()
+
+
+@pytest.mark.parametrize("server", ["native", "flup"])
+def test_a_request_that_one_of_our_engines_had_in_hand_is_lost(server: str, tmp_path: Path) -> None:
+    """It cannot have been a WebSocket."""
+    address = free_address("unix", tmp_path)
+    (tmp_path / "hang.py").write_text(HANGS)
+    keys = [f'server = "{server}"', "stopwaitsecs = 1", "reload_watch = 0"]
+    lines = ["[pool.app]", f'socket = "{address}"', 'wsgi = "hang:app"', 'directory = "%(here)s"', *keys, ""]
+    with running(tmp_path, "\n".join(lines)) as manager, ThreadPoolExecutor(1) as clients:
+        asks = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/hang", "SERVER_PROTOCOL": "HTTP/1.1"}
+        hung = clients.submit(fetch, address, asks)
+        eventually((tmp_path / "hangs").exists)
+        reload = manager("reload", "app")
+        reload.fails(1)
+        assert "generation 2 serves, but 1 connection of generation 1 lost: see the log" in reload.out
+        assert "with GET /hang in hand" in manager.output()
+        with pytest.raises(FastCGIError):
+            hung.result()
 
 
 def test_what_is_lost_with_the_queue_is_said(tmp_path: Path) -> None:
