@@ -17,20 +17,20 @@ from tests.integration.ports import connect, free_address
 from tests.integration.succession import PYTHON
 from tests.waiting import eventually
 
-# One connection at a time, kept. The body of a POST comes back behind the number of the generation; "/hang" is answered
-# when the file "free" is there.
+# One connection at a time, kept. The body of a POST comes back behind the number of the generation; at "/peer" with
+# where it comes from; "/hang" is answered when the file "free" is there.
 PROGRAM = """\
 import os, socket, time
 generation = os.environ["FCGIMGR_GENERATION"].encode()
 listener = socket.socket(fileno=0)
 while True:
-    connection, _ = listener.accept()
+    connection, peer = listener.accept()
     with connection, connection.makefile("rb") as said:
         while line := said.readline():
             length = 0
             while (field := said.readline()).strip():
                 length = int(field[15:]) if field.startswith(b"Content-Length:") else length
-            body = generation + said.read(length)
+            body = generation + said.read(length) + (peer[0].encode() if b"/peer" in line else b"")
             while line.split()[1] == b"/hang" and not os.path.exists("free"):
                 time.sleep(0.01)
             connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body))
@@ -99,6 +99,20 @@ def test_who_waits_behind_those_that_hang_is_served_by_the_new_ones(
             cut = "" if freed else "; 2 connections of generation 1 cut at stopwaitsecs"
             assert reload.result().succeeds() == f"app: reloaded: generation 2 serves{cut}\n"
             assert manager.output().count("with 1 connection in hand") == (0 if freed else 2)
+        for connection in hung:
+            connection.close()
+
+
+@pytest.mark.parametrize(("listens", "here"), [("0.0.0.0", "127.0.0.5"), ("*", "::ffff:127.0.0.5")])
+def test_who_is_passed_on_does_not_pass_for_one_from_127_0_0_1(listens: str, here: str, tmp_path: Path) -> None:
+    port = free_address("tcp", tmp_path).rpartition(":")[2]
+    address = f"127.0.0.5:{port}"
+    with running(tmp_path, pool(tmp_path, f"{listens}:{port}", "stopwaitsecs = 1")) as manager:
+        hung = all_hang(manager, address)
+        waiting = asked(address, "/peer")
+        eventually(lambda: queued(manager) == 1)
+        manager("reload", "app").succeeds()
+        assert answered(waiting, b"") == (b"2", here.encode())
         for connection in hung:
             connection.close()
 
