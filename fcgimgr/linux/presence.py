@@ -29,9 +29,12 @@ class Presence:
         """Readable when something may have gone."""
         return self._fd
 
-    def watch_file(self, path: str) -> None:
-        """Tell of the file's going. OSError as of `watch_directory`, and EACCES: only who may read it may watch it."""
-        inotify_add_watch(self._fd, path, _ITSELF)
+    def watch_file(self, path: str, *, moves: bool = True) -> None:
+        """Tell of the file's going; that it is renamed only with `moves`.
+
+        OSError as of `watch_directory`, and EACCES: only who may read it may watch it.
+        """
+        inotify_add_watch(self._fd, path, _ITSELF if moves else _ITSELF & ~_MOVE_SELF)
 
     def watch_directory(self, path: str, *, files: bool = False) -> None:
         """Tell of the directory's going; with `files`, of that of each file in it as well.

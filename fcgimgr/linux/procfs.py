@@ -55,6 +55,22 @@ def signal_waits(thread: int) -> bool:
     return bool(waiting & ~(_from_status(thread, b"SigBlk:", 16) or 0))
 
 
+def wait_status(pid: int) -> int | None:
+    """How it ended, as waitpid(2) has it, of a zombie (proc(5), stat field 52). None: it is none, or another user's."""
+    fields = _stat(pid)
+    if not fields or fields[0] != b"Z" or (os.geteuid() not in (0, owner(pid))):
+        return None
+    return int(fields[49])
+
+
+def owner(pid: int) -> int | None:
+    """Its user."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
 def parent(pid: int) -> int | None:
     """The pid of its parent."""
     fields = _stat(pid)

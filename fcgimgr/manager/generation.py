@@ -6,9 +6,11 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
+import os
 import socket
 from asyncio import TimerHandle
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from signal import SIGCONT
 from typing import TYPE_CHECKING, Final
@@ -38,11 +40,12 @@ from fcgimgr.core.process import (
 )
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
+from fcgimgr.linux.accounts import Account
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.procfs import state as state_of
-from fcgimgr.linux.recipes import Recipe
+from fcgimgr.linux.recipes import Recipe, is_us
 from fcgimgr.manager import losses, requestlogs
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.faults import fault_of_ours
@@ -344,6 +347,8 @@ class Generation:
                     self.daemon.draining.watch(self)
                 case Starting(executed=False):  # what it had to say went to the manager before us
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
+        for path, account in self.request_logs():
+            self.daemon.request_logs.create(path, account)  # what is wrong with it is said at the next start, or reopen
         self._arm_drain_timer()
         self._arm_retry_timer()
         if self.listening is not None:
@@ -501,9 +506,16 @@ class Generation:
         recipes = self._recipes()
         plan = recipes.plan(index)
         for path in requestlogs.files(plan):
-            for problem in requestlogs.create(path, recipes.account):  # it serves without
+            for problem in self.daemon.request_logs.create(path, recipes.account):  # it serves without
                 self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
         return recipes.recipe(plan), plan
+
+    def request_logs(self) -> Iterator[tuple[str, Account | None]]:
+        """The files that its workers write to themselves, and as whom; one may come more than once."""
+        if self.recipes is not None:
+            for index, slot in enumerate(self.slots):
+                if slot.board is not None:
+                    yield from ((path, self.recipes.account) for path in requestlogs.files(self.recipes.plan(index)))
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
         """Let the workers open their log files anew: how many there are, and what is wrong with others."""
@@ -514,7 +526,7 @@ class Generation:
             if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
                 for path in paths:
                     if path not in problems:
-                        problems[path] = requestlogs.create(path, self.recipes.account)
+                        problems[path] = self.daemon.request_logs.create(path, self.recipes.account)
                 slot.board.ask_to_reopen()
         return sum(not found for found in problems.values()), [
             problem for found in problems.values() for problem in found
@@ -570,8 +582,23 @@ class Generation:
             timestamps=settings.log_timestamps,
             format=settings.log_format,
             label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
+            pipe=self.daemon.readers.pipe(fd, self.stranger, process) if self.stranger is not None else None,
             release=self.daemon.logs.release,
         )
+
+    @property
+    def stranger(self) -> str | None:
+        """Whose its processes are, if that is another user than we, who is not to hold us up. None: they are ours."""
+        account = self.recipes.account if self.recipes is not None else None
+        is_ours = self.settings.user is None or os.geteuid() != 0 or (account is not None and is_us(account))
+        return None if is_ours else self.settings.user
+
+    def close_pipe(self, fd: int) -> None:
+        """Close a descriptor of a pipe that one of its processes may have."""
+        if self.stranger is None:
+            os.close(fd)
+        else:
+            self.daemon.readers.close(fd)
 
     def died(self, index: int, pid: int, exit: Exit) -> None:
         """The process is dead and reaped."""

@@ -1,17 +1,19 @@
 """The log files that workers write to themselves (fcgimgr/worker/appending.py): access_log and slowlog.
 
 A worker runs as the pool's user, who as a rule may not create a file in /var/log. So the manager creates it before the
-worker is started, and again when log files are opened anew, with that user as its owner.
+worker is started, and again when log files are opened anew or it was removed, with that user as its owner.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.linux.accounts import Account
-from fcgimgr.manager.openlog import FILE_MODE, open_log, open_reason
+from fcgimgr.linux.directories import directory_of
+from fcgimgr.manager.openlog import FILE_MODE, make_directory, open_in, open_reason
 
 #: The variables that tell a worker their paths.
 ACCESS_LOG: Final = "FCGIMGR_ACCESS_LOG"
@@ -29,12 +31,55 @@ def files(plan: ProcessPlan) -> list[str]:
     return [path for path in dict.fromkeys(environment(plan).values()) if path != "-"]
 
 
-def create(path: str, account: Account | None) -> list[str]:
-    """Let there be this file, for this user to write to; what is wrong, in words."""
-    problems: list[str] = []
-    owner = None if account is None else (account.uid, account.gid)
+class RequestLogs:
+    """The files, and the directories that they were made in. `watch`: is told of each that is to be looked after."""
+
+    def __init__(self, watch: Callable[[int], None]) -> None:
+        self._watch = watch
+        self._homes: dict[str, os.stat_result] = {}  # by path, its directory as it was
+
+    def create(self, path: str, account: Account | None) -> list[str]:
+        """Let there be this file, for this user to write to; what is wrong, in words."""
+        problems: list[str] = []
+        try:
+            with directory_of(path) as (directory, name):
+                self._create(path, directory, name, account, lambda note: problems.append(f"{path}: {note}"))
+        except OSError as error:
+            problems.append(f"{path}: cannot be opened: {open_reason(error)}")
+        return problems
+
+    def _create(
+        self, path: str, directory: int, name: str, account: Account | None, note: Callable[[str], None]
+    ) -> None:
+        owner = None if account is None else (account.uid, account.gid)
+        fd = open_in(directory, name, owner=owner, mode=FILE_MODE, note=note)
+        try:
+            self._homes[path] = os.fstat(directory)
+            self._watch(fd)
+        finally:
+            os.close(fd)
+
+    def put_back(self, path: str, account: Account | None) -> str | None:
+        """Make the file again, and its directory, if they were there and have been removed: what was done. OSError."""
+        if path not in self._homes:
+            return None
+        made = "the file was removed; a new one is begun"
+        try:
+            with directory_of(path) as (directory, name):
+                if is_there(directory, name):
+                    return None
+        except FileNotFoundError:
+            make_directory(path, self._homes[path])
+            made = "its directory was removed; made again"
+        with directory_of(path) as (directory, name):
+            self._create(path, directory, name, account, lambda note: None)
+        return made
+
+
+def is_there(directory: int, name: str) -> bool:
+    """Whether there is anything of this name in a directory that is open. OSError: it cannot be looked at."""
     try:
-        os.close(open_log(path, owner=owner, mode=FILE_MODE, note=lambda note: problems.append(f"{path}: {note}")))
-    except OSError as error:
-        problems.append(f"{path}: cannot be opened: {open_reason(error)}")
-    return problems
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

@@ -41,6 +41,25 @@ static void *poll_it(void *nothing) {
     return nothing;
 }
 
+static volatile int printed;
+
+// There is something to read, always, until the page is to be printed.
+static void *print_lines(void *nothing) {
+    while (!printed && write(1, "before\n", 7) == 7) continue;
+    return nothing;
+}
+
+static void *print_it(void *nothing) {
+    pthread_t lines;
+    pthread_create(&lines, NULL, print_lines, NULL);
+    usleep(5000);
+    if (write(1, page, 4096) < 0) perror("page");
+    printed = 1;
+    puts("\nafter");
+    fflush(stdout);
+    return nothing;
+}
+
 static void *send_it(void *nothing) {
     while (!is_traced()) usleep(1000);
     writev(1, page, 1);
@@ -55,8 +74,11 @@ int main(int count, char **arguments) {
         return 1;
     }
     pthread_t thread;
-    void *(*how)(void *) = strcmp(arguments[2], "poll") == 0 ? poll_it : send_it;
+    void *(*how)(void *) = strcmp(arguments[2], "poll") == 0    ? poll_it
+                           : strcmp(arguments[2], "print") == 0 ? print_it
+                                                                : send_it;
     pthread_create(&thread, NULL, how, NULL);
+    if (how == print_it) pthread_join(thread, NULL);
     have_something_in_hand();
     sleep(1);
     notify("X_RECYCLE=please");
