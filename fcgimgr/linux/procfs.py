@@ -132,17 +132,11 @@ def descendants(pid: int, most: int | None = None) -> list[int]:
     return found
 
 
-def environ_has(pid: int, key: str, value: str | None = None) -> bool | None:
-    """Whether the environment it was started with names `key` (what it changed later does not show), as `value`."""
-    text = _read(f"/proc/{pid}/environ")
-    if text is None:
-        return None
-    needle = os.fsencode(f"{key}=" if value is None else f"{key}={value}\0")
-    return text.startswith(needle) or b"\0" + needle in text
-
-
 def environment_of(pid: int) -> dict[str, str] | None:
-    """The environment it was started with. None when it is gone or belongs to another user."""
+    """The environment it was started with. None when it is gone or belongs to another user.
+
+    It is read from its memory, and so it may never come (linux/helper.py).
+    """
     text = _read(f"/proc/{pid}/environ")
     if text is None:
         return None

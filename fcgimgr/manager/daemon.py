@@ -30,6 +30,7 @@ from fcgimgr.core.process import (
     Stopping,
 )
 from fcgimgr.linux.gate import Gates
+from fcgimgr.linux.helper import was_helper
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import Death, reap
 from fcgimgr.manager.abandoned import Abandoned
@@ -37,11 +38,13 @@ from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
+from fcgimgr.manager.environments import Environments, Looking
 from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.ground import Ground
 from fcgimgr.manager.helpers import Helpers
+from fcgimgr.manager.helping import Makers
 from fcgimgr.manager.history import History
 from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.journal import Journal
@@ -110,12 +113,16 @@ class Daemon:
         self.signalling = Signalling(self.unreaped)
         self.notify = NotifySockets(self)
         self.abandoned = Abandoned(journal)
-        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers)
         self.readiness = Readiness(self)
         self.taking = Taking(self)
         self.canaries = Canaries(self)
         self.gates = Gates()  # where they are not closed by a helper
-        self.helpers = Helpers(self, {"looks": Looks, "sights": Sights, "idle": IdleOnes})
+        kinds: Makers = {"looks": Looks, "sights": Sights, "idle": IdleOnes, "environments": Looking}
+        self.helpers = Helpers(self, kinds)
+        self.environments = Environments(self)
+        self.leftovers = Leftovers(
+            loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers, self.environments
+        )
         self.readers = Readers(loop, lambda name, message: journal.warning(message, name=name))
         self.draining = Draining(self)
         self.passing = Passing(self)
@@ -378,7 +385,7 @@ class Daemon:
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:
-        if self.gates.ended(death.pid):
+        if self.gates.ended(death.pid) or was_helper(death.pid):
             return
         exit = Exit(code=death.code, signal=death.signal)
         if not self._is_dead(death.pid, exit) and not self.abandoned.reaped(death.pid):

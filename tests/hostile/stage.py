@@ -84,7 +84,9 @@ def children(pid: int, script: str) -> Iterator[int]:
     """The children of a process that execute this script, the oldest first."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         try:
-            if script in Path(f"/proc/{child}/cmdline").read_text():
+            # Some of those that attack show nothing of their memory; and their names are others.
+            name = Path(f"/proc/{child}/comm").read_text()
+            if name.startswith("python") and script in Path(f"/proc/{child}/cmdline").read_text():
                 yield int(child)
         except OSError:
             continue
@@ -181,6 +183,7 @@ ATTACKS_KNOWN = [
     Attack("page, polled", ["fuse_page.c", "poll"], fuse=True),
     Attack("page, sent", ["fuse_page.c", "send"], RECYCLED, fuse=True),
     Attack("page, printed", ["fuse_page.c", "print"], PRINTS, fuse=True),
+    Attack("memory, locked", ["fuse_page.c", "lock"], RECYCLED, fuse=True),
     Attack("descriptors", ["python", "many_descriptors.py"], RECYCLED),
     Attack("notify flood", ["python", "notify_flood.py"], "startsecs = 0"),
     Attack("lingering rights", ["python", "lingering_rights.py"], "startsecs = 0"),

@@ -74,6 +74,19 @@ def test_a_worker_that_cannot_be_looked_at_is_ended_when_its_time_is_over() -> N
         eventually(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
+def test_what_a_worker_leaves_that_shows_nothing_of_its_memory_keeps_nobody_waiting() -> None:
+    (attack,) = (attack for attack in ATTACKS_KNOWN if attack.name == "memory, locked")
+    with staged(attack) as stage:
+        eventually(lambda: "evil:evil_00: EXITED" in stage.manager.output())
+        assert stage.ping() < SOON
+        assert stage.respawn() < SOON
+        eventually(lambda: "a look at it does not end" in stage.manager.output())
+        assert stage.ping() < SOON
+        # Whose it is cannot be seen; and no end of the manager waits for it.
+        os.kill(stage.manager.pid, signal.SIGTERM)
+        stage.manager.wait(10)
+
+
 def printed(keys: str = "") -> Attack:
     (attack,) = (attack for attack in ATTACKS_KNOWN if attack.name == "page, printed")
     return replace(attack, keys=f"{attack.keys}\n{keys}")
