@@ -270,7 +270,7 @@ def pids() -> list[int]:
 def holders(inodes: Collection[int] | None) -> str:
     """ " by pid 12 (nginx)" for those that have one of these sockets open, as far as we may see; else nothing.
 
-    Walks all of /proc: for error messages only.
+    Walks all of /proc: for error messages only. May block.
     """
     wanted = set(inodes or ())
     found = [pid for pid in pids() if holds(pid, wanted)] if wanted else []

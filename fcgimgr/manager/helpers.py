@@ -52,7 +52,7 @@ class Helpers:
         self._helpers: list[Helper] = []
         self._leaving: list[Helper] = []  # those that have nothing left to do
         self._jobs = 0
-        self._given_up: dict[int, int | None] = {}  # by pid, when it was born
+        self._given_up: dict[int, PidFd] = {}  # by pid
         self._inline = not may_look_at_siblings()
 
     def job(self, kind: str) -> Job | InlineJob:
@@ -65,7 +65,10 @@ class Helpers:
     @property
     def given_up(self) -> tuple[int, ...]:
         """The pids of those that are not to be looked at."""
-        self._given_up = {pid: born for pid, born in self._given_up.items() if procfs.start_time(pid) == born}
+        for pid, process in tuple(self._given_up.items()):
+            if process.has_ended():
+                del self._given_up[pid]
+                process.close()
         return tuple(self._given_up)
 
     def has(self, pid: int) -> bool:
@@ -95,7 +98,10 @@ class Helpers:
         self._leaving.remove(helper)
 
     def _lost(self, helper: Helper, at: int, is_stuck: bool) -> None:
-        """It was killed, or has ended. at: whom it was at; 0 is nobody."""
+        """It was killed, or has ended. at: whom it was at; 0 is nobody.
+
+        What is read of that one here waits for nobody (linux/procfs.py): it would keep us as it has kept the helper.
+        """
         self._helpers.remove(helper)
         if not at:
             return
@@ -105,9 +111,12 @@ class Helpers:
         family = (leader, *procfs.descendants(leader, procfs.MOST_PROCESSES)) if leader > 1 else (at,)
         for member in family:
             let_go_if_possible(member)
-        if not is_stuck or at in self._given_up:
+        if not is_stuck or at in self.given_up:
             return
-        self._given_up[at] = procfs.start_time(at)
+        try:
+            self._given_up[at] = PidFd(at)
+        except LinuxError:
+            return  # it has gone
         child = self._daemon.children.get(leader)
         self._daemon.journal.warning(
             "a look at it does not end: it is taken for busy from now on; what it has in hand cannot be seen",
