@@ -123,7 +123,12 @@ class Daemon:
         self.helpers = Helpers(self, kinds)
         self.environments = Environments(self)
         self.leftovers = Leftovers(
-            loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers, self.environments
+            loop,
+            self.children,
+            self.notify.is_ours,
+            self.abandoned.add_leftovers,
+            self.environments,
+            self.abandoned,
         )
         self.readers = Readers(loop, lambda name, message: journal.warning(message, name=name))
         self.draining = Draining(self)

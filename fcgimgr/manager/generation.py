@@ -268,7 +268,7 @@ class Generation:
         if slot.armed != due:
             return
         slot.armed = None
-        if self._is_killed(index):
+        if self._is_killed(index):  # and is to be abandoned
             self.daemon.reap_children()  # the loop may have been kept from its death for all this time
             if not self._is_killed(index):
                 return
@@ -278,7 +278,7 @@ class Generation:
 
     def _is_killed(self, index: int) -> bool:
         state = self.core.processes[index] if index < len(self.core.processes) else None
-        return isinstance(state, Stopping) and state.killed
+        return (isinstance(state, Stopping) and state.killed) or (isinstance(state, Starting) and bool(state.fault))
 
     def _arm_drain_timer(self) -> None:
         due = self.core.draining
