@@ -9,6 +9,7 @@ import pytest
 
 from fcgimgr.cli import failure
 from fcgimgr.cli.main import cli
+from fcgimgr.cli.manpage import pages
 from fcgimgr.cli.reference import names_in, written_again
 from fcgimgr.config.foreign_pages import PAGES
 from fcgimgr.config.foreign_pages import written_again as foreign_tables_written_again
@@ -86,6 +87,18 @@ def test_the_reference_of_the_commands_is_that_of_the_program() -> None:
     document = DOCS / "commands.md"
     text = document.read_text(encoding="utf-8")
     assert text == written_again(text), f"run: python -m fcgimgr.cli.reference {name_of(document)}"
+
+
+@pytest.mark.parametrize("name", pages())
+def test_the_manual_pages_are_those_of_the_program_and_roff_takes_them(name: str) -> None:
+    assert (CHECKOUT / "man" / name).read_text(encoding="utf-8") == pages()[name], (
+        "run: python -m fcgimgr.cli.manpage man"
+    )
+    if shutil.which("groff"):
+        done = subprocess.run(
+            ["groff", "-ww", "-man", "-Tutf8", CHECKOUT / "man" / name], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_command_has_its_section() -> None:
