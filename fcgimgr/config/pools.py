@@ -515,7 +515,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Meta(
             description=(
                 'Which FastCGI server runs the `wsgi` application: `"flup"`, in threads, or `"native"`, fcgimgr\'s '
-                "own and several times as fast, one request a process unless `threads` says more. See `fcgimgr help wsgi.md`."
+                "own and several times as fast, one request a process unless `threads` says more. See "
+                "`fcgimgr help wsgi.md`."
             )
         ),
     ] = "flup"
@@ -627,8 +628,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             description=(
                 'Form of these lines: `"json"`, or text with the characters of PHP-FPM: `%R` client, `%u` user, '
                 "`%t` time of the request, `%m` method, `%r` path, `%Q%q` query, `%s` status, `%l` length of the "
-                "request, `%b` of the answer, `%d` seconds, `%p` pid, `%n` pool and others, as `fcgimgr help limits` lists "
-                "them."
+                "request, `%b` of the answer, `%d` seconds, `%p` pid, `%n` pool and others, as `fcgimgr help limits` "
+                "lists them."
             )
         ),
     ] = '%R - %u %t "%m %r%Q%q" %s'
