@@ -108,8 +108,11 @@ def cli(context: click.Context) -> None:
     from .running import run_manager
 
     config = find_config(context)
-    if given_socket(context) is not None:
-        raise click.UsageError("-s names the socket of a manager that runs: say what to ask it, such as status")
+    if socket := given_socket(context):
+        from .words import OF_NGINX
+
+        ask = f"here: {OF_NGINX[socket]}" if socket in OF_NGINX else "say what to ask it, such as status"
+        raise click.UsageError(f"-s names the socket of a manager that runs: {ask}")
     if config is None:
         print(context.get_help())
         raise Failure(f"nothing to run: there is no {' and no '.join(SEARCHED)}", code=failure.USAGE)

@@ -117,6 +117,14 @@ OPTIONS: Final = {
     "--workers": "it stands in the configuration: `fcgimgr help numprocs`",
 }
 
+#: What nginx takes after -s, where here the control socket stands.
+OF_NGINX: Final = {
+    "reload": f"{_UPDATE}; {_RESTART}",
+    "reopen": "`fcgimgr reopen` opens the logs anew",
+    "stop": _MANAGER,
+    "quit": _MANAGER,
+}
+
 
 def meant(word: str, commands: Iterable[str]) -> str:
     """What to say to somebody who typed `word`, which is no command, as if it were one."""

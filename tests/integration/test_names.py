@@ -125,18 +125,3 @@ def test_log_reads_the_logfile_where_there_is_one(tmp_path: Path) -> None:
         shown = manager("log", "-n", "1000").succeeds()
         assert shown.startswith("of a manager before\n")
         assert shown == log.read_text()
-
-
-def test_strict_readiness_is_of_every_process(tmp_path: Path) -> None:
-    text = """\
-[program.some]
-command = ['/bin/sh', '-c', 'test "$FCGIMGR_PROCESS" = some_00 && exec sleep 1000']
-numprocs = 2
-startsecs = 0.2
-startretries = 0
-"""
-    with running(tmp_path, text, ready=False) as manager:
-        eventually(lambda: "DEGRADED" in manager("status").out)
-        assert manager("probe", "ready").succeeds() == "some is DEGRADED\n"
-        done = manager("probe", "ready", "--strict")
-        assert (done.code, done.out) == (1, "some is DEGRADED\n")

@@ -82,6 +82,7 @@ def test_a_slip_of_a_finger_is_understood(slip: str, command: str) -> None:
         (["-t"], "fcgimgr check"),
         (["-V"], "fcgimgr --version"),
         (["--daemon"], "fcgimgr run --daemon"),
+        (["-s", "reload"], "fcgimgr update"),
         (["pool.toml"], "fcgimgr -c pool.toml"),
         (["shop.wsgi:application"], "fcgimgr dev shop.wsgi:application"),
     ],
