@@ -108,7 +108,6 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
 
 
 def lines(command: str) -> list[str]:
-    """The examples of a command as they are shown: its own lines, each with what it is for behind it."""
-    examples = EXAMPLES.get(command, ())
-    width = max((len(line) for line, _ in examples), default=0)
-    return [f"{line:<{width}}  # {about}" for line, about in examples]
+    """The examples of a command as a shell takes them: each with what it is for behind it."""
+    width = max(len(line) for line, _ in EXAMPLES[command])
+    return [f"{line:<{width}}  # {about}" for line, about in EXAMPLES[command]]

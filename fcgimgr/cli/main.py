@@ -115,7 +115,11 @@ def cli(context: click.Context) -> None:
         raise click.UsageError(f"-s names the socket of a manager that runs: {ask}")
     if config is None:
         print(context.get_help())
-        raise Failure(f"nothing to run: there is no {' and no '.join(SEARCHED)}", code=failure.USAGE)
+        raise Failure(
+            f"nothing to run: there is no {' and no '.join(SEARCHED)}\n"
+            "`fcgimgr help first-pool` says how to write one; `fcgimgr demo` shows one at work",
+            code=failure.USAGE,
+        )
     run_manager(config)
 
 

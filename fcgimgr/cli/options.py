@@ -6,7 +6,7 @@ import click
 
 from fcgimgr import __version__
 
-from .examples import lines
+from .examples import EXAMPLES
 from .locate import remember_config, remember_socket
 
 
@@ -49,8 +49,7 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
-            for line in lines(self.name or ""):
-                formatter.write(f"  {line}\n")
+            formatter.write_dl(EXAMPLES[self.name or ""])
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:

@@ -149,14 +149,10 @@ def _here(at: At, row: Row) -> str:
         for name in advised:
             if name in WSGI_KEYS:
                 return WSGI_KEYS[name]
-    if (
-        at.table == "program"
-        and advised
-        and advised[0] in keys(PoolSettings)
-        and advised[0] not in keys(ProgramSettings)
-    ):
-        return f"{message(cell)}, which only a [pool.NAME] has"
-    return message(cell)
+    if not advised or advised[0] not in keys(PoolSettings) or advised[0] in at.allowed:
+        return message(cell)
+    only_pools = advised[0] not in keys(ProgramSettings)
+    return f"{message(cell)}, which only a {'[pool.NAME]' if only_pools else '[pool.NAME] or [program.NAME]'} has"
 
 
 def foreign_key(key: str) -> Iterator[str]:

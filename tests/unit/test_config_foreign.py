@@ -45,8 +45,10 @@ def test_a_command_is_never_sent_to_a_key_of_wsgi_pools(tmp_path: Path, table: s
     assert len(said) >= len(written) - len(WSGI_KEYS)
 
 
-def test_a_program_is_told_which_keys_only_a_pool_has(tmp_path: Path) -> None:
+def test_a_table_is_told_which_keys_only_others_have(tmp_path: Path) -> None:
     assert told(tmp_path, TABLES["program"] + 'bind = "x"\n')["bind"].endswith("which only a [pool.NAME] has")
+    said = told(tmp_path, TABLES["program"] + "[manager]\nworkers = 3\n")
+    assert said["manager.workers"].endswith("numprocs, which only a [pool.NAME] or [program.NAME] has")
 
 
 @pytest.mark.parametrize(
