@@ -81,10 +81,10 @@ def unknown_keys(at: At, key: str, value: object) -> Iterator[tuple[str, str]]:
         for name in dotted:
             yield name, unknown_key(at, name)
     else:
-        yield key, unknown_key(at, key)
+        yield key, unknown_key(at, key, value)
 
 
-def unknown_key(at: At, key: str) -> str:
+def unknown_key(at: At, key: str, value: object = None) -> str:
     """The message for one key."""
     plain = plain_key(key)
     if plain in LATER:
@@ -93,7 +93,7 @@ def unknown_key(at: At, key: str) -> str:
         return f"is for a wsgi application only; {WSGI_KEYS[plain]}"
     if plain in at.allowed:
         return f"unknown key; did you mean {plain}?"
-    told = _elsewhere(at.table, plain) or _foreign(at, plain)
+    told = _elsewhere(at.table, plain) or _foreign(at, plain, value)
     if told:
         return told
     if plain.startswith("rlimit_"):
@@ -118,21 +118,21 @@ def _elsewhere(table: str, key: str) -> str | None:
     return None
 
 
-def _rows(key: str) -> dict[str, Row]:
-    """The first row of each foreign table that has `key`, by whose table it is."""
-    plain = plain_key(key)
+def _rows(key: str, value: object = None) -> dict[str, Row]:
+    """The row of each foreign table that has `key`, by whose table it is: the one for its value, or else the first."""
+    plain, said = plain_key(key), str(value).lower()
     found = {}
     for whose, table in FOREIGN.items():
-        row = next((row for row in table if plain in row.keys), None)
-        if row is not None:
-            found[whose] = row
+        rows = [(row, row.keys[plain]) for row in table if plain in row.keys]
+        if rows:
+            found[whose] = next((row for row, of in rows if of in ("", said)), rows[0][0])
     return found
 
 
-def _foreign(at: At, key: str) -> str | None:
+def _foreign(at: At, key: str, value: object) -> str | None:
     """What a key of others is here; where it means several things, each with whose it is."""
     told: dict[str, str] = {}
-    for whose, row in _rows(key).items():
+    for whose, row in _rows(key, value).items():
         told.setdefault(_here(at, row), whose)
     if len(told) > 1:
         return "unknown key; " + "; ".join(

@@ -13,7 +13,7 @@ from msgspec import Struct
 _CODE: Final = re.compile(r"`([^`]+)`")
 _LINK: Final = re.compile(r"\[([^]]+)\]\([^)]+\)")
 # A key, also as an option or with a value: `lazy-apps = true`, `--check-config`, `php_admin_value[x]`.
-_KEY: Final = re.compile(r"(?:--)?([A-Za-z][\w.-]*)(?:\[\w*\])?(?: *=.*)?")
+_KEY: Final = re.compile(r"(?:--)?([A-Za-z][\w.-]*)(?: = \"?(\w+)\"?)?")
 
 
 class Row(Struct, frozen=True):
@@ -24,10 +24,10 @@ class Row(Struct, frozen=True):
     wsgi: str = ""
 
     @property
-    def keys(self) -> set[str]:
-        """The keys that it is about, as `plain_key` writes them."""
+    def keys(self) -> dict[str, str]:
+        """The keys that it is about, as `plain_key` writes them, each with the value of which alone it is, or ""."""
         words = (word for cell in self.theirs for word in _CODE.findall(cell))
-        return {plain_key(found[1]) for word in words if (found := _KEY.fullmatch(word))}
+        return {plain_key(found[1]): (found[2] or "").lower() for word in words if (found := _KEY.fullmatch(word))}
 
 
 def plain_key(key: str) -> str:

@@ -75,6 +75,22 @@ def test_a_hint_says_what_works_for_the_table_at_hand(tmp_path: Path, table: str
     assert message in " ".join(said.values())
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("preload_app = true", "here it is preload = true"),
+        ("preload_app = false", "each process imports the application by itself"),
+        ("lazy-apps = false", "here it is preload = true"),
+        ('worker_class = "gevent"', "monkey.patch_all()"),
+        ('worker_class = "uvicorn.workers.UvicornWorker"', "gunicorn as a command"),
+        ('worker_class = "eventlet"', "such as uvicorn"),
+    ],
+)
+def test_a_hint_heeds_the_value(tmp_path: Path, line: str, message: str) -> None:
+    (said,) = told(tmp_path, f"{TABLES['wsgi']}{line}\n").values()
+    assert message in said
+
+
 def test_every_key_of_php_fpm_with_a_dot_is_told(tmp_path: Path) -> None:
     said = told(tmp_path, TABLES["command"] + 'pm.max_children = 5\npm.start_servers = 2\naccess.log = "x"\n')
     assert said.keys() == {"pm.max_children", "pm.start_servers", "access.log"}
