@@ -228,6 +228,8 @@ async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: 
         daemon.journal.info(
             "starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control
         )
+        if config.activated is not None:
+            daemon.journal.info(f"pools without `python` run in the virtualenv that is active here: {config.activated}")
     daemon.watchers.append(TellStarter(daemon, starter))
     if estate is None:
         daemon.start()
