@@ -103,6 +103,7 @@ def control_path(config: str) -> str:
         raise Failure(f"{config}: {error.strerror or error}", code=USAGE) from error
     path = _control_path(config, _tables(text))
     if path == _default(config):
+        path = _default_in_use(config)
         _refuse_squatted(os.path.dirname(path))
     return path
 
@@ -128,32 +129,6 @@ def _refuse_squatted(directory: str) -> None:
             f"{directory} belongs to uid {found.st_uid}: whoever answers there is not your manager; "
             "remove it, or set XDG_RUNTIME_DIR"
         )
-
-
-def no_manager(problem: str, context: click.Context) -> Failure:
-    """The failure of a command that found nobody, with the way to start one."""
-    config = find_config(context)
-    file = "pool.toml" if config is None else short_path(config)
-    mend = f"start one with: fcgimgr -c {file}"
-    if (pid := _who_runs(control_socket(context))) is not None:
-        mend = f"pid {pid} runs without it, as somebody has removed it; it is made again by: kill -HUP {pid}"
-    return Failure(f"{problem}\n{mend}", code=NO_MANAGER)
-
-
-def _who_runs(socket: str) -> int | None:
-    """The pid of the manager that has this control socket, though it may have been removed; None: none is known."""
-    import fcntl
-
-    lock = os.path.join(socket.removesuffix(".sock") + ".state", "lock")
-    try:
-        with open(lock, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read(20))
-    except (OSError, ValueError):
-        pass
-    return None
 
 
 def refuse_another(running: str | None, config: str, socket: str) -> None:
@@ -243,3 +218,14 @@ def _default(config: str) -> str:
     from fcgimgr.config.settings import default_control
 
     return default_control(config)
+
+
+def _default_in_use(config: str) -> str:
+    """The default, or where it was for a manager that was started without our XDG_RUNTIME_DIR (by cron) or with one
+    that we have not, if there is a socket.
+    """
+    from fcgimgr.config.settings import default_control
+
+    at_login = default_control(config, {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"})
+    paths = (default_control(config), at_login, default_control(config, {}))
+    return next(filter(os.path.exists, paths), paths[0])

@@ -100,8 +100,12 @@ def cli(context: click.Context) -> None:
     if given_socket(context) is not None:
         raise click.UsageError("-s names the socket of a manager that runs: say what to ask it, such as status")
     if config is None:
-        print(context.get_help())
-        raise Failure(f"nothing to run: there is no {' and no '.join(SEARCHED)}", code=failure.USAGE)
+        raise Failure(
+            f"nothing to run: there is no {' and no '.join(SEARCHED)}\n"
+            "to see it at work: fcgimgr demo; to run a WSGI application without a file: fcgimgr dev app:app; "
+            "all commands: fcgimgr --help",
+            code=failure.USAGE,
+        )
     run_manager(config)
 
 
