@@ -120,15 +120,20 @@ def _control_path(config: str, tables: dict[str, Any]) -> str:
 
 def _refuse_squatted(directory: str) -> None:
     """Without XDG_RUNTIME_DIR it is in /tmp, where another user may have made it, to answer in the manager's place."""
-    try:
-        found = os.lstat(directory)
-    except OSError:
-        return  # then nobody is there to answer
-    if found.st_uid not in (0, os.geteuid()):
+    if (uid := _squatter(directory)) is not None:
         raise Failure(
-            f"{directory} belongs to uid {found.st_uid}: whoever answers there is not your manager; "
-            "remove it, or set XDG_RUNTIME_DIR"
+            f"{directory} belongs to uid {uid}: whoever answers there is not your manager; remove it, or set "
+            "XDG_RUNTIME_DIR"
         )
+
+
+def _squatter(directory: str) -> int | None:
+    """The uid of whoever else has made it."""
+    try:
+        uid = os.lstat(directory).st_uid
+    except OSError:
+        return None  # then nobody is there to answer
+    return uid if uid not in (0, os.geteuid()) else None
 
 
 def refuse_another(running: str | None, config: str, socket: str) -> None:
@@ -226,6 +231,10 @@ def _default_in_use(config: str) -> str:
     """
     from fcgimgr.config.settings import default_control
 
-    at_login = default_control(config, {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"})
-    paths = (default_control(config), at_login, default_control(config, {}))
-    return next(filter(os.path.exists, paths), paths[0])
+    default = default_control(config)
+    if os.path.exists(default):
+        return default
+    elsewhere: tuple[dict[str, str], ...] = ({"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"}, {})
+    paths = (default_control(config, environ) for environ in elsewhere)
+    found = (path for path in paths if os.path.exists(path) and _squatter(os.path.dirname(path)) is None)
+    return next(found, default)

@@ -5,20 +5,24 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
 import pytest
 
 from fcgimgr.cli import absent
+from tests.hostile.users import MALLORY, words_as
 from tests.integration.commands import fcgimgr, words
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
-from tests.integration.scenes import NOBODY, as_root, fails, managing, ordinary_user, scene
+from tests.integration.scenes import NOBODY, as_root, fails, managing, open_directory, ordinary_user, scene
 from tests.waiting import eventually
 
 IDLE = '[program.idle]\ncommand = "sleep 1000"\nstartsecs = 0\n'
 LINGER = Path("/var/lib/systemd/linger")
+VICTIM = 64019
+"""The uid of somebody whose place in /tmp another user has taken."""
 
 
 def test_a_log_that_cannot_be_opened_names_the_file_and_the_mend(tmp_path: Path) -> None:
@@ -116,7 +120,31 @@ def test_a_manager_that_was_started_without_a_runtime_directory_is_found_with_on
                 timeout=30,
             )
             assert done.returncode == 0, done
-        control.parent.rmdir()
+        with suppress(OSError):  # what another test has there
+            control.parent.rmdir()
+
+
+@as_root
+def test_a_socket_that_another_user_has_put_where_it_might_be_is_not_asked() -> None:
+    with open_directory() as directory:
+        config = directory / "pool.toml"
+        config.write_text(IDLE)
+        squatted = Path(f"/tmp/fcgimgr-{VICTIM}")
+        squatted.mkdir()
+        try:
+            os.chown(squatted, MALLORY, MALLORY)
+            (squatted / "pool.sock").touch()
+            done = subprocess.run(
+                [*words_as(VICTIM), *words("-c", config, "ping")],
+                env=os.environ | {"XDG_RUNTIME_DIR": str(directory / "runtime")},
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=30,
+            )
+        finally:
+            shutil.rmtree(squatted)
+        assert done.returncode == 4
+        assert f"no manager at {directory}/runtime/fcgimgr/pool.sock" in done.stderr
 
 
 def test_a_pool_toml_that_lies_here_does_not_hide_the_manager_of_the_machine(
