@@ -545,8 +545,9 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Path(bare=True),
         Meta(
             description=(
-                "Python that runs the `wsgi` application, as a rule that of its virtualenv. Without it, the one that "
-                'runs fcgimgr. Example: `"/srv/shop/venv/bin/python"`.'
+                "Python that runs the `wsgi` application, as a rule that of its virtualenv. Without it, that of the "
+                "virtualenv that is active where the manager is started (`$VIRTUAL_ENV`; as root, if nobody else may "
+                'change it), else the one that runs fcgimgr. Example: `"/srv/shop/venv/bin/python"`.'
             )
         ),
     ] = None

@@ -243,7 +243,9 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole configuration, checked. path: absolute; warnings: lines for the user, none of them an obstacle."""
+    """A whole configuration, checked. path: absolute; warnings: lines for the user, none of them an obstacle;
+    activated: the Python of the virtualenv that is active, where a pool has it for want of one of its own.
+    """
 
     path: str
     manager: ManagerSettings
@@ -251,3 +253,4 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     programs: dict[str, ProgramSettings] = {}
     groups: dict[str, GroupSettings] = {}
     warnings: tuple[str, ...] = ()
+    activated: str | None = None

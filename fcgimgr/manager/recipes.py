@@ -13,6 +13,7 @@ import msgspec
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
+from fcgimgr.config.virtualenv import python_in
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.accounts import Account, resolve_user
 from fcgimgr.linux.executables import find_executable
@@ -79,7 +80,7 @@ class Recipes:
                 environment.get("PATH", os.defpath),
                 plan.directory,
                 chroot=settings.chroot,
-                key="python" if isinstance(settings, PoolSettings) and settings.wsgi is not None else "command",
+                key=_key(settings),
             ),
             environment=environment,
             directory=plan.directory,
@@ -129,6 +130,14 @@ class Recipes:
             SUPERVISOR_GROUP_NAME=group,
         )
         return environment
+
+
+def _key(settings: ProcessSettings) -> str:
+    """Where the program to execute was set, for the message that it is not there."""
+    if not isinstance(settings, PoolSettings) or settings.wsgi is None:
+        return "command"
+    activated = settings.python is not None and settings.python == python_in(os.environ)
+    return "python ($VIRTUAL_ENV)" if activated else "python"
 
 
 def _pool_environment(settings: PoolSettings) -> dict[str, str]:
