@@ -321,7 +321,8 @@ def refuse_unless_writable(logfile: str, owner: tuple[int, int] | None, mode: in
     try:
         os.close(open_log(logfile, owner=owner, mode=mode, note=lambda trouble: None))
     except OSError as error:
-        raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}") from error
+        mend = f"; install -d {os.path.dirname(logfile)}" if isinstance(error, FileNotFoundError) else ""
+        raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}{mend}") from error
 
 
 def given_sockets(config: Config, passed: Mapping[str, list[int]]) -> dict[str, list[int]]:
