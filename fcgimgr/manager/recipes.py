@@ -21,9 +21,13 @@ from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import FIRST_LISTENER
 from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import board_fd
+from fcgimgr.manager.openlog import owner_of_logs
 
 # Tells a WSGI worker, which may run in a virtualenv without it, where flup is (fcgimgr/worker/__init__.py).
 FLUP_VARIABLE: Final = "FCGIMGR_FLUP"
+
+# Tells a WSGI worker how its lines are logged (fcgimgr/worker/saying.py).
+LOG_FORMAT_VARIABLE: Final = "FCGIMGR_LOG_FORMAT"
 
 # Tells a WSGI worker which descriptors are its listeners (fcgimgr/worker/listening.py).
 LISTENERS_VARIABLE: Final = "FCGI_LISTEN_FD"
@@ -43,7 +47,7 @@ _FOR_THE_MANAGER_ONLY: Final = (
 
 
 class Recipes:
-    """The recipes of one pool. LinuxError when its user does not exist."""
+    """The recipes of one pool, and whose its logs are. LinuxError when one of these users does not exist."""
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Recipes:
         self._config = config
         self._soft_nofile = soft_nofile
         self.account: Account | None = resolve_user(settings.user) if settings.user else None
+        self.log_owner = owner_of_logs(settings.logfile_owner)
         self._environment = self._common_environment(generation, notify_socket)
 
     def plan(self, index: int) -> ProcessPlan:
@@ -149,6 +154,8 @@ def _pool_environment(settings: PoolSettings) -> dict[str, str]:
         environment[settings.socket_env] = ",".join(map(str, fds))
     if (place := board_fd(settings)) is not None:
         environment[scoreboard.VARIABLE] = str(place)
+    if settings.wsgi is not None:
+        environment[LOG_FORMAT_VARIABLE] = settings.log_format
     if settings.wsgi is not None and (home := flup_home()) is not None:
         environment[FLUP_VARIABLE] = home
     return environment

@@ -47,7 +47,7 @@ from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_co
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.openlog import open_log, open_reason
+from fcgimgr.manager.openlog import open_log, open_reason, owner_of_logs
 from fcgimgr.manager.places import Places, refuse_another
 from fcgimgr.manager.presets import listen_to_signals
 from fcgimgr.manager.server import ControlServer
@@ -302,25 +302,31 @@ def open_logs(
     aside = journal = Journal(settings.loglevel, settings.log_format, errors)
     own: Target = errors
     if settings.logfile != "-":
+        owner = owner_of_logs(settings.logfile_owner)
         if must_be_writable:
-            refuse_unless_writable(settings.logfile)
+            refuse_unless_writable(settings.logfile, owner, settings.logfile_mode)
         own = LogFile(
-            settings.logfile, maxbytes=settings.logfile_maxbytes, backups=settings.logfile_backups, report=report_aside
+            settings.logfile,
+            maxbytes=settings.logfile_maxbytes,
+            backups=settings.logfile_backups,
+            owner=owner,
+            mode=settings.logfile_mode,
+            report=report_aside,
         )
         held.callback(own.close)
         journal = Journal(settings.loglevel, settings.log_format, own)
     return journal, Logs(own, report=report, streams={1: output, 2: errors})
 
 
-def refuse_unless_writable(logfile: str) -> None:
+def refuse_unless_writable(logfile: str, owner: tuple[int, int] | None, mode: int | None) -> None:
     """A log that cannot be opened later is survived; at the start, when somebody looks, it is refused.
 
     With --daemon nobody would hear of it: standard error leads nowhere.
     """
     try:
-        os.close(open_log(logfile, owner=None, mode=None, note=lambda trouble: None))
+        os.close(open_log(logfile, owner=owner, mode=mode, note=lambda trouble: None))
     except OSError as error:
-        mend = f"; make it: mkdir -p {os.path.dirname(logfile)}" if error.errno == errno.ENOENT else ""
+        mend = f"; make it: install -d {os.path.dirname(logfile)}" if error.errno == errno.ENOENT else ""
         raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}{mend}") from error
 
 

@@ -30,7 +30,7 @@ def test_a_log_that_cannot_be_opened_names_the_file_and_the_mend(tmp_path: Path)
     code, said = fails(config)
     assert code == 1
     assert said.startswith(f"{config}: manager.logfile: cannot open {tmp_path}/none/manager.log: ")
-    assert said.endswith(f"make it: mkdir -p {tmp_path}/none\n")
+    assert said.endswith(f"make it: install -d {tmp_path}/none\n")
 
 
 def test_a_port_that_another_manager_has_is_told_with_its_configuration(tmp_path: Path) -> None:
