@@ -207,7 +207,7 @@ def unix_place(sock: int) -> tuple[str | bytes | None, bytes] | None:
 
 
 def unix_file(sock: int) -> int | None:
-    """The last 32 bits of the inode of the file that the Unix socket of inode `sock` is bound to. None: nobody knows."""
+    """The last 32 bits of the inode of the file that the Unix socket `sock` (its inode) is bound to. None: unknown."""
     place = unix_place(sock)
     return int.from_bytes(place[1][:4], sys.byteorder) if place is not None and place[1] else None
 
