@@ -151,7 +151,7 @@ def test_no_file_is_given_to_her_by_the_owner_and_mode_of_her_log(how: str, plac
     log.write(b"one\n")
     assert log.reopen() is None or how != "moved"
     log.close()
-    for problem in requestlogs.create(str(path), None, (MALLORY, MALLORY), 0o666):
+    for problem in requestlogs.RequestLogs(lambda fd: None).create(str(path), None, (MALLORY, MALLORY), 0o666):
         assert how != "moved", problem
     found = secret.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o600)
