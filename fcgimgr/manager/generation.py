@@ -41,7 +41,6 @@ from fcgimgr.core.process import (
 )
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
-from fcgimgr.linux.accounts import Account
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.glance import NoGlanceError, glance
 from fcgimgr.linux.pidfd import PidFd
@@ -350,8 +349,10 @@ class Generation:
                     self.daemon.draining.watch(self)
                 case Starting(executed=False):  # what it had to say went to the manager before us
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
-        for path, account in self.request_logs():
-            self.daemon.request_logs.create(path, account)  # what is wrong with it is said at the next start, or reopen
+        for path in self.request_logs():
+            self._create_request_log(
+                self._recipes(), path
+            )  # what is wrong with it is said at the next start, or reopen
         self._arm_drain_timer()
         self._arm_retry_timer()
         if self.listening is not None:
@@ -514,16 +515,16 @@ class Generation:
         recipes = self._recipes()
         plan = recipes.plan(index)
         for path in requestlogs.files(plan):
-            for problem in self.daemon.request_logs.create(path, recipes.account):  # it serves without
+            for problem in self._create_request_log(recipes, path):  # it serves without
                 self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
         return recipes.recipe(plan), plan
 
-    def request_logs(self) -> Iterator[tuple[str, Account | None]]:
-        """The files that its workers write to themselves, and as whom; one may come more than once."""
+    def request_logs(self) -> Iterator[str]:
+        """The files that its workers write to themselves; one may come more than once."""
         if self.recipes is not None:
             for index, slot in enumerate(self.slots):
                 if slot.board is not None:
-                    yield from ((path, self.recipes.account) for path in requestlogs.files(self.recipes.plan(index)))
+                    yield from requestlogs.files(self.recipes.plan(index))
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
         """Let the workers open their log files anew: how many there are, and what is wrong with others."""
@@ -534,11 +535,14 @@ class Generation:
             if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
                 for path in paths:
                     if path not in problems:
-                        problems[path] = self.daemon.request_logs.create(path, self.recipes.account)
+                        problems[path] = self._create_request_log(self.recipes, path)
                 slot.board.ask_to_reopen()
         return sum(not found for found in problems.values()), [
             problem for found in problems.values() for problem in found
         ]
+
+    def _create_request_log(self, recipes: Recipes, path: str) -> list[str]:
+        return self.daemon.request_logs.create(path, recipes.account, recipes.log_owner, self.settings.logfile_mode)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
@@ -582,6 +586,8 @@ class Generation:
             path,
             maxbytes=getattr(settings, f"{stream}_logfile_maxbytes"),
             backups=getattr(settings, f"{stream}_logfile_backups"),
+            owner=self.recipes.log_owner if self.recipes is not None else None,
+            mode=settings.logfile_mode,
         )
         process = f"{self.name}:{plan.name}"
         return Pump(
@@ -593,6 +599,7 @@ class Generation:
             timestamps=settings.log_timestamps,
             format=settings.log_format,
             label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
+            gathers=isinstance(settings, PoolSettings) and settings.wsgi is not None,
             pipe=self.daemon.readers.pipe(fd, self.stranger, process) if self.stranger is not None else None,
             release=self.daemon.logs.release,
         )

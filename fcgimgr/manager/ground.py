@@ -25,6 +25,7 @@ from fcgimgr.manager.places import UnsafeError
 from fcgimgr.manager.state import BESIDE
 
 if TYPE_CHECKING:
+    from fcgimgr.config.settings import ManagerSettings
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.listening import Listening
@@ -135,6 +136,12 @@ class Ground:
                 if not file.is_in_place() and file.put_back():
                     self._note(generation, listener)
 
+    def open_control_to(self, settings: ManagerSettings) -> None:
+        """Let those control us whom these settings name. LinuxError: it cannot be, and all is as it was."""
+        if self._places is not None and self._server is not None:
+            self._places.open_to(settings)
+            self._server.open_to(settings)
+
     # Looking
 
     def look(self) -> None:
@@ -200,14 +207,14 @@ class Ground:
 
     def _look_at_request_logs(self) -> None:
         logs = {
-            path: (generation.name, account)
+            path: generation.name
             for pool in self._daemon.pools.values()
             for generation in pool.generations.values()
-            for path, account in generation.request_logs()
+            for path in generation.request_logs()
         }
-        for path, (name, account) in logs.items():
+        for path, name in logs.items():
             try:
-                made = self._daemon.request_logs.put_back(path, account)
+                made = self._daemon.request_logs.put_back(path)
             except OSError as error:
                 self._tell(path, f"{path}: was removed, and cannot be made again: {open_reason(error)}", name)
                 continue

@@ -1,12 +1,14 @@
 """The log files that workers write to themselves (fcgimgr/worker/appending.py): access_log and slowlog.
 
 A worker runs as the pool's user, who as a rule may not create a file in /var/log. So the manager creates it before the
-worker is started, and again when log files are opened anew or it was removed, with that user as its owner.
+worker is started, and again when log files are opened anew or it was removed, with that user as its owner, who is to
+write to it.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -31,48 +33,55 @@ def files(plan: ProcessPlan) -> list[str]:
     return [path for path in dict.fromkeys(environment(plan).values()) if path != "-"]
 
 
+#: The owner that a new file gets, and its mode; -1: whichever it is.
+Shape = tuple[tuple[int, int], int]
+
+
 class RequestLogs:
     """The files, and the directories that they were made in. `watch`: is told of each that is to be looked after."""
 
     def __init__(self, watch: Callable[[int], None]) -> None:
         self._watch = watch
-        self._homes: dict[str, os.stat_result] = {}  # by path, its directory as it was
+        self._homes: dict[str, tuple[os.stat_result, Shape]] = {}  # by path, its directory as it was
 
-    def create(self, path: str, account: Account | None) -> list[str]:
-        """Let there be this file, for this user to write to; what is wrong, in words."""
+    def create(self, path: str, account: Account | None, owner: tuple[int, int] | None, mode: int | None) -> list[str]:
+        """Let there be this file, for this user to write to; what is wrong, in words. owner, mode: as of other logs."""
         problems: list[str] = []
+        uid, gid = owner or (-1, -1)
+        if account is not None:
+            uid, gid = account.uid, gid if gid != -1 else account.gid
+        shape = (uid, gid), FILE_MODE if mode is None else mode | stat.S_IWUSR
         try:
             with directory_of(path) as (directory, name):
-                self._create(path, directory, name, account, lambda note: problems.append(f"{path}: {note}"))
+                self._create(path, directory, name, shape, lambda note: problems.append(f"{path}: {note}"))
         except OSError as error:
             problems.append(f"{path}: cannot be opened: {open_reason(error)}")
         return problems
 
-    def _create(
-        self, path: str, directory: int, name: str, account: Account | None, note: Callable[[str], None]
-    ) -> None:
-        owner = None if account is None else (account.uid, account.gid)
-        fd = open_in(directory, name, owner=owner, mode=FILE_MODE, note=note)
+    def _create(self, path: str, directory: int, name: str, shape: Shape, note: Callable[[str], None]) -> None:
+        owner, mode = shape
+        fd = open_in(directory, name, owner=owner, mode=mode, note=note)
         try:
-            self._homes[path] = os.fstat(directory)
+            self._homes[path] = os.fstat(directory), shape
             self._watch(fd)
         finally:
             os.close(fd)
 
-    def put_back(self, path: str, account: Account | None) -> str | None:
+    def put_back(self, path: str) -> str | None:
         """Make the file again, and its directory, if they were there and have been removed: what was done. OSError."""
         if path not in self._homes:
             return None
+        home, shape = self._homes[path]
         made = "the file was removed; a new one is begun"
         try:
             with directory_of(path) as (directory, name):
                 if is_there(directory, name):
                     return None
         except FileNotFoundError:
-            make_directory(path, self._homes[path])
+            make_directory(path, home)
             made = "its directory was removed; made again"
         with directory_of(path) as (directory, name):
-            self._create(path, directory, name, account, lambda note: None)
+            self._create(path, directory, name, shape, lambda note: None)
         return made
 
 

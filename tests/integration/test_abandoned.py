@@ -57,7 +57,9 @@ stopwaitsecs = {stopwaitsecs}
 # Its child outlives it in its own process group, and heeds no signal but SIGKILL.
 LEAVES = """
 [program.leaves]
-command = ["sh", "-c", '''sh -c 'trap "" TERM; echo $$ > left; while :; do sleep 1000; done' & exec sleep 1000''']
+command = ["sh", "-c", '''
+    sh -c 'trap "" TERM; echo $$ > left.new; mv left.new left; while :; do sleep 1000; done' & exec sleep 1000
+''']
 directory = "%(here)s"
 startsecs = 0
 stopwaitsecs = 0.1
