@@ -33,7 +33,7 @@ _STATES: Final = {
 
 class Left:
     """One that is left. `process`: of which it is, as app:app_00; `leader`: that one's pid, often its own; `held` is
-    open while it is there; `born`: its start time in ticks, if that could be had."""
+    open while it is there; `born`: its start time in ticks, if it has no identity."""
 
     def __init__(self, process: str, leader: int, held: PidFd, born: int | None) -> None:
         self.process = process
@@ -98,10 +98,7 @@ class Abandoned:
                     new.append(PidFd(pid))
         if not new:
             return []
-        born: list[int | None] = [None] * len(new)
-        with suppress(NoGlanceError):  # one may be in the midst of an exec for ever
-            born = glance(lambda at: [procfs.start_time(held.pid) for held in new])
-        left = [Left(process, leader, held, when) for held, when in zip(new, born, strict=True)]
+        left = [Left(process, leader, held, born_of(held)) for held in new]
         self._left += left
         self._changed()
         return left
@@ -137,6 +134,14 @@ class Abandoned:
     def of(self, leader: int | None) -> str | None:
         """What is left, in words, of the process that had this pid; None: nothing."""
         return in_words(one for one in self if one.leader == leader) or None
+
+
+def born_of(held: PidFd) -> int | None:
+    """The start time of what may be in the midst of an exec for ever, where nothing else tells who it is."""
+    if held.identity is None:
+        with suppress(NoGlanceError):
+            return int(glance(lambda at: procfs.start_time(held.pid)) or 0) or None
+    return None
 
 
 def in_words(left: Iterable[Left]) -> str:

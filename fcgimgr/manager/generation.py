@@ -11,7 +11,6 @@ import socket
 from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from signal import SIGCONT
 from typing import TYPE_CHECKING, Final
@@ -95,7 +94,7 @@ class Generation:
         self.blind = False  # its processes may not be looked at (manager/taking.py)
         self.lost = 0  # connections of clients whose request nobody has served, since it was to leave
         self.cut = 0  # those that its processes had in hand when their time was over, for whatever that was
-        self.unseen_until = 0.0  # losses of its processes are not counted before, as that would keep us waiting
+        self.unseen_until = 0.0  # nobody of it is glanced at before, as one has kept us waiting
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None
@@ -564,9 +563,12 @@ class Generation:
     def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
         """The zygote has forked the process that is Spawning."""
         self.set_pumps_aside(index)
-        born = None
-        with suppress(NoGlanceError):  # the application's code may have run there already
-            born = glance(lambda at: start_time(pid))
+        born, now = None, self.daemon.loop.time()
+        if now >= self.unseen_until:
+            try:
+                born = glance(lambda at: start_time(pid))  # the application's code may have run there already
+            except NoGlanceError:
+                self.unseen_until = now + losses.UNSEEN_FOR
         self.take_in(index, pid, born, self._recipes().plan(index), pipes, board)
         self.happened(index, Spawned(pid))
         self.daemon.state_file.write()
