@@ -31,6 +31,16 @@ _FDS: Final = 1 << 30
 _CAP_SYS_PTRACE: Final = 19
 
 
+_forked: Final[set[int]] = set()
+
+
+def was_helper(pid: int) -> bool:
+    """Whether this child, which has been reaped, was one. To be asked once."""
+    was = pid in _forked
+    _forked.discard(pid)
+    return was
+
+
 class Progress:
     """What a helper is at: shared with it, so that it can be seen without asking."""
 
@@ -90,6 +100,7 @@ def fork_helper(name: str, serve: Callable[[socket.socket], None]) -> tuple[int,
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         its.close()
     ours.setblocking(False)
+    _forked.add(pid)
     return pid, ours
 
 

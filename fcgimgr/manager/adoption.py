@@ -476,7 +476,7 @@ class PoolAdoption:
         pumps: list[Pump | None] = [None, None]
         for number, (inode, stream) in enumerate(zip(record.pipes, ("stdout", "stderr"), strict=False)):
             try:
-                fd = open_pipe(pid, number + 1, inode)
+                fd = self._open_pipe(generation, pid, number + 1, inode)
             except OSError as error:
                 self._incomplete.add(generation.number)
                 self._daemon.journal.warning(
@@ -489,6 +489,11 @@ class PoolAdoption:
                 if (left := self._daemon.left.pop(inode, None)) is not None:
                     pump.recover(left)
         generation.slots[index].hear(*pumps)
+
+    def _open_pipe(self, generation: Generation, pid: int, fd: int, inode: int) -> int | None:
+        if generation.stranger is None:
+            return open_pipe(pid, fd, inode)
+        return self._daemon.readers.open(pid, fd, inode, generation.stranger)
 
     def _find_board(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
         """Go on reading what it shows of its requests; else that is unknown from now on."""

@@ -6,9 +6,11 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
+import os
 import socket
 from asyncio import TimerHandle
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from signal import SIGCONT
 from typing import TYPE_CHECKING, Final
@@ -42,7 +44,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.procfs import state as state_of
-from fcgimgr.linux.recipes import Recipe
+from fcgimgr.linux.recipes import Recipe, is_us
 from fcgimgr.manager import losses, requestlogs
 from fcgimgr.manager.board import Board
 from fcgimgr.manager.faults import fault_of_ours
@@ -344,6 +346,8 @@ class Generation:
                     self.daemon.draining.watch(self)
                 case Starting(executed=False):  # what it had to say went to the manager before us
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
+        for path, rights in self.request_logs():
+            self.daemon.request_logs.create(path, rights)  # what is wrong with it is said at the next start, or reopen
         self._arm_drain_timer()
         self._arm_retry_timer()
         if self.listening is not None:
@@ -501,9 +505,17 @@ class Generation:
         recipes = self._recipes()
         plan = recipes.plan(index)
         for path in requestlogs.files(plan):
-            for problem in self._create_request_log(recipes, path):  # it serves without
+            for problem in self.daemon.request_logs.create(path, self._rights(recipes)):  # it serves without
                 self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
         return recipes.recipe(plan), plan
+
+    def request_logs(self) -> Iterator[tuple[str, requestlogs.Rights]]:
+        """The files that its workers write to themselves, and whose they are; one may come more than once."""
+        if self.recipes is not None:
+            for index, slot in enumerate(self.slots):
+                if slot.board is not None:
+                    rights = self._rights(self.recipes)
+                    yield from ((path, rights) for path in requestlogs.files(self.recipes.plan(index)))
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
         """Let the workers open their log files anew: how many there are, and what is wrong with others."""
@@ -514,14 +526,14 @@ class Generation:
             if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
                 for path in paths:
                     if path not in problems:
-                        problems[path] = self._create_request_log(self.recipes, path)
+                        problems[path] = self.daemon.request_logs.create(path, self._rights(self.recipes))
                 slot.board.ask_to_reopen()
         return sum(not found for found in problems.values()), [
             problem for found in problems.values() for problem in found
         ]
 
-    def _create_request_log(self, recipes: Recipes, path: str) -> list[str]:
-        return requestlogs.create(path, recipes.account, recipes.log_owner, self.settings.logfile_mode)
+    def _rights(self, recipes: Recipes) -> requestlogs.Rights:
+        return requestlogs.Rights(recipes.account, recipes.log_owner, self.settings.logfile_mode)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
@@ -576,8 +588,23 @@ class Generation:
             format=settings.log_format,
             label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
             gathers=isinstance(settings, PoolSettings) and settings.wsgi is not None,
+            pipe=self.daemon.readers.pipe(fd, self.stranger, process) if self.stranger is not None else None,
             release=self.daemon.logs.release,
         )
+
+    @property
+    def stranger(self) -> str | None:
+        """Whose its processes are, if that is another user than we, who is not to hold us up. None: they are ours."""
+        account = self.recipes.account if self.recipes is not None else None
+        is_ours = self.settings.user is None or os.geteuid() != 0 or (account is not None and is_us(account))
+        return None if is_ours else self.settings.user
+
+    def close_pipe(self, fd: int) -> None:
+        """Close a descriptor of a pipe that one of its processes may have."""
+        if self.stranger is None:
+            os.close(fd)
+        else:
+            self.daemon.readers.close(fd)
 
     def died(self, index: int, pid: int, exit: Exit) -> None:
         """The process is dead and reaped."""

@@ -68,6 +68,10 @@ class Helpers:
         self._given_up = {pid: born for pid, born in self._given_up.items() if procfs.start_time(pid) == born}
         return tuple(self._given_up)
 
+    def has(self, pid: int) -> bool:
+        """Whether this is one of them."""
+        return any(helper.pid == pid for helper in (*self._helpers, *self._leaving))
+
     def one_more(self) -> Helper:
         """A helper for one more job. LinuxError: there can be none."""
         least = min(self._helpers, key=lambda helper: helper.jobs, default=None)
@@ -288,6 +292,10 @@ class Helper:
             self.kill()
             self.close()
             self._tell_lost(self, self._progress.seen()[1], stuck)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     # Its end
 

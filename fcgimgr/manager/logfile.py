@@ -11,7 +11,6 @@ A chunk is whole lines, save for a line longer than a pump waits for: it comes i
 (for OVERRUN bytes at most).
 """
 
-import errno
 import os
 import stat
 import time
@@ -21,7 +20,7 @@ from fcgimgr.linux.directories import directory_of
 from fcgimgr.manager import inhand
 from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.lines import Split
-from fcgimgr.manager.openlog import open_in, open_reason
+from fcgimgr.manager.openlog import make_directory, open_in, open_reason
 from fcgimgr.manager.target import NOWHERE, Outage, Report, Target, last_bytes, reason, write_some
 
 RETRY = 1.0  # seconds between two looks at a trouble, and at whether the file is still there
@@ -273,23 +272,10 @@ class LogFile(Target):
         except FileNotFoundError:
             if self._home is None or self._fd >= 0:  # it never was there, or was moved away with the file that is open
                 raise
-            self._make_directory(self._home)
+            make_directory(self.path, self._home)
+            self._outage.note("its directory was removed; made again")
             with directory_of(self.path) as (directory, name):
                 self._open_in(directory, name)
-
-    def _make_directory(self, like: os.stat_result) -> None:
-        with directory_of(os.path.dirname(self.path)) as (parent, name):
-            os.mkdir(name, 0o700, dir_fd=parent)
-            made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            if os.listdir(made):  # and would be given what is in that
-                raise FileExistsError(errno.EEXIST, "somebody has put another directory in its place", name)
-            if os.geteuid() == 0:
-                os.fchown(made, like.st_uid, like.st_gid)
-            os.fchmod(made, stat.S_IMODE(like.st_mode))
-        finally:
-            os.close(made)
-        self._outage.note("its directory was removed; made again")
 
     def _open_in(self, directory: int, name: str, like: os.stat_result | None = None) -> None:
         """Turn to the file now at `path`; where there is none, create it, and as `like` where nothing else is asked.

@@ -15,6 +15,7 @@ their turn.
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from fcgimgr.manager import inhand, tracebacks
 from fcgimgr.manager.inhand import LINE_LIMIT, Hand, Left
 from fcgimgr.manager.lines import LineFormat, Timestamps, dress, split_lines
+from fcgimgr.manager.reading import Direct, Guarded, LateError
 from fcgimgr.manager.target import NOWHERE, Target
 
 if TYPE_CHECKING:
@@ -52,9 +54,11 @@ class Pump:
         "_gathers",
         "_inode",
         "_inside_line",
+        "_late",
         "_loop",
         "_on_eof",
         "_paused",
+        "_pipe",
         "_place",
         "_recent",
         "_release",
@@ -76,10 +80,14 @@ class Pump:
         gathers: bool = False,
         clock: Callable[[], int] = time.time_ns,
         on_eof: Callable[[], None] | None = None,
+        pipe: Direct | Guarded | None = None,
         release: Callable[[Target], None] | None = None,
     ) -> None:
         self._loop = loop
         self._fd = fd
+        self._pipe = pipe or Direct(fd)
+        self._pipe.begin(self._come)
+        self._late = False  # something is still being read
         self._target = target
         self._gathers = gathers and format == "json"
         self._split = tracebacks.records if self._gathers else split_lines
@@ -167,7 +175,7 @@ class Pump:
 
         For the child's death: what it wrote before is in the pipe. Also reads for a blocked target.
         """
-        while self._fd >= 0 and limit > 0:
+        while self._fd >= 0 and not self._late and limit > 0:
             size = self._read()
             if size == 0:
                 return False
@@ -189,9 +197,9 @@ class Pump:
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        if not self._paused:
+        if not self._paused and not self._late:
             self._loop.remove_reader(fd)
-        os.close(fd)
+        self._pipe.close()
         self._hand_on_the_rest()
         if self._release:
             self._release(self._target)
@@ -209,30 +217,62 @@ class Pump:
     def _resume(self) -> None:
         if self._paused and self._fd >= 0:
             self._paused = False
-            self._loop.add_reader(self._fd, self._on_readable)
+            if not self._late:
+                self._loop.add_reader(self._fd, self._on_readable)
 
     def _read(self) -> int:
         """Read once; how many bytes there were. At the end of the stream, close."""
         hand = inhand.hand
-        start = LINE_LIMIT - len(self._begun)
-        if self._begun:
-            hand.buffer[start:LINE_LIMIT] = self._begun
-        hand.begin(self._inode, start)
+        start = self._begin_to_read(hand)
         try:
-            size = os.readv(self._fd, hand.read_into)
+            size = self._pipe.read(hand)
         except BlockingIOError:
             hand.let_go(0)
+            return 0
+        except LateError:
+            inhand.hand.let_go(0)
+            self._late = True
+            if not self._paused:
+                self._loop.remove_reader(self._fd)
             return 0
         except OSError:  # the stream cannot be read any more; asked again it would fail again, without end
             self._end()
             raise
+        self._has_read(hand, start, size)
+        return size
+
+    def _come(self, other: Hand | None, size: int) -> None:
+        """What was late is here: so much in another's hand, or -errno."""
+        if self._fd < 0:
+            return
+        self._late = False
+        if not self._paused:
+            self._loop.add_reader(self._fd, self._on_readable)
+        if other is None or size == -errno.EAGAIN:
+            return
+        if size < 0:
+            self._end()
+            return
+        hand = inhand.hand
+        start = self._begin_to_read(hand)
+        hand.buffer[LINE_LIMIT : LINE_LIMIT + size] = other.buffer[LINE_LIMIT : LINE_LIMIT + size]
+        other.let_go(size)
+        self._has_read(hand, start, size)
+
+    def _begin_to_read(self, hand: Hand) -> int:
+        start = LINE_LIMIT - len(self._begun)
+        if self._begun:
+            hand.buffer[start:LINE_LIMIT] = self._begun
+        hand.begin(self._inode, start)
+        return start
+
+    def _has_read(self, hand: Hand, start: int, size: int) -> None:
         if size == 0:
             hand.let_go(0)
             self._end()
         else:
             self._take(hand, start, LINE_LIMIT + size)
             hand.let_go(size)
-        return size
 
     def _end(self) -> None:
         if self._fd >= 0:

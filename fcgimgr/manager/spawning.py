@@ -108,7 +108,7 @@ def begin(generation: Generation, index: int) -> Begun:
     """All that has to be there before the process is. LinuxError, OSError: it cannot be had, and nothing is left."""
     generation.set_pumps_aside(index)
     recipe, plan = generation.prepare(index)
-    pipes = Pipes(generation.settings)
+    pipes = Pipes(generation.settings, generation.close_pipe)
     try:
         board = generation.new_board()
     except LinuxError:

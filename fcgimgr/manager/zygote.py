@@ -236,7 +236,7 @@ class Zygote:
             self._daemon.journal.warning(told, name=self.name)
         try:
             recipe, plan = self.generation.prepare_zygote()
-            pipes = Pipes(self.settings)
+            pipes = Pipes(self.settings, self.generation.close_pipe)
         except (LinuxError, OSError) as error:
             return SpawnFailed(str(error))
         try:
@@ -288,12 +288,13 @@ class Zygote:
         with ExitStack() as undo:
             try:
                 recipe, _ = generation.prepare(index)
-                pipes = Pipes(self.settings)
+                pipes = Pipes(self.settings, self.generation.close_pipe)
                 undo.callback(pipes.close)
                 pipes.give_to(recipe.account)
                 if (board := generation.new_board()) is not None:
                     undo.callback(board.close)
-                its_go, go = os.pipe2(os.O_CLOEXEC)
+                # No pipe: who reads from one may have its last close(2) wait (linux/pipereader.py).
+                its_go, go = (end.detach() for end in socket.socketpair())
                 undo.callback(os.close, go)
                 with closing_fd(its_go):
                     descriptors = generation.descriptors(board)
