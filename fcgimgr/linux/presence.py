@@ -17,6 +17,8 @@ _ONLYDIR, _MASK_ADD = 0x01000000, 0x20000000
 _ITSELF: Final = _ATTRIB | _MOVE_SELF | _MASK_ADD
 _DIRECTORY: Final = _DELETE_SELF | _MOVE_SELF | _ONLYDIR | _MASK_ADD
 _EVENT: Final = struct.Struct("=iIII")  # inotify_event: watch, mask, cookie, length of the name that follows
+#: So often is read at a time what somebody may go on writing; the rest is read next time.
+READS: Final = 4
 
 
 class Presence:
@@ -50,7 +52,8 @@ class Presence:
         """
         names: set[str] = set()
         try:
-            while told := os.read(self._fd, 1 << 16):
+            for _ in range(READS):
+                told = os.read(self._fd, 1 << 16)
                 at = 0
                 while at < len(told):
                     length = _EVENT.unpack_from(told, at)[3]

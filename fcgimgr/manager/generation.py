@@ -348,10 +348,8 @@ class Generation:
                     self.daemon.draining.watch(self)
                 case Starting(executed=False):  # what it had to say went to the manager before us
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
-        for path in self.request_logs():
-            self._create_request_log(
-                self._recipes(), path
-            )  # what is wrong with it is said at the next start, or reopen
+        for path, rights in self.request_logs():
+            self.daemon.request_logs.create(path, rights)  # what is wrong with it is said at the next start, or reopen
         self._arm_drain_timer()
         self._arm_retry_timer()
         if self.listening is not None:
@@ -514,16 +512,17 @@ class Generation:
         recipes = self._recipes()
         plan = recipes.plan(index)
         for path in requestlogs.files(plan):
-            for problem in self._create_request_log(recipes, path):  # it serves without
+            for problem in self.daemon.request_logs.create(path, self._rights(recipes)):  # it serves without
                 self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
         return recipes.recipe(plan), plan
 
-    def request_logs(self) -> Iterator[str]:
-        """The files that its workers write to themselves; one may come more than once."""
+    def request_logs(self) -> Iterator[tuple[str, requestlogs.Rights]]:
+        """The files that its workers write to themselves, and whose they are; one may come more than once."""
         if self.recipes is not None:
             for index, slot in enumerate(self.slots):
                 if slot.board is not None:
-                    yield from requestlogs.files(self.recipes.plan(index))
+                    rights = self._rights(self.recipes)
+                    yield from ((path, rights) for path in requestlogs.files(self.recipes.plan(index)))
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
         """Let the workers open their log files anew: how many there are, and what is wrong with others."""
@@ -534,14 +533,14 @@ class Generation:
             if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
                 for path in paths:
                     if path not in problems:
-                        problems[path] = self._create_request_log(self.recipes, path)
+                        problems[path] = self.daemon.request_logs.create(path, self._rights(self.recipes))
                 slot.board.ask_to_reopen()
         return sum(not found for found in problems.values()), [
             problem for found in problems.values() for problem in found
         ]
 
-    def _create_request_log(self, recipes: Recipes, path: str) -> list[str]:
-        return self.daemon.request_logs.create(path, recipes.account, recipes.log_owner, self.settings.logfile_mode)
+    def _rights(self, recipes: Recipes) -> requestlogs.Rights:
+        return requestlogs.Rights(recipes.account, recipes.log_owner, self.settings.logfile_mode)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made

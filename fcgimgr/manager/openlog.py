@@ -80,6 +80,14 @@ def _open_existing(directory: int, name: str, flags: int = FLAGS) -> int:
     raise OSError(errno.ENXIO, "not a regular file", name)
 
 
+def owner_of_logs(name: str | None) -> tuple[int, int] | None:
+    """(uid, gid) of a logfile_owner; -1: whichever it is. LinuxError: there is no such user or group."""
+    try:
+        return None if name is None else resolve_owner(name)
+    except LinuxError as error:
+        raise LinuxError(f"logfile_owner: {error}") from error
+
+
 def make_directory(path: str, like: os.stat_result) -> None:
     """Let the directory of the log at `path` be there again, as it was. OSError."""
     with directory_of(os.path.dirname(path)) as (parent, name):
@@ -93,14 +101,6 @@ def make_directory(path: str, like: os.stat_result) -> None:
         os.fchmod(made, stat.S_IMODE(like.st_mode))
     finally:
         os.close(made)
-
-
-def owner_of_logs(name: str | None) -> tuple[int, int] | None:
-    """(uid, gid) of a logfile_owner; -1: whichever it is. LinuxError: there is no such user or group."""
-    try:
-        return None if name is None else resolve_owner(name)
-    except LinuxError as error:
-        raise LinuxError(f"logfile_owner: {error}") from error
 
 
 def open_reason(error: OSError) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.linux.accounts import Account
@@ -33,8 +33,19 @@ def files(plan: ProcessPlan) -> list[str]:
     return [path for path in dict.fromkeys(environment(plan).values()) if path != "-"]
 
 
-#: The owner that a new file gets, and its mode; -1: whichever it is.
-Shape = tuple[tuple[int, int], int]
+class Rights(NamedTuple):
+    """account: of the pool's user, None: ours. owner (uid, gid; -1: any), mode: as the logs of the pool are to have."""
+
+    account: Account | None
+    owner: tuple[int, int] | None
+    mode: int | None
+
+    def of_file(self) -> tuple[tuple[int, int], int]:
+        """The owner, who is the one that is to write to it, and the mode."""
+        uid, gid = self.owner or (-1, -1)
+        if self.account is not None:
+            uid, gid = self.account.uid, gid if gid != -1 else self.account.gid
+        return (uid, gid), FILE_MODE if self.mode is None else self.mode | stat.S_IWUSR
 
 
 class RequestLogs:
@@ -42,46 +53,41 @@ class RequestLogs:
 
     def __init__(self, watch: Callable[[int], None]) -> None:
         self._watch = watch
-        self._homes: dict[str, tuple[os.stat_result, Shape]] = {}  # by path, its directory as it was
+        self._homes: dict[str, os.stat_result] = {}  # by path, its directory as it was
 
-    def create(self, path: str, account: Account | None, owner: tuple[int, int] | None, mode: int | None) -> list[str]:
-        """Let there be this file, for this user to write to; what is wrong, in words. owner, mode: as of other logs."""
+    def create(self, path: str, rights: Rights) -> list[str]:
+        """Let there be this file, for that user to write to; what is wrong, in words."""
         problems: list[str] = []
-        uid, gid = owner or (-1, -1)
-        if account is not None:
-            uid, gid = account.uid, gid if gid != -1 else account.gid
-        shape = (uid, gid), FILE_MODE if mode is None else mode | stat.S_IWUSR
         try:
             with directory_of(path) as (directory, name):
-                self._create(path, directory, name, shape, lambda note: problems.append(f"{path}: {note}"))
+                self._create(path, directory, name, rights, lambda note: problems.append(f"{path}: {note}"))
         except OSError as error:
             problems.append(f"{path}: cannot be opened: {open_reason(error)}")
         return problems
 
-    def _create(self, path: str, directory: int, name: str, shape: Shape, note: Callable[[str], None]) -> None:
-        owner, mode = shape
+    def _create(self, path: str, directory: int, name: str, rights: Rights, note: Callable[[str], None]) -> None:
+        owner, mode = rights.of_file()
         fd = open_in(directory, name, owner=owner, mode=mode, note=note)
         try:
-            self._homes[path] = os.fstat(directory), shape
+            self._homes[path] = os.fstat(directory)
             self._watch(fd)
         finally:
             os.close(fd)
 
-    def put_back(self, path: str) -> str | None:
+    def put_back(self, path: str, rights: Rights) -> str | None:
         """Make the file again, and its directory, if they were there and have been removed: what was done. OSError."""
         if path not in self._homes:
             return None
-        home, shape = self._homes[path]
         made = "the file was removed; a new one is begun"
         try:
             with directory_of(path) as (directory, name):
                 if is_there(directory, name):
                     return None
         except FileNotFoundError:
-            make_directory(path, home)
+            make_directory(path, self._homes[path])
             made = "its directory was removed; made again"
         with directory_of(path) as (directory, name):
-            self._create(path, directory, name, shape, lambda note: None)
+            self._create(path, directory, name, rights, lambda note: None)
         return made
 
 
