@@ -67,6 +67,7 @@ class Pool:
         self.core = core.Pool()
         self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
         self.state = PoolState.STOPPED
+        self.since = 0.0  # when it came into that, monotonic; 0: not known
         self.removed = False  # by an update: nothing more is to be heard of it
         self.discarded: str | None = None  # why the last reload came to nothing, if it was not an operator's wish
         self.verdict: Future[Verdict] | None = None  # of the reload that is under way
@@ -397,8 +398,22 @@ class Pool:
             return False
         if (fault := self.serving.core.fault) is not None and self.state is PoolState.FATAL:
             self.daemon.journal.error(f"FATAL: {fault}; {self.serving.advice(self.name)}", name=self.name)
-        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.serving.core.fault)
+        self.since = self.daemon.loop.time()
+        self.daemon.state_file.pool_changed(self)
+        why, by = self._why()
+        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, why, by=by)
         return True
+
+    def _why(self) -> tuple[str | None, str | None]:
+        """Why it is in its state, and who has ordered that, as far as it is of use to know."""
+        match self.state:
+            case PoolState.FATAL:
+                return self.why_fatal(), None
+            case PoolState.STOPPING | PoolState.STOPPED:
+                return str(self.serving.causes.order), self.serving.causes.order.by or None
+            case PoolState.DEGRADED:
+                return self.serving.causes.trouble or None, None
+        return None, None
 
     def _verdict_on_leaving(self, left: Generation) -> Verdict:
         serves = f"generation {self.core.serving} serves"

@@ -1,21 +1,54 @@
 """The log files that workers write to themselves (fcgimgr/worker/appending.py): access_log and slowlog.
 
 A worker runs as the pool's user, who as a rule may not create a file in /var/log. So the manager creates it before the
-worker is started, and again when log files are opened anew, with that user as its owner.
+worker is started, and again when log files are opened anew, with that user as its owner. What is wrong with one is
+known from that, and from the workers, who tell it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.linux.accounts import Account
 from fcgimgr.manager.openlog import FILE_MODE, open_log, open_reason
+from fcgimgr.manager.target import Trouble
 
 #: The variables that tell a worker their paths.
 ACCESS_LOG: Final = "FCGIMGR_ACCESS_LOG"
 SLOWLOG: Final = "FCGIMGR_SLOWLOG"
+
+
+class RequestLogs:
+    """What is wrong with them just now: told once of each, and once more when it is over."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._problems: dict[str, dict[object, str]] = {}  # by path, and by who says so
+
+    def note(self, path: str, source: object, problem: str) -> None:
+        """`source` says of this file what is wrong with it; "" is nothing."""
+        told = self._problems.setdefault(path, {})
+        is_new = bool(problem) and problem not in told.values()
+        if problem:
+            told[source] = problem
+        else:
+            told.pop(source, None)
+        if is_new:
+            self._tell(f"{path}: {problem}")
+        if not told:
+            del self._problems[path]
+
+    def forget(self, source: object) -> None:
+        """It has ended, and what it had found may be found by another."""
+        for path in [path for path, told in self._problems.items() if source in told]:
+            self.note(path, source, "")
+
+    @property
+    def troubles(self) -> list[Trouble]:
+        return [Trouble(path, next(iter(told.values())), None) for path, told in self._problems.items()]
 
 
 def environment(plan: ProcessPlan) -> dict[str, str]:
@@ -29,12 +62,12 @@ def files(plan: ProcessPlan) -> list[str]:
     return [path for path in dict.fromkeys(environment(plan).values()) if path != "-"]
 
 
-def create(path: str, account: Account | None) -> list[str]:
-    """Let there be this file, for this user to write to; what is wrong, in words."""
+def create(path: str, account: Account | None) -> str:
+    """Let there be this file, for this user to write to; what is wrong, in words, or ""."""
     problems: list[str] = []
     owner = None if account is None else (account.uid, account.gid)
     try:
-        os.close(open_log(path, owner=owner, mode=FILE_MODE, note=lambda note: problems.append(f"{path}: {note}")))
+        os.close(open_log(path, owner=owner, mode=FILE_MODE, note=problems.append))
     except OSError as error:
-        problems.append(f"{path}: cannot be opened: {open_reason(error)}")
-    return problems
+        problems.append(f"cannot be opened: {open_reason(error)}; its lines are lost until this is mended")
+    return "; ".join(problems)
