@@ -211,7 +211,8 @@ class Daemon:
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
         if wanted and all(self._is_hopeless(pool, hopeless) for pool in wanted):
-            self.journal.error("nothing at all could be started: giving up")
+            whys = "; ".join(f"{pool.name}: {pool.why_fatal()}" for pool in wanted if pool.state is PoolState.FATAL)
+            self.journal.error(f"nothing at all could be started: giving up: {whys}")
             self.exit_code = 1
             self.shutdown("nothing could be started")
             return

@@ -51,6 +51,7 @@ from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
+from fcgimgr.manager.repeats import Repeats
 from fcgimgr.manager.slots import Slot
 from fcgimgr.manager.spawning import forget_program, hear_of_program
 from fcgimgr.manager.telling import tell_change, tell_of_death, tell_of_kill
@@ -103,6 +104,7 @@ class Generation:
         self._feeding = False
         self.zygote = Zygote(self) if isinstance(settings, PoolSettings) and settings.preload else None
         self.causes = Causes(self)
+        self.repeats = Repeats(self)
         self._grow()
 
     @property
@@ -215,6 +217,8 @@ class Generation:
         if change.before.name == change.after.name:
             return None
         slot = self.slots[change.index]
+        if isinstance(change.before, Starting) and change.after.pid is not None:
+            self.repeats.listen_no_more(slot)
         slot.since = self.daemon.loop.time()
         cause = self.causes.of(event, actions, change)
         if cause is not None:
@@ -497,6 +501,7 @@ class Generation:
     def take_in(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
         """The process is there: read what it writes, and hear of its death."""
         self.listen_to(self.slots[index], plan, pipes, board)
+        self.repeats.listen(self.slots[index], plan)
         self.daemon.children[pid] = (self, index)
         self.daemon.signalling.hold(PidFd(pid))  # it is not reaped before the loop turns
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
@@ -624,12 +629,12 @@ class Generation:
         in_hand = losses.in_hand(self, index)
         losses.died(self, index, exit)
         slot.let_go_of_board()
-        slot.hear_last_words()
-        self.daemon.request_logs.forget(slot)
         was_ready = not isinstance(self.core.processes[index], Starting)
+        repeated = self.repeats.hear_last_words(slot, was_ready=was_ready)
+        self.daemon.request_logs.forget(slot)
         word = last_word(self.settings, exit, slot.lines_before_its_end(), was_ready=was_ready)
         slot.end = f"{exit} after {self.daemon.loop.time() - slot.started:.1f} s{in_hand}{process.said(word)}"
-        tell_of_death(self, index, pid, exit)
+        tell_of_death(self, index, pid, exit, repeated)
         self.feed(core.Happened(index, Died(exit, word=word)))
 
     # Telling others

@@ -11,6 +11,8 @@ their turn.
 - Lines of up to LINE_LIMIT bytes are handed on whole, so processes that share a target never mix theirs. A longer one
   is handed on in pieces as it comes.
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
+- One that rests leaves for a moment in the pipe what comes; so what its child says right before its death can be known
+  as a whole then, before it is handed on (repeats.py).
 """
 
 import os
@@ -24,7 +26,7 @@ from fcgimgr.manager.lines import LineFormat, Timestamps, dress
 from fcgimgr.manager.target import NOWHERE, Target
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
+    from asyncio import AbstractEventLoop, TimerHandle
 
 RECENT = 8 * 1024
 DRAIN_LIMIT = 4 * 1024 * 1024
@@ -45,6 +47,7 @@ class Pump:
         "_dress",
         "_fd",
         "_followers",
+        "_held",
         "_inode",
         "_inside_line",
         "_loop",
@@ -53,6 +56,8 @@ class Pump:
         "_place",
         "_recent",
         "_release",
+        "_rest",
+        "_resting",
         "_target",
     )  # fmt: skip
 
@@ -92,6 +97,9 @@ class Pump:
         self._recent = b""
         self._followers: tuple[Callable[[Lines], None], ...] = ()
         self._paused = False
+        self._rest = 0.0  # seconds
+        self._resting: TimerHandle | None = None
+        self._held: list[bytes] | None = None  # what is not to be handed on yet
         loop.add_reader(fd, self._on_readable)
 
     @property
@@ -161,6 +169,33 @@ class Pump:
             limit -= size
         return self._fd >= 0
 
+    @property
+    def rests(self) -> bool:
+        """Whether it reads with a delay."""
+        return self._rest > 0
+
+    def rest(self, seconds: float) -> None:
+        """From now on read what comes only so many seconds after it has come; 0: at once, as all do."""
+        self._rest = seconds
+        if not seconds and self._resting is not None:
+            self._resting.cancel()
+            self._end_rest()
+
+    def drain_unless(self, is_known: Callable[[bytes], bool]) -> bool:
+        """As `drain`, but what was there is not handed on to the target if it is known; whether it was."""
+        self._held = []
+        try:
+            self.drain()
+        finally:
+            held, self._held = self._held, None
+            known = bool(held) and is_known(b"".join(held))
+            for chunk in held:
+                if known:
+                    self._tell_followers(chunk)
+                else:
+                    self._hand_on(chunk)
+        return known
+
     def drop(self) -> None:
         """Go on reading, so that nobody has to wait who writes, and keep nothing of it."""
         if self._fd < 0 or self._target is NOWHERE:
@@ -180,6 +215,9 @@ class Pump:
         fd, self._fd = self._fd, -1
         if not self._paused:
             self._loop.remove_reader(fd)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         os.close(fd)
         if self._begun or self._inside_line:
             last = self._begun + b"\n"
@@ -195,8 +233,18 @@ class Pump:
             self._loop.remove_reader(self._fd)
             self._paused = True
             self._target.when_free(self._resume)
+        elif self._rest:
+            self._loop.remove_reader(self._fd)
+            self._paused = True
+            self._resting = self._loop.call_later(self._rest, self._end_rest)
         else:
             self._read()
+
+    def _end_rest(self) -> None:
+        self._resting = None
+        if self._fd >= 0:
+            self._read()
+        self._resume()
 
     def _resume(self) -> None:
         if self._paused and self._fd >= 0:
@@ -257,11 +305,17 @@ class Pump:
             self._place = inhand.hand.keep(self._place, self._inode, line)
 
     def _hand_on(self, chunk: bytes | memoryview) -> None:
+        if self._held is not None:
+            self._held.append(bytes(chunk))
+            return
         inside, self._inside_line = self._inside_line, chunk[-1] != 0x0A
         written = chunk if self._dress is None else self._dress(bytes(chunk), inside)
         if self._target.shows_how_far:
             inhand.hand.hand_on(len(written), len(chunk))
         self._target.write(written)
+        self._tell_followers(chunk)
+
+    def _tell_followers(self, chunk: bytes | memoryview) -> None:
         if self._followers:
             lines = bytes(chunk).removesuffix(b"\n").split(b"\n")
             for follower in self._followers:

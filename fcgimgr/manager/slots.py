@@ -86,13 +86,21 @@ class Slot:
         for follower in self.followers:
             follower.attach(self)
 
-    def hear_last_words(self) -> None:
-        """The process is dead: read what it wrote before, and keep the end of it."""
+    def hear_last_words(self, is_known: Callable[[bytes], bool] | None = None) -> bool:
+        """The process is dead: read what it wrote before, and keep the end of it.
+
+        is_known: whether another has said the same already, so that it need not be logged. The answer: that was so.
+        """
+        known = False
+        errors = self.pump("stderr")
         for pump in (self.stdout, self.stderr):
-            if pump is not None:
+            if pump is not None and pump is errors and is_known is not None:
+                known = pump.drain_unless(is_known)
+            elif pump is not None:
                 pump.drain()
         self.old_stdout = self.stdout.tail(LAST_WORDS) if self.stdout else []
         self.old_stderr = self.stderr.tail(LAST_WORDS) if self.stderr else []
+        return known
 
     def lines_before_its_end(self) -> Lines:
         """The last lines on the standard error of the process that has just ended, as many as are kept."""

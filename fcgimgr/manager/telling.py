@@ -48,8 +48,8 @@ def tell_of_kill(generation: Generation, index: int, pid: int, before: State, in
     generation.daemon.journal.warning(end, name=generation.process_name(index), pid=pid)
 
 
-def tell_of_death(generation: Generation, index: int, pid: int, exit: Exit) -> None:
-    """Of one that has not ended as it may."""
+def tell_of_death(generation: Generation, index: int, pid: int, exit: Exit, repeated: str) -> None:
+    """Of one that has not ended as it may. `repeated`: who has said before what it said; "": nobody."""
     if exit.signal is None and exit.code in (None, *generation.settings.exitcodes):
         return
     state, slot = generation.core.processes[index], generation.slots[index]
@@ -59,7 +59,8 @@ def tell_of_death(generation: Generation, index: int, pid: int, exit: Exit) -> N
         or (isinstance(state, Stopping) and state.killed)  # said when it was
     ):
         return  # by the signal that it was sent: nothing that an operator need look at
-    generation.daemon.journal.warning(slot.end, name=generation.process_name(index), pid=pid)
+    as_before = f"; what it said before is what {repeated} said" if repeated else ""
+    generation.daemon.journal.warning(slot.end + as_before, name=generation.process_name(index), pid=pid)
 
 
 def exit_as_told(exit: Exit) -> messages.Exit:

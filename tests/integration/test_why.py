@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from fcgimgr.control.client import Client
 from fcgimgr.control.messages import Event, Events, EventsParams, Exit
@@ -13,7 +14,7 @@ from fcgimgr.core import process
 from fcgimgr.manager.telling import exit_as_told
 from tests.integration.commands import running
 from tests.integration.running import RunningManager
-from tests.integration.scenes import kill, managing, scene
+from tests.integration.scenes import fails, kill, managing, scene
 from tests.integration.succession import killed, next_one
 from tests.waiting import eventually
 
@@ -84,6 +85,54 @@ def test_a_death_says_why_and_an_order_by_whom(tmp_path: Path) -> None:
         kill(manager.pids("app")[0])
         eventually(lambda: ended(manager, "app:app_00").cause == "crash")
         assert ended(manager, "app:app_00").by is None
+
+
+@pytest.mark.parametrize("server", ["native", "flup"])
+def test_the_same_traceback_is_logged_once_and_is_not_lost_from_sight(server: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import sys\n\n\ndef f(:\n")
+    tables = f"""
+        [pool.web]
+        socket = "%(here)s/web.sock"
+        wsgi = "broken:application"
+        server = "{server}"
+        directory = "%(here)s"
+        numprocs = 3
+        startretries = 1
+        backoff_initial = 0.1
+    """
+    code, said = fails(scene(tmp_path, tables))
+    assert code == 1
+    assert said.count('File "') == 1
+    assert said.count("what it said before is what web_0") == 5
+    why = r"cannot load 'broken:application': SyntaxError: .* \(broken\.py, line 4\)"
+    assert re.search(rf"nothing at all could be started: giving up: web: exited with code 1 .*: {why}\n", said)
+
+
+def test_what_differs_or_goes_to_a_file_is_logged_every_time(tmp_path: Path) -> None:
+    program = f"{PYTHON} -c 'import sys; [print(sys.argv[1:], i, file=sys.stderr) for i in range(3)]; sys.exit(1)'"
+    tables = f"""
+        [program.same]
+        command = "{program}"
+        startretries = 1
+        backoff_initial = 0.1
+        stderr_logfile = "%(here)s/same.log"
+        [program.other]
+        command = "{program} %(process_num)d"
+        numprocs = 2
+        startretries = 0
+    """
+    code, said = fails(scene(tmp_path, tables))
+    assert code == 1
+    assert (tmp_path / "same.log").read_text().splitlines() == ["[] 0", "[] 1", "[] 2"] * 2
+    assert sorted(re.findall(r"\['\d'\] \d", said)) == [f"['{number}'] {i}" for number in (0, 1) for i in range(3)]
+
+
+def test_what_one_says_that_starts_for_long_is_heard_meanwhile(tmp_path: Path) -> None:
+    command = '["sh", "-c", "echo I am at it >&2; exec sleep 1000"]'
+    tables = f"[program.app]\ncommand = {command}\nstartsecs = 1000\n"
+    with managing(scene(tmp_path, tables), ready=False) as manager:
+        eventually(lambda: "I am at it\n" in manager.output())
+        assert manager.pool("app").processes[0].state == "STARTING"
 
 
 def test_events_are_those_of_the_names_that_are_given(tmp_path: Path) -> None:
