@@ -124,7 +124,7 @@ def test_what_differs_or_goes_to_a_file_is_logged_every_time(tmp_path: Path) -> 
     code, said = fails(scene(tmp_path, tables))
     assert code == 1
     assert (tmp_path / "same.log").read_text().splitlines() == ["[] 0", "[] 1", "[] 2"] * 2
-    assert sorted(re.findall(r"\['\d'\] \d", said)) == [f"['{number}'] {i}" for number in (0, 1) for i in range(3)]
+    assert sorted(re.findall(r"\| (\[.*)", said)) == [f"['{number}'] {i}" for number in (0, 1) for i in range(3)]
 
 
 def test_what_one_says_that_starts_for_long_is_heard_meanwhile(tmp_path: Path) -> None:
