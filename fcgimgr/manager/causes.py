@@ -68,7 +68,7 @@ class Causes:
         self._generation = generation
         self.order = Cause("by_hand", "not started yet")  # the last that has stopped, or started, any of them
         self._rolling = self.order  # the last that was to restart them
-        self.trouble = ""  # the last that nobody wanted
+        self.missing = Cause("by_hand", "")  # why the last that has left RUNNING has
 
     def hear(self, event: core.Event) -> None:
         """core is about to be fed this."""
@@ -98,8 +98,9 @@ class Causes:
     def of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:
         """Why core has changed the state of a process so, on this event; None: that needs no reason."""
         cause = self._of(event, actions, change)
-        if cause is not None and cause.kind == "crash":
-            self.trouble = f"{self._generation.process_name(change.index)}: {cause.why}"
+        if cause is not None and isinstance(change.before, Running):
+            why = f"{self._generation.process_name(change.index)}: {cause.why}"
+            self.missing = Cause(cause.kind, why, cause.by)
         return cause
 
     def _of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:

@@ -235,7 +235,7 @@ class LogFile(Target):
             self._rotate_at = self._clock() + RETRY
             what = f" ({error.filename2})" if error.filename2 else ""
             self._rotation.begin(
-                f"cannot rotate: {reason(error)}{what}; it grows beyond its maxbytes until this is mended"
+                f"cannot rotate: {reason(error)}{what}", "it grows beyond its maxbytes until this is mended"
             )
             return False
         self._rotation.end("rotates again")
@@ -330,7 +330,7 @@ class LogFile(Target):
     def _fail(self, trouble: str) -> None:
         self._resting = True
         self._check_at = self._clock() + RETRY
-        self._outage.begin(f"{trouble}; its lines are lost until this is mended")
+        self._outage.begin(trouble, "its lines are lost until this is mended")
 
     def _close_fd(self) -> None:
         if self._fd < 0:

@@ -22,6 +22,7 @@ from fcgimgr.manager import losses
 from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
+from fcgimgr.manager.orders import giver
 from fcgimgr.manager.pinging import starting
 
 if TYPE_CHECKING:
@@ -253,7 +254,9 @@ class Pool:
     def _tell(self, number: int, what: str, *, error: bool = False) -> None:
         log = self.daemon.journal.error if error else self.daemon.journal.info
         log(f"the new generation {what}", name=self.name, generation=number)
-        self.daemon.history.record("reload", self.name, detail=f"generation {number} {what}")
+        by = giver()
+        detail = f"generation {number} {what}" + (f", by {by}" if by else "")
+        self.daemon.history.record("reload", self.name, detail=detail, by=by or None)
 
     def _begin(self, number: int) -> None:
         settings, config = self._next
@@ -400,20 +403,21 @@ class Pool:
             self.daemon.journal.error(f"FATAL: {fault}; {self.serving.advice(self.name)}", name=self.name)
         self.since = self.daemon.loop.time()
         self.daemon.state_file.pool_changed(self)
-        why, by = self._why()
-        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, why, by=by)
+        why, by = self._why(before)
+        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, why, by=by or None)
         return True
 
-    def _why(self) -> tuple[str | None, str | None]:
+    def _why(self, before: PoolState) -> tuple[str | None, str]:
         """Why it is in its state, and who has ordered that, as far as it is of use to know."""
+        causes = self.serving.causes
         match self.state:
             case PoolState.FATAL:
-                return self.why_fatal(), None
+                return self.why_fatal(), ""
             case PoolState.STOPPING | PoolState.STOPPED:
-                return str(self.serving.causes.order), self.serving.causes.order.by or None
-            case PoolState.DEGRADED:
-                return self.serving.causes.trouble or None, None
-        return None, None
+                return str(causes.order), causes.order.by
+            case PoolState.DEGRADED | PoolState.STARTING if before in (PoolState.RUNNING, PoolState.DEGRADED):
+                return str(causes.missing) or None, causes.missing.by
+        return None, ""
 
     def _verdict_on_leaving(self, left: Generation) -> Verdict:
         serves = f"generation {self.core.serving} serves"

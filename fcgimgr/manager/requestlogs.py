@@ -31,20 +31,25 @@ class RequestLogs:
     def note(self, path: str, source: object, problem: str) -> None:
         """`source` says of this file what is wrong with it; "" is nothing."""
         told = self._problems.setdefault(path, {})
-        is_new = bool(problem) and problem not in told.values()
+        if problem and not told:
+            self._tell(f"{path}: {problem}")
+        elif not problem and told.keys() == {source}:
+            self._tell(f"{path}: is written again")
+        self._set(path, source, problem)
+
+    def forget(self, source: object) -> None:
+        """It has ended, and what it had found may be found by another."""
+        for path in tuple(self._problems):
+            self._set(path, source, "")
+
+    def _set(self, path: str, source: object, problem: str) -> None:
+        told = self._problems[path]
         if problem:
             told[source] = problem
         else:
             told.pop(source, None)
-        if is_new:
-            self._tell(f"{path}: {problem}")
         if not told:
             del self._problems[path]
-
-    def forget(self, source: object) -> None:
-        """It has ended, and what it had found may be found by another."""
-        for path in [path for path, told in self._problems.items() if source in told]:
-            self.note(path, source, "")
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -69,5 +74,5 @@ def create(path: str, account: Account | None) -> str:
     try:
         os.close(open_log(path, owner=owner, mode=FILE_MODE, note=problems.append))
     except OSError as error:
-        problems.append(f"cannot be opened: {open_reason(error)}; its lines are lost until this is mended")
+        problems.append(f"cannot be opened: {open_reason(error)}")
     return "; ".join(problems)

@@ -81,11 +81,12 @@ class Outage:
         self.lasts = False
         self.lost = 0
 
-    def begin(self, trouble: str) -> None:
+    def begin(self, trouble: str, so: str = "") -> None:
+        """`so`: what comes of it, to be told with it."""
         if not self.lasts:
             self.lasts = True
             self._trouble = trouble
-            self.note(trouble)
+            self.note(f"{trouble}; {so}" if so else trouble)
 
     @property
     def trouble(self) -> Trouble | None:

@@ -152,6 +152,7 @@ class Zygote:
         if self.state.name != "STOPPING" and not (isinstance(self.state, Starting) and self.state.fault):
             age = self._daemon.loop.time() - self.slot.started
             self._daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.name, pid=pid)
+        self.slot.restarts.next = "by_hand" if self.state.name == "STOPPING" else "crash"
         self._fork_no_more()
         lines = self.slot.lines_before_its_end()
         self.feed(Died(exit, word=last_word(self.settings, exit, lines, was_ready=isinstance(self.state, Running))))

@@ -100,3 +100,4 @@ def test_what_workers_cannot_write_is_shown_as_well(tmp_path: Path) -> None:
         assert logs(manager)[str(access)].problem.startswith("cannot be opened: ")
         access.rmdir()
         eventually(lambda: pool.ask("/").result().status == 200 and str(access) not in logs(manager))
+        assert told(manager, str(access))[-1] == f"{access}: is written again"
