@@ -154,6 +154,8 @@ class Generation:
     def _take(self, event: core.Event, changed: list[Change]) -> None:
         before = self.core
         self.causes.hear(event)
+        if isinstance(event, core.Start):
+            self.repeats.forget()
         try:
             self.core, actions = core.step(self.settings, self.core, event, self.daemon.loop.time())
         except ImpossibleEventError as error:

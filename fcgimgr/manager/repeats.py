@@ -33,6 +33,10 @@ class Repeats:
         self._by = ""
         self._at = 0.0
 
+    def forget(self) -> None:
+        """Somebody has ordered that they be started, and wants to see what comes of it."""
+        self._said = b""
+
     def listen(self, slot: Slot, plan: ProcessPlan) -> None:
         """A process in this slot is starting."""
         errors = slot.pump("stderr")
