@@ -7,7 +7,7 @@ from .options import Command
 from .processes import verbose_option
 
 
-@click.command("update", cls=Command)
+@click.command("update", cls=Command, short_help="Apply what has changed in the configuration.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @verbose_option
 @click.pass_context

@@ -515,7 +515,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Meta(
             description=(
                 'Which FastCGI server runs the `wsgi` application: `"flup"`, in threads, or `"native"`, fcgimgr\'s '
-                "own and several times as fast, one request a process unless `threads` says more. See docs/wsgi.md."
+                "own and several times as fast, one request a process unless `threads` says more. See "
+                "`fcgimgr help wsgi.md`."
             )
         ),
     ] = "flup"
@@ -535,7 +536,7 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Import the `wsgi` application once and fork the processes from that: they share its memory, and one "
-                "that dies is replaced in milliseconds. What is to be known of forks: docs/preload.md."
+                "that dies is replaced in milliseconds. What is to be known of forks: `fcgimgr help preload.md`."
             )
         ),
     ] = False
@@ -627,8 +628,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             description=(
                 'Form of these lines: `"json"`, or text with the characters of PHP-FPM: `%R` client, `%u` user, '
                 "`%t` time of the request, `%m` method, `%r` path, `%Q%q` query, `%s` status, `%l` length of the "
-                "request, `%b` of the answer, `%d` seconds, `%p` pid, `%n` pool and others, as `docs/limits.md` lists "
-                "them."
+                "request, `%b` of the answer, `%d` seconds, `%p` pid, `%n` pool and others, as `fcgimgr help limits` "
+                "lists them."
             )
         ),
     ] = '%R - %u %t "%m %r%Q%q" %s'
@@ -640,7 +641,7 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
                 'How a process of a `command` ends without losing a request: `"self"` gives it its `stopsignal` and '
                 "leaves it to the program to finish what it has in hand, as gunicorn does; "
                 '`"watch"` gives it its `stopsignal` only when it has nothing in hand, for a program that does not. '
-                "See docs/reload.md."
+                "See `fcgimgr help reload.md`."
             ),
             extra={"default": '`"self"` where `command` is a server known to do it, else `"watch"`'},
         ),

@@ -127,7 +127,7 @@ class _ProcessTable:
         self.of_defaults: set[str] = set()
 
     def read(self) -> TableRead:
-        own = list(_known(self._table, self._keys, self._findings))
+        own = list(_known(self._table, self._keys, self._findings, self._defaults))
         if self._defaults is not None:
             self._given = {name: self._defaults for name in self._defaults.entries if name in self._keys}
             for name, other in (("command", "wsgi"), ("wsgi", "command")):
@@ -193,15 +193,25 @@ class _ProcessTable:
         return PoolSettings(name=self._table.name, **values)
 
 
-def _known(table: Table, known: Mapping[str, Key], findings: Findings) -> Iterator[Key]:
+def _known(table: Table, known: Mapping[str, Key], findings: Findings, defaults: Table | None = None) -> Iterator[Key]:
     """The keys of a table; each unknown one is a problem."""
     for name, value in table.entries.items():
         if name in known:
             yield known[name]
         else:
-            from fcgimgr.config.advice import unknown_key
+            from fcgimgr.config.advice import At, unknown_keys
 
-            findings.problem(table, name, unknown_key(table.kind, name, value, known))
+            for key, told in unknown_keys(At(table.kind, _runs(table, defaults), tuple(known)), name, value):
+                findings.problem(table, key, told)
+
+
+def _runs(table: Table, defaults: Table | None) -> str:
+    """Whether it runs a "command" or a "wsgi" application; "": neither is said."""
+    for entries in (table.entries, defaults.entries if defaults is not None else {}):
+        for key in ("wsgi", "command"):
+            if key in entries:
+                return key
+    return ""
 
 
 def _read_key(

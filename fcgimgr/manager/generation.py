@@ -95,8 +95,8 @@ class Generation:
         self.pinged: deque[int] = deque(maxlen=1024)  # the other ends of pings, as inodes
         self.has_served = True  # False: no client has ever been led to it
         self.blind = False  # its processes may not be looked at (manager/taking.py)
-        self.lost = 0  # connections of clients that nobody has served, since it was to leave
-        self.cut = 0  # those that its processes had in hand when their time was over
+        self.lost = 0  # connections of clients whose request nobody has served, since it was to leave
+        self.cut = 0  # those that its processes had in hand when their time was over, for whatever that was
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None

@@ -335,10 +335,6 @@ def test_tail_shows_the_last_lines(tmp_path: Path) -> None:
         eventually(lambda: manager("tail", "--stderr", "echo").succeeds() == "wrong\n")
 
 
-def test_tail_of_several_processes_asks_which(two: Manager) -> None:
-    assert "web:web_00, web:web_01" in two("tail", "web").fails(1)
-
-
 def test_tail_follows_across_a_restart(tmp_path: Path) -> None:
     echo = Echo(tmp_path)
     shown = tmp_path / "shown"

@@ -9,7 +9,10 @@ import pytest
 
 from fcgimgr.cli import failure
 from fcgimgr.cli.main import cli
+from fcgimgr.cli.manpage import pages
 from fcgimgr.cli.reference import names_in, written_again
+from fcgimgr.config.foreign_pages import PAGES
+from fcgimgr.config.foreign_pages import written_again as foreign_tables_written_again
 from fcgimgr.config.keys import keys
 from fcgimgr.config.pools import PoolSettings, ProcessSettings
 from fcgimgr.config.read import read
@@ -86,6 +89,18 @@ def test_the_reference_of_the_commands_is_that_of_the_program() -> None:
     assert text == written_again(text), f"run: python -m fcgimgr.cli.reference {name_of(document)}"
 
 
+@pytest.mark.parametrize("name", pages())
+def test_the_manual_pages_are_those_of_the_program_and_roff_takes_them(name: str) -> None:
+    assert (CHECKOUT / "man" / name).read_text(encoding="utf-8") == pages()[name], (
+        "run: python -m fcgimgr.cli.manpage man"
+    )
+    if shutil.which("groff"):
+        done = subprocess.run(
+            ["groff", "-ww", "-man", "-Tutf8", CHECKOUT / "man" / name], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_command_has_its_section() -> None:
     text = (DOCS / "commands.md").read_text(encoding="utf-8")
     assert sorted(names_in(text)) == sorted(["fcgimgr", *COMMANDS])
@@ -111,18 +126,20 @@ def test_commands_that_are_mentioned_exist() -> None:
     assert sorted(place for place in mentioned if place[1] not in COMMANDS) == []
 
 
-def test_keys_and_commands_that_supervisors_become_exist() -> None:
-    rows = re.findall(r"^\|(.*)\|(.*)\|$", prose(DOCS / "from-supervisor.md").split("## Commands")[0], re.MULTILINE)
-    named = {word for _, ours in rows for word in CODE.findall(ours) if re.fullmatch(r"[a-z]+(_[a-z]+)*", word)}
-    assert named - KEYS - {"true"} == set()
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_of_the_keys_of_others_are_those_of_the_program(page: str) -> None:
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    assert f"<!-- keys of {page} -->" in text
+    assert text == foreign_tables_written_again(text), "run: python -m fcgimgr.config.foreign_pages docs"
 
 
-def test_keys_that_those_of_uwsgi_and_gunicorn_become_exist() -> None:
-    table = prose(DOCS / "from-uwsgi-and-gunicorn.md").split("## Keys")[1].split("\n## ")[0]
-    rows = re.findall(r"^\|.*\|.*\|(.*)\|$", table, re.MULTILINE)
-    named = {word for ours in rows for word in CODE.findall(ours) if re.fullmatch(r"[a-z]+(_[a-z]+)*", word)}
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_that_those_of_others_become_exist(page: str) -> None:
+    cells = [cell for row in PAGES[page][1] for cell in (row.here, row.wsgi)]
+    words = {word for cell in cells if cell.startswith("`") for word in CODE.findall(cell)}
+    named = {word for word in words if re.fullmatch(r"[a-z]+(_[a-z]+)*", word)}
     assert named - KEYS == set()
-    assert "numprocs" in named
+    assert "numprocs" in named or page == "from-supervisor"
 
 
 def test_every_document_is_listed_in_the_readme() -> None:
