@@ -40,6 +40,9 @@ class Cause(NamedTuple):
         return f"{self.why}, by {self.by}" if self.by else self.why
 
 
+TRIED_AGAIN: Final = Cause("crash", "tried again")
+
+
 class Restarts:
     """How often a process was started anew, by why the one before had ended."""
 
@@ -87,6 +90,9 @@ class Causes:
                 what = f"generation {generation.pool.core.serving} serves" if served else "its generation is discarded"
             case core.Return():
                 what = "its generation serves again"
+            case core.RetryDue():
+                self.order = TRIED_AGAIN
+                return
             case core.Kill():
                 what = f"{ending}, at once" if ending else "to end at once"
             case _:
@@ -111,15 +117,17 @@ class Causes:
             case Backoff(why=why) | Fatal(why=why):
                 return Cause("crash", why)
             case Exited(exit=exit, expected=expected, word=word):
-                return Cause("recycled" if expected else "crash", f"{exit}{process.said(word)}")
+                return None if expected else Cause("crash", f"{exit}{process.said(word)}")
             case _ if after.name == "STOPPING":
                 return self._of_stop(event, actions, change)
             case _ if before.name == "STOPPING":
                 return None  # as it was said when it was told to
             case Spawning() if isinstance(before, Starting | Running):
                 return self._of_death(event, index)
-            case Spawning() if isinstance(before, Backoff) or isinstance(event, core.RetryDue):
-                return Cause("crash", "tried again")
+            case Spawning() if isinstance(before, Backoff) and not isinstance(event, core.Start | core.Restart):
+                return TRIED_AGAIN
+            case Spawning() if index >= self._generation.core.wanted:
+                return Cause("recycled", "it stands in for another, which is to be replaced")
             case _:
                 return self.order
 

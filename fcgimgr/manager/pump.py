@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
 
 RECENT = 8 * 1024
+MUCH = 16 * 1024  # bytes that one which rests has found in its pipe; that takes 64 KiB
 DRAIN_LIMIT = 4 * 1024 * 1024
 
 Lines = list[bytes]
@@ -242,8 +243,8 @@ class Pump:
 
     def _end_rest(self) -> None:
         self._resting = None
-        if self._fd >= 0:
-            self._read()
+        if self._fd >= 0 and self._read() > MUCH:
+            self._rest = 0.0  # else it would have to wait for us
         self._resume()
 
     def _resume(self) -> None:

@@ -41,7 +41,8 @@ class Repeats:
         """A process in this slot is starting."""
         errors = slot.pump("stderr")
         path = plan.stdout_logfile if errors is slot.stdout else plan.stderr_logfile
-        if errors is not None and path == "-":
+        is_job = self._generation.settings.ready == "exit"  # which is starting for as long as it lives
+        if errors is not None and path == "-" and not is_job:
             errors.rest(REST)
 
     def listen_no_more(self, slot: Slot) -> None:
