@@ -37,23 +37,23 @@ def generation_status(generation: Generation) -> GenerationStatus:
     )
 
 
-def what_it_does(generation: Generation) -> str:
-    """In words, for one that does not serve: "3 processes finish (app_00: GET /slow 22 s), 2 connections wait"."""
+def what_it_does(generation: Generation, within: str = "") -> str:
+    """In words, for one that does not serve: "3 old processes finish (app_00: GET /slow 22 s), 2 connections in its
+    queue". `within`: to be put behind the processes."""
     pool, core = generation.pool, generation.core
     if pool.core.coming is not None and pool.core.coming.number == generation.number:
         ready = sum(isinstance(state, Running) for state in core.processes)
-        return f"{ready} of {core.wanted} processes ready"
+        return f"{ready} of {core.wanted} new processes ready"
     if core.held:
-        return "it could serve again"
+        return "the old processes are held, in case they have to serve again"
     living = [index for index, state in enumerate(core.processes) if state.pid is not None]
     if not living:
         passed = generation.daemon.passing.carries(generation)
         return "connections that were passed on are being answered" if passed else "nothing of it is left"
-    words = (
-        f"{len(living)} {'process finishes' if len(living) == 1 else 'processes finish'}{_at_what(generation, living)}"
-    )
+    finish = "old process finishes" if len(living) == 1 else "old processes finish"
     waiting = generation.listening.waiting if generation.listening is not None else 0
-    return f"{words}, {connections(waiting)} in its queue" if waiting else words
+    queue = f", {connections(waiting)} in its queue" if waiting else ""
+    return f"{len(living)} {finish}{within}{_at_what(generation, living)}{queue}"
 
 
 def _at_what(generation: Generation, living: list[int]) -> str:
@@ -90,17 +90,15 @@ def killed_in(generation: Generation) -> float | None:
 
 
 def how_far(pool: Pool) -> str:
-    """In words: "generation 3 serves; 3 processes of generation 2 finish; killed in 8 s"."""
-    parts = []
+    """In words: "generation 3 serves; 3 old processes finish, killed in 8 s (app_00: GET /slow 22 s)"."""
+    parts = [f"generation {pool.serving.number} serves"]
     for generation in pool.generations.values():
-        if generation is pool.serving:
-            continue
-        due = killed_in(generation)
-        within = "" if due is None else f", killed in {due:.0f} s"
-        parts.append(f"generation {generation.number}: {what_it_does(generation)}{within}")
+        if generation is not pool.serving:
+            due = killed_in(generation)
+            parts.append(what_it_does(generation, "" if due is None else f", killed in {due:.0f} s"))
     if pool.core.waiting is not None:
         parts.append("the reload waits for that")
-    return "; ".join([f"generation {pool.serving.number} serves", *parts])
+    return "; ".join(parts)
 
 
 async def tell_how_far(pool: Pool, verdict: asyncio.Future[Verdict], tell: Callable[[Progress], None]) -> Verdict:

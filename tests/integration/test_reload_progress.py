@@ -26,14 +26,14 @@ def test_a_generation_that_finishes_has_rows_of_its_own(tmp_path: Path) -> None:
         shown = eventually(lambda: [one for one in manager.pool("app").generations if one.state == "DRAINING"])
         (old,) = shown
         assert (old.number, old.processes) == (1, 2)
-        assert (old.doing or "").startswith("2 processes finish")
+        assert (old.doing or "").startswith("2 old processes finish")
         assert 20 < (old.killed_in or 0) <= 40
         lines = manager("status").out.splitlines()
         assert re.match(r"app +RUNNING   2 of 2 running ", lines[3])
         assert [line.split()[0] for line in lines[4:9]] == [
             "app:app_00", "app:app_01", "generation", "app:app_00", "app:app_01"
         ]  # fmt: skip
-        assert re.match(r"  generation 1  DRAINING  2 processes finish.*  queue \d  killed in \d+ s$", lines[6])
+        assert re.match(r"  generation 1  DRAINING  2 old processes finish.*  queue \d  killed in \d+ s$", lines[6])
         (tmp_path / "free").touch()
         for connection in hung:
             connection.close()
@@ -57,6 +57,6 @@ def test_whoever_waits_hears_what_is_waited_for(tmp_path: Path) -> None:
             verdict = commands.submit(reload)
             eventually(lambda: any("killed in" in told for told in heard))
         assert verdict.result().ok
-    told = r"generation 2 serves; generation 1: 1 process finishes \(app_00: GET /slow\?x \d+ s\), killed in \d+ s"
+    told = r"generation 2 serves; 1 old process finishes, killed in \d+ s \(app_00: GET /slow\?x \d+ s\)"
     assert any(re.fullmatch(told, one) for one in heard), heard
-    assert "generation 1 serves; generation 2: 0 of 1 processes ready" in heard
+    assert "generation 1 serves; 0 of 1 new processes ready" in heard
