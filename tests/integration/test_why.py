@@ -47,6 +47,7 @@ def test_what_a_process_said_of_its_end_is_told_with_it(tmp_path: Path) -> None:
     tables = f"""
         [program.bad]
         command = "{PYTHON} %(here)s/fail.py"
+        startsecs = 30
         startretries = 0
         [program.good]
         command = "sleep 1000"
@@ -116,12 +117,14 @@ def test_what_differs_or_goes_to_a_file_is_logged_every_time(tmp_path: Path) -> 
     tables = f"""
         [program.same]
         command = "{program}"
+        startsecs = 30
         startretries = 1
         backoff_initial = 0.1
         stderr_logfile = "%(here)s/same.log"
         [program.other]
         command = "{program} %(process_num)d"
         numprocs = 2
+        startsecs = 30
         startretries = 0
     """
     code, said = fails(scene(tmp_path, tables))
