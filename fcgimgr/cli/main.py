@@ -114,10 +114,10 @@ def cli(context: click.Context) -> None:
         ask = f"here: {OF_NGINX[socket]}" if socket in OF_NGINX else "say what to ask it, such as status"
         raise click.UsageError(f"-s names the socket of a manager that runs: {ask}")
     if config is None:
-        print(context.get_help())
         raise Failure(
             f"nothing to run: there is no {' and no '.join(SEARCHED)}\n"
-            "`fcgimgr help first-pool` says how to write one; `fcgimgr demo` shows one at work",
+            "to see it at work: fcgimgr demo; to run a WSGI application without a file: fcgimgr dev app:app; "
+            "to write one: fcgimgr help first-pool; all commands: fcgimgr --help",
             code=failure.USAGE,
         )
     run_manager(config)

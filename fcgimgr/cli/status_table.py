@@ -182,7 +182,7 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     if pool.state == "RUNNING" and len(own) >= pool.numprocs:
         running = max(running, pool.numprocs)  # one that has just recycled itself is missed no more than its forerunner
     known = f"{running} of {pool.numprocs} running"
-    facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
+    facts = [known, *(_socket(socket, paint) for socket in pool.sockets if not _is_in_reason(socket, pool))]
     if pool.saturated_for is not None:
         facts.append(paint(f"saturated for {duration(pool.saturated_for)}", "yellow"))
     if pool.reason:
@@ -211,6 +211,11 @@ def _generation_line(generation: GenerationStatus, widths: list[int], paint: Pai
         facts.append(f"killed in {generation.killed_in:.0f} s")
     name = _generation_name(generation).ljust(widths[0])
     return "  ".join((name, paint.state(generation.state, widths[1]), *facts))
+
+
+def _is_in_reason(socket: SocketStatus, pool: PoolStatus) -> bool:
+    """Whether the reason of a pool that cannot listen begins with this address."""
+    return pool.reason is not None and pool.reason.startswith(f"{socket.address}: ")
 
 
 def _socket(socket: SocketStatus, paint: Paint) -> str:

@@ -321,6 +321,7 @@ WSGI: Final = (
         "`errorlog`, `capture_output`",
         "`stdout_logfile`, `stderr_logfile`, `redirect_stderr`",
     ),
+    _wsgi("`logfile-chown`, `logfile-chmod`", "none", "`logfile_owner`, `logfile_mode`"),
     _wsgi("`log-maxsize`", "`logconfig`, `logconfig_dict`", "`stdout_logfile_maxbytes`, `stdout_logfile_backups`"),
     _wsgi(
         "`logger`, `req-logger`, `log-format`, `logformat`, `disable-logging`",

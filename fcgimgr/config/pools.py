@@ -381,6 +381,28 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Whole(low=0, high=10_000),
         Meta(description="How many rotated files of `stderr_logfile` are kept; 0 for none."),
     ] = 10
+    logfile_owner: Annotated[
+        str | None,
+        Account(group_alone=True),
+        Meta(
+            description=(
+                'Owner of log files that are made: `"user"`, `"user:group"` or `":group"`. Without it, the user the '
+                "manager runs as; of `access_log` and `slowlog` always the pool's user, and this is their group. A "
+                'file that is there stays as it is. Example: `":adm"`.'
+            )
+        ),
+    ] = None
+    logfile_mode: Annotated[
+        int | None,
+        Octal(),
+        Meta(
+            description=(
+                "Permissions of log files that are made, in octal. A file that is there stays as it is until it is "
+                "rotated."
+            ),
+            extra={"default": '`"0640"`'},
+        ),
+    ] = None
     log_timestamps: Annotated[
         Literal["none", "iso", "tai64n"],
         Choice(words=("none", "iso", "tai64n")),
@@ -391,7 +413,12 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Literal["raw", "json"],
         Choice(words=("raw", "json"), meant={"text": 'write "raw"'}),
-        Meta(description="Lines as the process writes them, or each one in a JSON object with its time and process."),
+        Meta(
+            description=(
+                "Lines as the process writes them, or each one in a JSON object with its time and process; a line that "
+                "is a JSON object itself is a part of it, and so, as one, is a traceback of a `wsgi` pool's process."
+            )
+        ),
     ] = "raw"
     log_label: Annotated[
         bool,
@@ -545,8 +572,9 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Path(bare=True),
         Meta(
             description=(
-                "Python that runs the `wsgi` application, as a rule that of its virtualenv. Without it, the one that "
-                'runs fcgimgr. Example: `"/srv/shop/venv/bin/python"`.'
+                "Python that runs the `wsgi` application, as a rule that of its virtualenv. Without it, that of the "
+                "virtualenv that is active where the manager is started (`$VIRTUAL_ENV`; as root, if nobody else may "
+                'change it), else the one that runs fcgimgr. Example: `"/srv/shop/venv/bin/python"`.'
             )
         ),
     ] = None
@@ -632,7 +660,7 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
                 "lists them."
             )
         ),
-    ] = '%R - %u %t "%m %r%Q%q" %s'
+    ] = '%R - %u %t "%m %r%Q%q" %s %d %p'
     drain: Annotated[
         Literal["self", "watch"],
         Choice(words=("self", "watch")),

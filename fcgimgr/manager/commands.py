@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from fcgimgr.manager.pools import Verdict as Reloaded
 
 MOST_PROCESSES: Final = 10_000
+#: Of new code that does not come up: the pool serves by the processes that it has, and by no others.
+NO_WAY_BACK: Final = "processes that die from now on start with that code too: mend it, or put the old code back"
 
 
 class Caller(Protocol):
@@ -176,7 +178,14 @@ def reload_verdict(pool: Pool, verdict: Reloaded) -> ProcessVerdict:
         result, detail = "reloaded", verdict.why or f"generation {pool.core.serving} serves"
     elif verdict.switched:
         result = "reloaded"
+    elif pool.discarded is not None and verdict.process not in ("", pool.name) and not _has_its_code_in_memory(pool):
+        detail = f"{verdict.why}; {NO_WAY_BACK}"
     return ProcessVerdict(name=pool.name, ok=verdict.ok, result=result, detail=detail, lines=verdict.lines)
+
+
+def _has_its_code_in_memory(pool: Pool) -> bool:
+    """Whether its processes are forked from what was imported once, whatever lies in the directory now."""
+    return isinstance(pool.settings, PoolSettings) and pool.settings.preload
 
 
 async def decided(pool: Pool, event: rollout.Event, *, wait: bool) -> ProcessVerdict:

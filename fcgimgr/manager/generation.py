@@ -533,7 +533,7 @@ class Generation:
         plan = recipes.plan(index)
         for path in requestlogs.files(plan):
             # It serves without.
-            self.daemon.request_logs.note(path, self, requestlogs.create(path, recipes.account))
+            self.daemon.request_logs.note(path, self, self._create_request_log(recipes, path))
         return recipes.recipe(plan), plan
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
@@ -545,7 +545,7 @@ class Generation:
             if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
                 for path in paths:
                     if path not in problems:
-                        problems[path] = requestlogs.create(path, self.recipes.account)
+                        problems[path] = self._create_request_log(self.recipes, path)
                         self.daemon.request_logs.note(path, self, problems[path])
                 slot.board.ask_to_reopen()
         wrong = [f"{path}: {problem}" for path, problem in problems.items() if problem]
@@ -559,6 +559,9 @@ class Generation:
         path = plan.access_log if key == "X_ACCESS_LOG" else plan.slowlog
         if path is not None and path != "-":
             self.daemon.request_logs.note(path, self.slots[index], problem)
+
+    def _create_request_log(self, recipes: Recipes, path: str) -> str:
+        return requestlogs.create(path, recipes.account, recipes.log_owner, self.settings.logfile_mode)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
@@ -599,6 +602,8 @@ class Generation:
             path,
             maxbytes=getattr(settings, f"{stream}_logfile_maxbytes"),
             backups=getattr(settings, f"{stream}_logfile_backups"),
+            owner=self.recipes.log_owner if self.recipes is not None else None,
+            mode=settings.logfile_mode,
         )
         process = f"{self.name}:{plan.name}"
         return Pump(
@@ -610,6 +615,7 @@ class Generation:
             timestamps=settings.log_timestamps,
             format=settings.log_format,
             label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
+            gathers=isinstance(settings, PoolSettings) and settings.wsgi is not None,
             release=self.daemon.logs.release,
         )
 

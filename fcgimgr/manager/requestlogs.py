@@ -1,13 +1,14 @@
 """The log files that workers write to themselves (fcgimgr/worker/appending.py): access_log and slowlog.
 
 A worker runs as the pool's user, who as a rule may not create a file in /var/log. So the manager creates it before the
-worker is started, and again when log files are opened anew, with that user as its owner. What is wrong with one is
-known from that, and from the workers, who tell it.
+worker is started, and again when log files are opened anew, with that user as its owner, who is to write to it. What is
+wrong with one is known from that, and from the workers, who tell it.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -67,12 +68,16 @@ def files(plan: ProcessPlan) -> list[str]:
     return [path for path in dict.fromkeys(environment(plan).values()) if path != "-"]
 
 
-def create(path: str, account: Account | None) -> str:
-    """Let there be this file, for this user to write to; what is wrong, in words, or ""."""
+def create(path: str, account: Account | None, owner: tuple[int, int] | None, mode: int | None) -> str:
+    """Let there be this file, for this user to write to; what is wrong, in words, or "". owner, mode: as logs are to
+    have."""
     problems: list[str] = []
-    owner = None if account is None else (account.uid, account.gid)
+    uid, gid = owner or (-1, -1)
+    if account is not None:
+        uid, gid = account.uid, gid if gid != -1 else account.gid
+    bits = FILE_MODE if mode is None else mode | stat.S_IWUSR
     try:
-        os.close(open_log(path, owner=owner, mode=FILE_MODE, note=problems.append))
+        os.close(open_log(path, owner=(uid, gid), mode=bits, note=problems.append))
     except OSError as error:
         problems.append(f"cannot be opened: {open_reason(error)}")
     return "; ".join(problems)

@@ -236,6 +236,22 @@ def test_a_start_that_fails_says_why_and_what_the_process_said(tmp_path: Path) -
         assert manager("start", "all").code == 1  # one of them failed
 
 
+def test_a_start_of_what_ends_by_itself_says_how_it_ended(tmp_path: Path) -> None:
+    tables = "".join(
+        f"""
+        [program.{name}]
+        command = ["sh", "-c", "exit {code}"]
+        autostart = false
+        autorestart = false
+        startsecs = 10
+        """
+        for name, code in (("well", 0), ("ill", 3))
+    )
+    with running(tmp_path, tables, ready=False) as manager:
+        assert manager("start", "well").succeeds() == "well:well_00: started: exited with code 0 after its start\n"
+        assert manager("start", "ill").code == 1
+
+
 def test_scale_to_up_and_down(two: Manager) -> None:
     assert two("scale", "web", "4").succeeds().splitlines() == ["web:web_02: started", "web:web_03: started"]
     assert two("scale", "web", "+1").succeeds() == "web:web_04: started\n"

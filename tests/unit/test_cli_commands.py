@@ -439,12 +439,19 @@ def test_help_and_version_before_and_after_a_command(run: Run):
     assert run("status", "-h")[1].startswith("Usage: fcgimgr status")
 
 
-def test_nothing_given_and_nothing_found_shows_help(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_help_shows_which_names_may_be_left_out(run: Run) -> None:
+    assert "Usage: fcgimgr status [OPTIONS] [NAME...]\n" in run("status", "--help")[1]
+    assert "Usage: fcgimgr stop [OPTIONS] NAME...\n" in run("stop", "--help")[1]
+
+
+def test_nothing_given_and_nothing_found_shows_ways_to_begin(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fcgimgr.cli.locate.SEARCHED", ("pool.toml", "/nowhere/pool.toml"))
     code, out, err = run()
     assert code == 2
-    assert "Commands:" in out
+    assert out == ""
     assert "there is no pool.toml" in err
+    for way in ("fcgimgr demo", "fcgimgr dev app:app", "fcgimgr --help"):
+        assert way in err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the documents say holds: their links lead somewhere, their configurations are accepted, nothing is left out."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -150,12 +151,22 @@ def test_every_document_is_listed_in_the_readme() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_the_units_are_made_of_what_systemd_knows(tmp_path: Path) -> None:
     blocks = [text for language, text in FENCE.findall((DOCS / "systemd.md").read_text("utf-8")) if language == "ini"]
-    service, socket, hardening = blocks
+    service, of_user, socket, hardening = blocks
     # systemd-analyze looks whether the command is there.
     service = service.replace("/opt/fcgimgr/bin/fcgimgr", "/bin/true")
+    of_user = of_user.replace("%h/fcgimgr/bin/fcgimgr", "/bin/true")
     (tmp_path / "fcgimgr.service").write_text(service + hardening)
     (tmp_path / "fcgimgr-app.socket").write_text(socket)
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "fcgimgr.service").write_text(of_user)
     units = [str(tmp_path / "fcgimgr.service"), str(tmp_path / "fcgimgr-app.socket")]
-    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=60)
-    about_ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "fcgimgr" in line]
-    assert (done.returncode, about_ours) == (0, [])
+    for words in ([*units], ["--user", str(tmp_path / "user" / "fcgimgr.service")]):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", *words],
+            env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},  # that of a user, who has one when logged in
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        about_ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "fcgimgr" in line]
+        assert (done.returncode, about_ours) == (0, [])
