@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any, Final
 
 from fcgimgr.fastcgi.arriving import Arrival, read_whole
+from fcgimgr.fastcgi.common import Common
 from fcgimgr.fastcgi.records import (
     KEEP_CONNECTION,
     ProtocolError,
@@ -131,6 +132,7 @@ class _Engine(Engine):
         self.keeping = keeping
         #: Connections of which their loop hears that the web server has gone.
         self.unasked: Collection[object] = keeping.kept if threads == 1 else ()
+        self.common = Common()
 
 
 class _Connection(Answering):
@@ -170,9 +172,9 @@ class _Connection(Answering):
             if arrival is None:
                 engine = self._engine
                 environ = engine.environ.copy()
-                flags = read_whole(incoming, environ)
+                flags = read_whole(incoming, environ, engine.common)
                 if flags is not None:
-                    self._keep = bool(flags & KEEP_CONNECTION)
+                    self._keep = flags == KEEP_CONNECTION
                     return self._serve_whole(environ)
                 arrival = self._arrival = Arrival(self._engine.values)
                 self.until = monotonic() + HEAD_PATIENCE
