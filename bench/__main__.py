@@ -4,10 +4,12 @@ import argparse
 import functools
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -39,16 +41,17 @@ def main() -> int:
     peers = [peer for peer in peers if options.only is None or peer.name in options.only]
     for line in missing:
         say(line)
-    for number in STOP_SIGNALS:
-        signal.signal(number, end_all)
     raise_limits()
     precise_sleeps()
     before, code = load(), revision()
     say(f"{machine()}; load averages {before}")
     figures: list[Figure] = []
     failed = False
-    with busy(options.busy), tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as directory:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as directory, ExitStack() as stack:
         place = Path(directory)
+        for number in STOP_SIGNALS:
+            signal.signal(number, functools.partial(end_all, place))
+        stack.enter_context(busy(options.busy))
 
         @functools.cache
         def compiled(source: str, name: str) -> str:
@@ -75,12 +78,16 @@ def main() -> int:
     return 1 if failed or setting.failures else 0
 
 
-def end_all(number: int, _: object) -> None:
-    """A graceful end of every server, one after the other, would take minutes, and a second signal cut it short."""
+def end_all(place: Path, number: int, _: object) -> None:
+    """A graceful end of every server, one after the other, would take minutes, and a second signal cut it short.
+
+    Nothing is unwound: what was interrupted may hold a lock, that of a Popen say, which those who clean up wait for.
+    """
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     end_descendants()
-    sys.exit(128 + number)
+    shutil.rmtree(place, ignore_errors=True)
+    os._exit(128 + number)
 
 
 def arguments() -> argparse.Namespace:

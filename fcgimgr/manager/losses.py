@@ -42,10 +42,16 @@ def in_hand(generation: Generation, index: int) -> str:
 def died(generation: Generation, index: int, exit: Exit) -> None:
     """Its process is dead. One that has ended by itself has finished what it had.
 
-    What it had in hand may have been a WebSocket, which lives until then; so it counts for itself.
+    What it had in hand may have been a WebSocket, which lives until then; so it counts for itself. Only our own engines
+    show that it was a request.
     """
-    if generation.core.left and exit.signal is not None:
-        generation.cut += generation.slots[index].at_risk
+    if not generation.core.left or exit.signal is None:
+        return
+    slot = generation.slots[index]
+    if (reading := slot.reading(generation.daemon.loop.time())) is not None:
+        generation.lost += len(reading.in_hand)
+    else:
+        generation.cut += slot.at_risk
 
 
 def closing(generation: Generation) -> None:

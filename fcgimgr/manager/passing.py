@@ -21,7 +21,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from fcgimgr.answers.conversation import Bytes, Conversation
 from fcgimgr.linux.listeners import LostListener
@@ -101,6 +101,7 @@ class _Passage:
         self._over = over
         self._accepting: list[_Accepting] = []
         self._carrying: set[asyncio.Task[None]] = set()
+        self._answered: set[asyncio.Task[None]] = set()  # those of them whose client has only to close
         self._is_at_end = False
         self._deadline: asyncio.TimerHandle | None = None
         targets = {str(place.address): place for place in to.places}
@@ -130,8 +131,8 @@ class _Passage:
 
     def drop(self) -> None:
         """Nobody is waited for any more."""
-        if self._carrying:
-            losses.dropped(self._generation, len(self._carrying))
+        if lost := len(self._carrying - self._answered):
+            losses.dropped(self._generation, lost)
         for task in self._carrying:
             task.cancel()
 
@@ -160,6 +161,7 @@ class _Passage:
 
     def _carried(self, task: asyncio.Task[None]) -> None:
         self._carrying.discard(task)
+        self._answered.discard(task)
         if len(self._carrying) == MOST - 1:
             self._begin()
         if self._is_at_end and not self._carrying:
@@ -173,7 +175,7 @@ class _Passage:
             # What the processes have made of their listener is of what was accepted there too: a close(2) that waits.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             try:
-                server = await self._connect(client.family, to)
+                server = await self._connect(client, to)
             except (OSError, TimeoutError) as error:
                 losses.not_passed_on(self._generation, error)
                 return
@@ -182,19 +184,23 @@ class _Passage:
                 asking = self._loop.create_task(self._ask(client, server, said))
                 try:
                     await self._answer(server, client, said)
+                    self._answered.add(cast(asyncio.Task[None], asyncio.current_task()))
                     await asyncio.wait([asking], timeout=LINGER)
                 finally:
                     asking.cancel()
                     await asyncio.gather(asking, return_exceptions=True)
 
-    async def _connect(self, family: int, to: Place) -> socket.socket:
+    async def _connect(self, client: socket.socket, to: Place) -> socket.socket:
         """OSError, TimeoutError: that cannot be had."""
-        server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        server = socket.socket(client.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         refuse_rights(server)
         try:
             async with asyncio.timeout(CONNECT):
-                with self._in_force(to).way_in() as target:
-                    await connect(self._loop, server, target)
+                if client.family != socket.AF_UNIX:
+                    await self._loop.sock_connect(server, _from_where_it_came_to(client, server))
+                else:
+                    with self._in_force(to).way_in() as target:
+                        await connect(self._loop, server, target)
         except BaseException:
             server.close()
             raise
@@ -228,6 +234,17 @@ class _Passage:
             said.sent(len(piece), of(piece))
             await self._loop.sock_sendall(client, piece)
         client.shutdown(socket.SHUT_WR)
+
+
+def _from_where_it_came_to(client: socket.socket, server: socket.socket) -> ConnectTo:
+    """The address to which the client connected, which leads to those that serve; `server` is bound to it as well.
+
+    For who comes from 127.0.0.1 is believed more: what X-Forwarded-For says, or that it is an administrator.
+    """
+    host, port, *rest = client.getsockname()
+    server.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+    server.bind((host, 0, *rest))
+    return (host, port, *rest)
 
 
 async def connect(loop: asyncio.AbstractEventLoop, connection: socket.socket, target: ConnectTo) -> None:

@@ -10,28 +10,38 @@ from pathlib import Path
 
 import pytest
 
+from fcgimgr.fastcgi.client import fetch
+from fcgimgr.fastcgi.records import FastCGIError
 from tests.integration.commands import Manager, running
 from tests.integration.ports import connect, free_address
 from tests.integration.succession import PYTHON
 from tests.waiting import eventually
 
-# One connection at a time, kept. The body of a POST comes back behind the number of the generation; "/hang" is answered
-# when the file "free" is there.
+# One connection at a time, kept. The body of a POST comes back behind the number of the generation; at "/peer" with
+# where it comes from; "/hang" is answered when the file "free" is there.
 PROGRAM = """\
 import os, socket, time
 generation = os.environ["FCGIMGR_GENERATION"].encode()
 listener = socket.socket(fileno=0)
 while True:
-    connection, _ = listener.accept()
+    connection, peer = listener.accept()
     with connection, connection.makefile("rb") as said:
         while line := said.readline():
             length = 0
             while (field := said.readline()).strip():
                 length = int(field[15:]) if field.startswith(b"Content-Length:") else length
-            body = generation + said.read(length)
+            body = generation + said.read(length) + (peer[0].encode() if b"/peer" in line else b"")
             while line.split()[1] == b"/hang" and not os.path.exists("free"):
                 time.sleep(0.01)
             connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body))
+"""
+
+HANGS = """\
+import pathlib, time
+
+def app(environ, start_response):
+    pathlib.Path("hangs").touch()
+    time.sleep(1000)
 """
 
 
@@ -91,6 +101,39 @@ def test_who_waits_behind_those_that_hang_is_served_by_the_new_ones(
             assert manager.output().count("with 1 connection in hand") == (0 if freed else 2)
         for connection in hung:
             connection.close()
+
+
+@pytest.mark.parametrize(("listens", "here"), [("0.0.0.0", "127.0.0.5"), ("*", "::ffff:127.0.0.5")])
+def test_who_is_passed_on_does_not_pass_for_one_from_127_0_0_1(listens: str, here: str, tmp_path: Path) -> None:
+    port = free_address("tcp", tmp_path).rpartition(":")[2]
+    address = f"127.0.0.5:{port}"
+    with running(tmp_path, pool(tmp_path, f"{listens}:{port}", "stopwaitsecs = 1")) as manager:
+        hung = all_hang(manager, address)
+        waiting = asked(address, "/peer")
+        eventually(lambda: queued(manager) == 1)
+        manager("reload", "app").succeeds()
+        assert answered(waiting, b"") == (b"2", here.encode())
+        for connection in hung:
+            connection.close()
+
+
+@pytest.mark.parametrize("server", ["native", "flup"])
+def test_a_request_that_one_of_our_engines_had_in_hand_is_lost(server: str, tmp_path: Path) -> None:
+    """It cannot have been a WebSocket."""
+    address = free_address("unix", tmp_path)
+    (tmp_path / "hang.py").write_text(HANGS)
+    keys = [f'server = "{server}"', "stopwaitsecs = 1", "reload_watch = 0"]
+    lines = ["[pool.app]", f'socket = "{address}"', 'wsgi = "hang:app"', 'directory = "%(here)s"', *keys, ""]
+    with running(tmp_path, "\n".join(lines)) as manager, ThreadPoolExecutor(1) as clients:
+        asks = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/hang", "SERVER_PROTOCOL": "HTTP/1.1"}
+        hung = clients.submit(fetch, address, asks)
+        eventually((tmp_path / "hangs").exists)
+        reload = manager("reload", "app")
+        reload.fails(1)
+        assert "generation 2 serves, but 1 connection of generation 1 lost: see the log" in reload.out
+        assert "with GET /hang in hand" in manager.output()
+        with pytest.raises(FastCGIError):
+            hung.result()
 
 
 def test_what_is_lost_with_the_queue_is_said(tmp_path: Path) -> None:
