@@ -170,6 +170,7 @@ def marked(pids: Iterable[int], patience: float) -> list[int]:
         with ours, PidFd(pid) as helper:
             answered = _hear(ours, progress, found, until)
             helper.signal(signal.SIGKILL)
+            helper.wait(max(0.0, until - time.monotonic()))
             if answered:
                 break
         stuck_at = progress.seen()[1]

@@ -7,7 +7,6 @@ whom it was at is said once in the log and not looked at again. What else it had
 from __future__ import annotations
 
 import asyncio
-import select
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -327,9 +326,7 @@ class Helper:
 
     def wait(self, patience: float) -> None:
         """Until it has ended. Blocks, for so many seconds."""
-        poll = select.poll()
-        poll.register(self._process, select.POLLIN)
-        poll.poll(patience * 1000)
+        self._process.wait(patience)
 
     def close(self) -> None:
         """Nothing more is to be known of its end."""

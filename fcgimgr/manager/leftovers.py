@@ -135,7 +135,8 @@ class Leftovers:
         if gone is None:
             told_of()
             # One that has done what it was for, and is not started again, may have started what is to live on.
-            remains.looked = isinstance(generation.core.processes[index], Exited)
+            after = generation.core.processes[index : index + 1]  # none, if that was the last of its slot
+            remains.looked = any(isinstance(state, Exited) for state in after)
 
     def look(self) -> None:
         """After a round of reaping: of whom is anybody left?"""

@@ -42,8 +42,8 @@ AT_ALL: Final = 300
 MOST_SLOW: Final = 8
 #: Seconds until it is tried again to have a helper.
 AGAIN: Final = 1.0
-#: Seconds that those may take before an upgrade that have something to hand over.
-LAST: Final = 0.05
+#: Seconds that those may take who have something to hand over before an upgrade, and to end.
+LAST: Final = 0.2
 
 #: Takes what was read late: where it is, and how much, or -errno; without the first: it is to be tried again.
 Come = Callable[["Hand | None", int], None]
@@ -137,6 +137,11 @@ class Reader:
     def hang_up(self) -> None:
         """It ends as soon as it is awake."""
         self.socket.close()
+
+    def wait(self, patience: float) -> None:
+        """Until it has ended; blocks, for so many seconds at most, and not for one that sleeps."""
+        if self._process.fileno() >= 0 and procfs.state(self._process.pid) != "D":
+            self._process.wait(max(0.0, patience))
 
     def forget(self) -> None:
         """It has ended."""
@@ -358,5 +363,7 @@ class Readers:
         if self._shared is not None:
             self._leave("", self._shared)
             self._shared = None
+        until = self.loop.time() + LAST
         for _, reader in self._left:
+            reader.wait(until - self.loop.time())
             reader.forget()

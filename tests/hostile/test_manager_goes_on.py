@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fcgimgr.linux import ptrace
+from fcgimgr.linux import procfs, ptrace
 from fcgimgr.manager.reading import MOST_SLOW
 from tests.hostile.stage import ATTACKS_KNOWN, Attack, Stage, staged
 from tests.integration.succession import next_one
@@ -92,14 +92,27 @@ def printed(keys: str = "") -> Attack:
     return replace(attack, keys=f"{attack.keys}\n{keys}")
 
 
+def have_them_print(stage: Stage) -> list[int]:
+    """Have all of them print what does not come, behind a line that can be read; their pids."""
+    pids = stage.evil()
+    os.kill(stage.manager.pid, signal.SIGSTOP)
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGUSR1)
+            eventually(lambda pid=pid: (1, 1) in (procfs.system_calls(pid) or ()))
+    finally:
+        os.kill(stage.manager.pid, signal.SIGCONT)
+    return pids
+
+
 def test_one_that_prints_what_cannot_be_read_keeps_nobody_waiting_and_loses_no_line() -> None:
     """It has the lock of its pipe until the page comes; SIGKILL does not change that."""
     with staged(printed()) as stage:
+        [pid] = have_them_print(stage)
         eventually(lambda: "its output cannot be read" in stage.manager.output())
         for _ in range(5):
             assert stage.ping() < SOON
             assert stage.respawn() < SOON
-        [pid] = stage.evil()
         assert stage.fuse is not None
         stage.fuse.end()
         eventually(lambda: {"evil:evil_00| before", "evil:evil_00| after"} <= set(stage.manager.output().splitlines()))
@@ -111,6 +124,7 @@ def test_one_that_prints_what_cannot_be_read_keeps_nobody_waiting_and_loses_no_l
 
 def test_many_of_them_take_their_own_users_output_with_them_and_no_others() -> None:
     with staged(printed("numprocs = 12")) as stage:
+        have_them_print(stage)
         eventually(lambda: "no other output of this user" in stage.manager.output())
         assert stage.ping() < SOON
         assert readers(stage) <= MOST_SLOW + 2
@@ -119,8 +133,8 @@ def test_many_of_them_take_their_own_users_output_with_them_and_no_others() -> N
 
 def test_no_stop_and_no_end_of_the_manager_waits_for_such_a_pipe() -> None:
     with staged(printed()) as stage:
+        [pid] = have_them_print(stage)
         eventually(lambda: "its output cannot be read" in stage.manager.output())
-        [pid] = stage.evil()
         assert not stage.manager.halt("evil").ok
         assert stage.manager.start("evil").ok
         os.kill(stage.manager.pid, signal.SIGTERM)
@@ -130,6 +144,7 @@ def test_no_stop_and_no_end_of_the_manager_waits_for_such_a_pipe() -> None:
 
 def test_such_a_pipe_is_taken_over_by_no_manager_that_waits_for_it() -> None:
     with staged(printed()) as stage:
+        have_them_print(stage)
         eventually(lambda: "its output cannot be read" in stage.manager.output())
         pids = stage.manager.pids("good")
         stage.manager.kill()

@@ -41,20 +41,16 @@ static void *poll_it(void *nothing) {
     return nothing;
 }
 
-static volatile int printed;
-
-// There is something to read, always, until the page is to be printed.
-static void *print_lines(void *nothing) {
-    while (!printed && write(1, "before\n", 7) == 7) continue;
-    return nothing;
-}
-
+// As soon as it is told to, for what is before it has to be there when its reader looks.
 static void *print_it(void *nothing) {
-    pthread_t lines;
-    pthread_create(&lines, NULL, print_lines, NULL);
-    usleep(5000);
+    sigset_t told;
+    struct timespec patience = {3, 0};
+    sigemptyset(&told);
+    sigaddset(&told, SIGUSR1);
+    sigtimedwait(&told, NULL, &patience);
+    puts("before");
+    fflush(stdout);
     if (write(1, page, 4096) < 0) perror("page");
-    printed = 1;
     puts("\nafter");
     fflush(stdout);
     return nothing;
@@ -96,6 +92,10 @@ int main(int count, char **arguments) {
         perror(arguments[1]);
         return 1;
     }
+    sigset_t told;
+    sigemptyset(&told);
+    sigaddset(&told, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &told, NULL);
     if (strcmp(arguments[2], "lock") == 0) return leave_one_whose_memory_is_locked();
     pthread_t thread;
     void *(*how)(void *) = strcmp(arguments[2], "poll") == 0    ? poll_it
