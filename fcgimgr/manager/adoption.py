@@ -38,6 +38,7 @@ from fcgimgr.linux.pipes import open_pipe
 from fcgimgr.linux.procfs import descendants
 from fcgimgr.linux.steering import Group
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.causes import Restarts
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
 from fcgimgr.manager.state import AbandonedRecord, GenerationRecord, ListenerRecord, ProcessRecord, Saved
@@ -214,7 +215,7 @@ class PoolAdoption:
         groups = self._groups()
         leaving = frozenset(number for number in coming if number != record.serving)
         pool.seed = record.seed
-        pool.discarded = record.discarded
+        pool.discarded, pool.since = record.discarded, record.since
         pool.core = rollout.Pool(serving=record.serving, last=record.last, leaving=leaving)
         generations = {}
         for number in sorted(coming, key=lambda number: number != record.serving):
@@ -437,7 +438,8 @@ class PoolAdoption:
     def _fill(self, generation: Generation, index: int, record: ProcessRecord) -> None:
         slot = generation.slots[index]
         slot.started, slot.spawned, slot.exit = record.started, record.spawned, record.exit
-        slot.fresh_rss = record.fresh_rss
+        slot.fresh_rss, slot.since = record.fresh_rss, record.since
+        slot.restarts = Restarts(record.crashes, record.recycled, record.by_hand)
         more = self._saved.slots.get((self._pool.name, generation.number, index))
         if more is None:
             return

@@ -54,16 +54,20 @@ from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.looks import Looks
 from fcgimgr.manager.notify import NotifySockets
+from fcgimgr.manager.orders import giver
 from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
 from fcgimgr.manager.reading import Readers
+from fcgimgr.manager.requestfiles import RequestFiles
 from fcgimgr.manager.requestlogs import RequestLogs
+from fcgimgr.manager.saturation import Saturation
 from fcgimgr.manager.sights import Sights
 from fcgimgr.manager.signalling import Signalling
 from fcgimgr.manager.spawning import give_up_spawning, spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.taking import Taking
+from fcgimgr.manager.target import Trouble
 from fcgimgr.manager.traffic import IdleOnes
 from fcgimgr.manager.unreaped import Unreaped
 from fcgimgr.manager.zygote import Zygote
@@ -105,8 +109,11 @@ class Daemon:
         self.reloads = 0  # updates and reloads of everything that are under way
         self._background: set[asyncio.Task[None]] = set()
         self.state = "STARTING"  # then RUNNING, then STOPPING
+        self.stopping = ""  # why, then
         self.exit_code = 0
         self.history = History()
+        logs.when_told(lambda text: self.history.record("log", "", detail=text))
+        self.request_logs = RequestLogs(logs.report)
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
         self.zygotes: dict[int, Zygote] = {}
@@ -134,6 +141,7 @@ class Daemon:
         self.draining = Draining(self)
         self.passing = Passing(self)
         self.limits = Limits(self)
+        self.saturation = Saturation(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
         self.ended = loop.create_future()
@@ -146,7 +154,7 @@ class Daemon:
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
         self.ground = Ground(self)
-        self.request_logs = RequestLogs(self.ground.watch_request_log)
+        self.request_files = RequestFiles(self.ground.watch_request_log)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
         self.outlives_terminal = False
         self.upgrades = 0  # how often newer code was executed in this process
@@ -172,6 +180,11 @@ class Daemon:
     def shown_state(self) -> str:
         """`state`, and DRAINING for a manager that serves and is not to be sent anything new."""
         return "DRAINING" if self.state == "RUNNING" and self.departure.since is not None else self.state
+
+    @property
+    def log_troubles(self) -> list[Trouble]:
+        """Which logs cannot be written just now."""
+        return self.logs.troubles + self.request_logs.troubles
 
     # Coming up
 
@@ -218,7 +231,8 @@ class Daemon:
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
         if wanted and all(self._is_hopeless(pool, hopeless) for pool in wanted):
-            self.journal.error("nothing at all could be started: giving up")
+            whys = "; ".join(f"{pool.name}: {pool.why_fatal()}" for pool in wanted if pool.state is PoolState.FATAL)
+            self.journal.error(f"nothing at all could be started: giving up: {whys}")
             self.exit_code = 1
             self.shutdown("nothing could be started")
             return
@@ -328,6 +342,8 @@ class Daemon:
                 self.journal.error("FATAL, and exit_on_fatal is set", name=pool.name)
                 self.exit_code = 1
                 self.shutdown(f"{pool.name} is FATAL")
+        for pool in pools:
+            self.saturation.pool_changed(pool)
         for watcher in tuple(self.watchers):
             for pool in pools:
                 watcher.pool_changed(pool)
@@ -451,8 +467,10 @@ class Daemon:
         if self.state == "STOPPING":
             return
         self.journal.info(f"stopping: {why}")
-        self.history.record("manager", self.config.manager.identifier, self.state, "STOPPING", why)
+        by = giver()
+        self.history.record("manager", self.config.manager.identifier, self.state, "STOPPING", why, by=by or None)
         self.state = "STOPPING"
+        self.stopping = f"{why}, by {by}" if by else why
         self.departure.forget()
         self._waves = deque(order.stop_waves(self.settings))
         self._deadline = self.loop.call_later(self.config.manager.shutdown_timeout, self._out_of_time)
@@ -515,6 +533,7 @@ class Daemon:
                 timer.cancel()
         self.ground.end()
         self.limits.close()
+        self.saturation.close()
         self.passing.close()
         self.helpers.kill()
         self.leftovers.kill_strays()

@@ -228,7 +228,7 @@ class Ground:
         }
         for path, (name, rights) in logs.items():
             try:
-                made = self._daemon.request_logs.put_back(path, rights)
+                made = self._daemon.request_files.put_back(path, rights)
             except OSError as error:
                 self._tell(path, f"{path}: was removed, and cannot be made again: {open_reason(error)}", name)
                 continue

@@ -188,6 +188,8 @@ class NotifySockets:
             slot.status_text = value[:STATUS_LONGEST]
         elif key == "X_REQUESTS" and value.isascii() and value.isdigit() and len(value) < 19:
             slot.requests = int(value)
+        elif key in ("X_ACCESS_LOG", "X_SLOWLOG"):
+            generation.hear_of_request_log(index, key, value[:STATUS_LONGEST])
         elif key == "X_RECYCLE" and value:
             generation.feed(Recycle(index, value[:STATUS_LONGEST]))
 

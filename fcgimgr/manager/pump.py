@@ -13,6 +13,8 @@ their turn.
 - In JSON a traceback is one line. Its end is not known before the next line comes, so what may be a part of one waits
   for that, GATHERING seconds at most.
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
+- One that rests leaves for a moment in the pipe what comes; so what its child says right before its death can be known
+  as a whole then, before it is handed on (repeats.py).
 """
 
 import errno
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
 
 RECENT = 8 * 1024
+MUCH = 16 * 1024  # bytes that one which rests has found in its pipe; that takes 64 KiB
 DRAIN_LIMIT = 4 * 1024 * 1024
 GATHERING = 0.1
 
@@ -52,6 +55,7 @@ class Pump:
         "_followers",
         "_gathered",
         "_gathers",
+        "_held",
         "_inode",
         "_inside_line",
         "_late",
@@ -62,6 +66,8 @@ class Pump:
         "_place",
         "_recent",
         "_release",
+        "_rest",
+        "_resting",
         "_split",
         "_target",
     )  # fmt: skip
@@ -111,6 +117,9 @@ class Pump:
         self._recent = b""
         self._followers: tuple[Callable[[Lines], None], ...] = ()
         self._paused = False
+        self._rest = 0.0  # seconds
+        self._resting: TimerHandle | None = None
+        self._held: list[bytes] | None = None  # what is not to be handed on yet
         loop.add_reader(fd, self._on_readable)
 
     @property
@@ -182,6 +191,33 @@ class Pump:
             limit -= size
         return self._fd >= 0
 
+    @property
+    def rests(self) -> bool:
+        """Whether it reads with a delay."""
+        return self._rest > 0
+
+    def rest(self, seconds: float) -> None:
+        """From now on read what comes only so many seconds after it has come; 0: at once, as all do."""
+        self._rest = seconds
+        if not seconds and self._resting is not None:
+            self._resting.cancel()
+            self._end_rest()
+
+    def drain_unless(self, is_known: Callable[[bytes], bool]) -> bool:
+        """As `drain`, but what was there is not handed on to the target if it is known; whether it was."""
+        self._held = []
+        try:
+            self.drain()
+        finally:
+            held, self._held = self._held, None
+            known = bool(held) and is_known(b"".join(held))
+            for chunk in held:
+                if known:
+                    self._tell_followers(chunk)
+                else:
+                    self._hand_on(chunk)
+        return known
+
     def drop(self) -> None:
         """Go on reading, so that nobody has to wait who writes, and keep nothing of it."""
         if self._fd < 0 or self._target is NOWHERE:
@@ -199,6 +235,9 @@ class Pump:
         fd, self._fd = self._fd, -1
         if not self._paused and not self._late:
             self._loop.remove_reader(fd)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         self._pipe.close()
         self._hand_on_the_rest()
         if self._release:
@@ -211,8 +250,18 @@ class Pump:
             self._loop.remove_reader(self._fd)
             self._paused = True
             self._target.when_free(self._resume)
+        elif self._rest:
+            self._loop.remove_reader(self._fd)
+            self._paused = True
+            self._resting = self._loop.call_later(self._rest, self._end_rest)
         else:
             self._read()
+
+    def _end_rest(self) -> None:
+        self._resting = None
+        if self._fd >= 0 and self._read() > MUCH:
+            self._rest = 0.0  # else it would have to wait for us
+        self._resume()
 
     def _resume(self) -> None:
         if self._paused and self._fd >= 0:
@@ -336,11 +385,17 @@ class Pump:
             self._place = inhand.hand.keep(self._place, self._inode, line)
 
     def _hand_on(self, chunk: bytes | memoryview) -> None:
+        if self._held is not None:
+            self._held.append(bytes(chunk))
+            return
         inside, self._inside_line = self._inside_line, chunk[-1] != 0x0A
         written = chunk if self._dress is None else self._dress(bytes(chunk), inside)
         if self._target.shows_how_far:
             inhand.hand.hand_on(len(written), len(chunk))
         self._target.write(written)
+        self._tell_followers(chunk)
+
+    def _tell_followers(self, chunk: bytes | memoryview) -> None:
         if self._followers:
             lines = bytes(chunk).removesuffix(b"\n").split(b"\n")
             for follower in self._followers:

@@ -1,25 +1,54 @@
 """The log files that workers write to themselves (fcgimgr/worker/appending.py): access_log and slowlog.
 
-A worker runs as the pool's user, who as a rule may not create a file in /var/log. So the manager creates it before the
-worker is started, and again when log files are opened anew or it was removed, with that user as its owner, who is to
-write to it.
+What is wrong with one is known from its making (requestfiles.py), and from the workers, who tell it.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from fcgimgr.config.processes import ProcessPlan
-from fcgimgr.linux.accounts import Account
-from fcgimgr.linux.directories import directory_of
-from fcgimgr.manager.openlog import FILE_MODE, make_directory, open_in, open_reason
+from fcgimgr.manager.target import Trouble
 
 #: The variables that tell a worker their paths.
 ACCESS_LOG: Final = "FCGIMGR_ACCESS_LOG"
 SLOWLOG: Final = "FCGIMGR_SLOWLOG"
+
+
+class RequestLogs:
+    """What is wrong with them just now: told once of each, and once more when it is over."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._problems: dict[str, dict[object, str]] = {}  # by path, and by who says so
+
+    def note(self, path: str, source: object, problem: str) -> None:
+        """`source` says of this file what is wrong with it; "" is nothing."""
+        told = self._problems.setdefault(path, {})
+        if problem and not told:
+            self._tell(f"{path}: {problem}")
+        elif not problem and told.keys() == {source}:
+            self._tell(f"{path}: is written again")
+        self._set(path, source, problem)
+
+    def forget(self, source: object) -> None:
+        """It has ended, and what it had found may be found by another."""
+        for path in tuple(self._problems):
+            self._set(path, source, "")
+
+    def _set(self, path: str, source: object, problem: str) -> None:
+        told = self._problems[path]
+        if problem:
+            told[source] = problem
+        else:
+            told.pop(source, None)
+        if not told:
+            del self._problems[path]
+
+    @property
+    def troubles(self) -> list[Trouble]:
+        return [Trouble(path, next(iter(told.values())), None) for path, told in self._problems.items()]
 
 
 def environment(plan: ProcessPlan) -> dict[str, str]:
@@ -31,70 +60,3 @@ def environment(plan: ProcessPlan) -> dict[str, str]:
 def files(plan: ProcessPlan) -> list[str]:
     """The paths of the files among them."""
     return [path for path in dict.fromkeys(environment(plan).values()) if path != "-"]
-
-
-class Rights(NamedTuple):
-    """account: of the pool's user, None: ours. owner (uid, gid; -1: any), mode: as the logs of the pool are to have."""
-
-    account: Account | None
-    owner: tuple[int, int] | None
-    mode: int | None
-
-    def of_file(self) -> tuple[tuple[int, int], int]:
-        """The owner, who is the one that is to write to it, and the mode."""
-        uid, gid = self.owner or (-1, -1)
-        if self.account is not None:
-            uid, gid = self.account.uid, gid if gid != -1 else self.account.gid
-        return (uid, gid), FILE_MODE if self.mode is None else self.mode | stat.S_IWUSR
-
-
-class RequestLogs:
-    """The files, and the directories that they were made in. `watch`: is told of each that is to be looked after."""
-
-    def __init__(self, watch: Callable[[int], None]) -> None:
-        self._watch = watch
-        self._homes: dict[str, os.stat_result] = {}  # by path, its directory as it was
-
-    def create(self, path: str, rights: Rights) -> list[str]:
-        """Let there be this file, for that user to write to; what is wrong, in words."""
-        problems: list[str] = []
-        try:
-            with directory_of(path) as (directory, name):
-                self._create(path, directory, name, rights, lambda note: problems.append(f"{path}: {note}"))
-        except OSError as error:
-            problems.append(f"{path}: cannot be opened: {open_reason(error)}")
-        return problems
-
-    def _create(self, path: str, directory: int, name: str, rights: Rights, note: Callable[[str], None]) -> None:
-        owner, mode = rights.of_file()
-        fd = open_in(directory, name, owner=owner, mode=mode, note=note)
-        try:
-            self._homes[path] = os.fstat(directory)
-            self._watch(fd)
-        finally:
-            os.close(fd)
-
-    def put_back(self, path: str, rights: Rights) -> str | None:
-        """Make the file again, and its directory, if they were there and have been removed: what was done. OSError."""
-        if path not in self._homes:
-            return None
-        made = "the file was removed; a new one is begun"
-        try:
-            with directory_of(path) as (directory, name):
-                if is_there(directory, name):
-                    return None
-        except FileNotFoundError:
-            make_directory(path, self._homes[path])
-            made = "its directory was removed; made again"
-        with directory_of(path) as (directory, name):
-            self._create(path, directory, name, rights, lambda note: None)
-        return made
-
-
-def is_there(directory: int, name: str) -> bool:
-    """Whether there is anything of this name in a directory that is open. OSError: it cannot be looked at."""
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

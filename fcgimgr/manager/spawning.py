@@ -62,7 +62,7 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
             outcomes[index] = SpawnFailed(why_not(error))
-            generation.slots[index].spawned += 1
+            generation.slots[index].count_spawn()
     children = start([each.order for each in begun.values()])
     for (index, each), child in zip(begun.items(), children, strict=True):
         try:
@@ -148,7 +148,7 @@ def take_in(
         begun.pipes.close()
         if begun.board is not None:
             begun.board.close()
-        generation.slots[index].spawned += 1
+        generation.slots[index].count_spawn()
         return SpawnFailed(str(child))
     # Who is no Forked is of our own user, who has nothing to gain by keeping us waiting.
     pid, born = (child, procfs.start_time(child)) if isinstance(child, int) else (child.pid, child.born)
