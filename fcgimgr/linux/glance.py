@@ -23,13 +23,18 @@ from fcgimgr.linux.pidfd import PidFd
 ASLEEP: Final = 0.05
 PATIENCE: Final = 2.0
 _LOOKS: Final = 5
+_MOST_WITHOUT: Final = 3
 
 #: Tells whom the next step is about.
 At = Callable[[int], None]
 
 
 class NoGlanceError(Exception):
-    """Nothing was seen: who was looked at has let us wait, or there can be no helper."""
+    """Nothing was seen: who was looked at has let us wait, or there can be no helper. at: the pid of that one, or 0."""
+
+    def __init__(self, why: str, at: int = 0) -> None:
+        super().__init__(why)
+        self.at = at
 
 
 def glance(look: Callable[[At], Any]) -> Any:
@@ -44,10 +49,15 @@ def glance_fd(get: Callable[[], int | None]) -> int | None:
 
 def holders(inodes: Collection[int] | None) -> str:
     """ " by pid 12 (nginx)" for those that have one of these sockets open (procfs.holders), if that can be seen."""
-    try:
-        return str(glance(lambda at: procfs.holders(inodes))) if inodes else ""
-    except NoGlanceError:
-        return ""
+    without: set[int] = set()
+    while inodes and len(without) < _MOST_WITHOUT:
+        try:
+            return str(glance(lambda at: procfs.holders(inodes, at, without)))
+        except NoGlanceError as error:
+            if not error.at:
+                break
+            without.add(error.at)
+    return ""
 
 
 def _ask(look: Callable[[At], tuple[Any, int | None]]) -> tuple[Any, int | None]:
@@ -73,7 +83,7 @@ def _ask(look: Callable[[At], tuple[Any, int | None]]) -> tuple[Any, int | None]
     except (EOFError, ValueError, TypeError) as error:
         if fd is not None:
             os.close(fd)
-        raise NoGlanceError("a look at it does not end") from error
+        raise NoGlanceError("a look at it does not end", progress.seen()[1]) from error
     if what == "OSError":
         raise OSError(*answer)
     if what == "LinuxError":

@@ -277,14 +277,21 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def holders(inodes: Collection[int] | None) -> str:
+def holders(
+    inodes: Collection[int] | None, at: Callable[[int], None] = lambda pid: None, without: Container[int] = ()
+) -> str:
     """ " by pid 12 (nginx)" for those that have one of these sockets open, as far as we may see; else nothing. Of a
     manager the configuration is told too.
 
-    Walks all of /proc: for error messages only. May block.
+    Walks all of /proc, but for `without`: for error messages only. May block; at: is told at whom it looks.
     """
     wanted = set(inodes or ())
-    found = [pid for pid in pids() if holds(pid, wanted)] if wanted else []
+    found: list[int] = []
+    for pid in pids() if wanted else ():
+        if pid not in without:
+            at(pid)
+            if holds(pid, wanted):
+                found.append(pid)
     named = [f"pid {pid} ({_what_runs(pid)})" for pid in found[:3]]
     return f" by {', '.join(named)}" + (" and others" if len(found) > 3 else "") if named else ""
 
