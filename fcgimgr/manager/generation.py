@@ -509,7 +509,9 @@ class Generation:
     def take_in(
         self, index: int, pid: int, born: int | None, plan: ProcessPlan, pipes: Pipes, board: Board | None
     ) -> None:
-        """The process is there: read what it writes, and hear of its death. born: its start time, in ticks."""
+        """The process is there: read what it writes, and hear of its death. born: its start time, in ticks; None: who
+        asks for it may have to wait, for it may run somebody's code by now.
+        """
         slot = self.slots[index]
         self.listen_to(slot, plan, pipes, board)
         self.repeats.listen(slot, plan)
@@ -517,7 +519,18 @@ class Generation:
         process = PidFd(pid)  # it is not reaped before the loop turns
         self.daemon.signalling.hold(process)
         slot.born, slot.identity = born, process.identity
+        if born is None and slot.identity is None:
+            slot.born = self._birth_of(pid)
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
+
+    def _birth_of(self, pid: int) -> int | None:
+        now = self.daemon.loop.time()
+        if now >= self.unseen_until:
+            try:
+                return int(glance(lambda at: start_time(pid)) or 0) or None
+            except NoGlanceError:
+                self.unseen_until = now + losses.UNSEEN_FOR
+        return None
 
     def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes, board: Board | None = None) -> None:
         """A process of this plan writes to these pipes, and this board, from now on."""
@@ -602,13 +615,7 @@ class Generation:
     def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
         """The zygote has forked the process that is Spawning."""
         self.set_pumps_aside(index)
-        born, now = None, self.daemon.loop.time()
-        if now >= self.unseen_until:
-            try:
-                born = glance(lambda at: start_time(pid))  # the application's code may have run there already
-            except NoGlanceError:
-                self.unseen_until = now + losses.UNSEEN_FOR
-        self.take_in(index, pid, born, self._recipes().plan(index), pipes, board)
+        self.take_in(index, pid, None, self._recipes().plan(index), pipes, board)
         self.happened(index, Spawned(pid))
         self.daemon.state_file.write()
 
