@@ -37,9 +37,10 @@ GOODBYE: Final = encode_record(RecordType.STDERR, 1)
 #: Seconds in which no peer wakes up, reads an answer, passes it on, and sends the next request that waits for a
 #: connection. A send to a Unix socket takes 5 to 15 µs.
 AT_ONCE: Final = 20e-6
-#: Answers for which the end may be put off because the clock said so, and because the peer's next request was there.
-MOST_LATE: Final = 16
-MOST_CROSSED: Final = 64
+#: Seconds for which the end may be put off because the clock said so, and because the peer's next request was there.
+#: Not so many answers: on a machine with all processors busy most of them are late, and those of a second are hundreds.
+LATE_FOR: Final = 1.0
+CROSSED_FOR: Final = 3.0
 #: Answers for each of which a connection need not end for no better reason than that another process may be free.
 SPARED: Final = 64
 
@@ -75,12 +76,12 @@ def last_words(end: bytes, parting: Parting) -> bytes:
 class HangingUp:
     """The end of file behind a last answer, on one connection: `sending` before the (last) send, `over` after it."""
 
-    __slots__ = ("_begun", "_connection", "_is_local", "_put_off", "_spared")
+    __slots__ = ("_begun", "_connection", "_is_local", "_put_off_at", "_spared")
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._is_local = connection.family == socket.AF_UNIX
-        self._put_off = 0
+        self._put_off_at = 0.0  # first
         self._spared = 0
         self._begun = 0.0
 
@@ -96,15 +97,15 @@ class HangingUp:
 
     def over(self) -> bool:
         """Whether the connection has been ended; else it goes on, to its next answer. Raises OSError."""
-        if self._is_local and monotonic() - self._begun > AT_ONCE and self._puts_off():
+        if self._is_local and (now := monotonic()) - self._begun > AT_ONCE and self._puts_off(now):
             return False
         self._connection.shutdown(socket.SHUT_WR)
         return True
 
-    def _puts_off(self) -> bool:
-        self._put_off += 1
-        if self._put_off <= MOST_LATE:
+    def _puts_off(self, now: float) -> bool:
+        self._put_off_at = self._put_off_at or now
+        if now - self._put_off_at < LATE_FOR:
             return True
         polled = poll()
         polled.register(self._connection, select.POLLIN)
-        return self._put_off <= MOST_CROSSED and bool(polled.poll(0))
+        return now - self._put_off_at < CROSSED_FOR and bool(polled.poll(0))
