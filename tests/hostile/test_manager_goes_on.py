@@ -6,6 +6,7 @@ import time
 import pytest
 
 from fcgimgr.linux import ptrace
+from tests import older_kernel
 from tests.hostile.stage import ATTACKS_KNOWN, Attack, staged
 from tests.waiting import eventually
 
@@ -56,6 +57,16 @@ def test_what_is_sent_along_with_a_notification_makes_nobody_wait() -> None:
     (attack,) = (attack for attack in ATTACKS_KNOWN if attack.name == "lingering rights")
     with staged(attack) as stage:
         eventually(lambda: stage.manager.pool("evil").processes[0].reason)
+        for _ in range(10):
+            assert stage.ping() < SOON
+        assert stage.respawn() < SOON
+
+
+@pytest.mark.skipif(not older_kernel.AVAILABLE, reason="system calls have other numbers here")
+def test_what_is_sent_along_with_an_answer_makes_nobody_wait() -> None:
+    (attack,) = (attack for attack in ATTACKS_KNOWN if attack.name == "lingering answers")
+    with staged(attack) as stage:
+        eventually(lambda: "a descriptor went with it" in stage.manager.output())
         for _ in range(10):
             assert stage.ping() < SOON
         assert stage.respawn() < SOON
