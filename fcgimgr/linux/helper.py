@@ -52,7 +52,8 @@ class Progress:
         self._count = 0
 
     def at(self, pid: int) -> None:
-        """The next that is done concerns this process; 0: none."""
+        """The next that a helper does concerns this process; 0: none."""
+        signal.setitimer(signal.ITIMER_REAL, OVERDUE if pid else 0)
         self._count += 1
         _AT.pack_into(self._memory, 0, self._count, pid)
 

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.gate import Gates
-from fcgimgr.linux.helper import OVERDUE, Progress, frame, messages
+from fcgimgr.linux.helper import Progress, frame, messages
 from fcgimgr.linux.processes import reap
 
 #: Tells what was found, and hands back what is said to that.
@@ -70,7 +70,7 @@ class Helping:
         self._socket = its
         self._makers = makers
         self._progress = progress
-        self._gates = Gates(self._at)
+        self._gates = Gates(progress.at)
         self._jobs: dict[int, Job] = {}
         self._received = bytearray()
         self._messages: deque[Any] = deque()
@@ -93,10 +93,6 @@ class Helping:
             with suppress(Exception):  # there is nobody to tell, and the others are to leave nothing behind either
                 job.end()
 
-    def _at(self, pid: int) -> None:
-        signal.setitimer(signal.ITIMER_REAL, OVERDUE if pid else 0)
-        self._progress.at(pid)
-
     def _hear_of_threads(self) -> None:
         """Take in what the kernel tells of those that are traced."""
         with suppress(BlockingIOError):
@@ -105,7 +101,7 @@ class Helping:
         for death in reap(self._stopped):
             self._gates.ended(death.pid)
         self._gates.go_on()
-        self._at(0)
+        self._progress.at(0)
 
     def _stopped(self, thread: int) -> None:
         try:
@@ -131,11 +127,11 @@ class Helping:
 
     def _heed(self, message: Any) -> None:
         number, what, content = message
-        self._at(0)
+        self._progress.at(0)
         try:
             if what == "make":
                 kind, given_up = content
-                ground = Ground(self._gates, self._at, self._progress, frozenset(given_up))
+                ground = Ground(self._gates, self._progress.at, self._progress, frozenset(given_up))
                 self._jobs[number] = self._makers[kind](ground)
             elif what == "ask":
                 answer = self._jobs[number].answer(content, lambda told: self._tell(number, told))
@@ -152,12 +148,12 @@ class Helping:
             self._say(number, "refused", str(error))
         except Exception:  # noqa: BLE001 - a fault of ours is to be heard of where it can be told
             self._say(number, "fault", traceback.format_exc())
-        self._at(0)
+        self._progress.at(0)
 
     def _tell(self, number: int, told: Any) -> Any:
         """OverError: whoever asked is not there any more."""
         _, before = self._progress.seen()
-        self._at(0)  # it is the manager who is waited for
+        self._progress.at(0)  # it is the manager who is waited for
         self._say(number, "tell", told)
         later: list[Any] = []
         while True:
@@ -167,7 +163,7 @@ class Helping:
                 break
             later.append(message)
         self._messages.extendleft(reversed(later))
-        self._at(before)
+        self._progress.at(before)
         if message[1] == "over":
             raise OverError
         return message[2]

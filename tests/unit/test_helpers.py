@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from fcgimgr.linux import procfs, ptrace
+from fcgimgr.linux import helper, procfs, ptrace
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.helper import Progress, fork_helper
 from fcgimgr.manager import draining, helping
@@ -34,8 +34,11 @@ from fcgimgr.linux.helper import fork_helper
 os.dup2(1, 900)
 pid, ours = fork_helper("lone", lambda its: its.sendall(" ".join(os.listdir("/proc/self/fd")).encode()))
 ours.settimeout(5)
-print(ours.recv(10000).decode())
-os.waitpid(pid, 0)
+try:
+    print(ours.recv(10000).decode())
+finally:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
 """
 
 # Gives back what it is sent.
@@ -94,6 +97,14 @@ class Work:
         with self._holding(pid):
             return tell(pid)
 
+    def holds_as_an_orphan(self, pid: int, tell: Tell) -> None:
+        parent = os.getppid()
+        with self._holding(pid):
+            try:
+                tell(pid)
+            finally:
+                eventually(lambda: os.getppid() != parent)
+
     def holds_and_hangs(self, pids: tuple[int, int], tell: Tell) -> int:
         with self._holding(pids[0]):
             return self.hangs(pids[1], tell)
@@ -109,6 +120,7 @@ class Work:
         self._ground.at(pid)
         assert self._ground.progress.will_hold(pid)
         os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(pid) == "T")
         try:
             yield
         finally:
@@ -319,7 +331,7 @@ def test_whoever_a_killed_one_held_goes_on_before_another_one_looks(scene: Scene
             await job.ask(("holds_and_hangs", (held, stuck)), nothing)
         await until(lambda: runs(held))
         assert await job.ask(("holds_and_tells", held), lambda told: procfs.state(told)) == "T"
-        assert runs(held)
+        await until(lambda: runs(held))
 
     with processes(2) as (held, stuck):
         scene.run(work)
@@ -345,7 +357,7 @@ def test_whoever_is_held_when_all_are_to_end_goes_on(how: str, scene: Scene) -> 
 
 def test_whoever_is_held_goes_on_when_the_manager_is_killed(scene: Scene) -> None:
     async def work(helpers: Helpers) -> None:
-        await helpers.job("work").ask(("holds_and_tells", pid), lambda told: os.kill(os.getpid(), signal.SIGKILL))
+        await helpers.job("work").ask(("holds_as_an_orphan", pid), lambda told: os.kill(os.getpid(), signal.SIGKILL))
 
     with processes(1) as (pid,):
         manager = os.fork()
@@ -359,21 +371,25 @@ def test_whoever_is_held_goes_on_when_the_manager_is_killed(scene: Scene) -> Non
 
 
 def test_one_that_is_stuck_when_nobody_is_there_any_more_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helping, "OVERDUE", 0.2)
+    monkeypatch.setattr(helper, "OVERDUE", 0.2)
     pid, ours = fork_helper("stuck", lambda its: helping.serve({"work": Work}, Progress(), its))
     with ours:
         ours.setblocking(True)
         for said in ((1, "make", ("work", ())), (1, "ask", ("hangs", os.getpid()))):
             ours.sendall(helping.frame(said))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGALRM
+    try:
+        eventually(lambda: procfs.state(pid) == "Z")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGALRM
 
 
 def test_one_that_cannot_end_when_it_has_nothing_left_to_do_is_given_up(scene: Scene) -> None:
     async def work(helpers: Helpers) -> None:
         job = helpers.job("work")
-        helper = await job.ask(("sticks_at_the_end", pid), nothing)
+        its = await job.ask(("sticks_at_the_end", pid), nothing)
         job.drop()
-        await until(lambda: procfs.state(helper) in ("Z", None))
+        await until(lambda: procfs.state(its) in ("Z", None))
         await until(lambda: scene.said)
         assert f"{pid}: a look at it does not end" in scene.said[0]
 
