@@ -13,8 +13,9 @@ import click
 from fcgimgr.control.client import Client
 from fcgimgr.control.messages import ManagerGone, NoManager, Notice, Params, Pong, ProcessVerdict, Progress, Verdict
 
+from .absent import no_manager
 from .failure import Failure
-from .locate import control_socket, find_config, given_socket, no_manager, refuse_another
+from .locate import control_socket, find_config, given_socket, refuse_another
 from .terminal import Paint, ProgressLine, has_colour, safe
 
 T = TypeVar("T")

@@ -4,14 +4,8 @@ import click
 
 from .options import Command
 
-_EPILOG = """\b
-bash:  eval "$(fcgimgr completion bash)"              in ~/.bashrc
-zsh:   eval "$(fcgimgr completion zsh)"               in ~/.zshrc, after compinit
-fish:  fcgimgr completion fish > ~/.config/fish/completions/fcgimgr.fish
-"""
 
-
-@click.command("completion", cls=Command, epilog=_EPILOG)
+@click.command("completion", cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_(context: click.Context, shell: str) -> None:

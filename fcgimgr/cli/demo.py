@@ -51,6 +51,8 @@ The demo runs: 4 processes share one FastCGI socket. This HTTP front is for deve
   status:   {program} -s {control} status
   kill one: kill -9 {pid}
             and look again: another has taken its place, and no request was refused
+  reload:   {program} -s {control} reload demo
+            new processes beside the old ones, one switch, and no request lost
 
 Ctrl-C ends it.
 """

@@ -162,7 +162,7 @@ def of_configuration(
             "wsgi": f"{config.path}: pool.{settings.name}.wsgi",
             "directory": f"{config.path}: pool.{settings.name}.directory: {home}",
             "python": f"{config.path}: pool.{settings.name}.python: {settings.python}"
-            if settings.python
+            if settings.python not in (None, config.activated)
             else _python(),
         }
         | _said(None, python, directory),
@@ -201,8 +201,9 @@ def _chosen(config: "Config", name: str | None) -> "PoolSettings":
 
 def _python() -> str:
     """That of the activated virtualenv, else ours: `fcgimgr` need not be installed where the application is."""
-    activated = os.environ.get("VIRTUAL_ENV")
-    return os.path.join(activated, "bin", "python") if activated else sys.executable
+    from fcgimgr.config.virtualenv import python_in
+
+    return python_in(os.environ) or sys.executable
 
 
 def _text(text: str, *, template: bool = True) -> str:

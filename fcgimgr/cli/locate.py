@@ -103,6 +103,7 @@ def control_path(config: str) -> str:
         raise Failure(f"{config}: {error.strerror or error}", code=USAGE) from error
     path = _control_path(config, _tables(text))
     if path == _default(config):
+        path = _default_in_use(config)
         _refuse_squatted(os.path.dirname(path))
     return path
 
@@ -119,41 +120,20 @@ def _control_path(config: str, tables: dict[str, Any]) -> str:
 
 def _refuse_squatted(directory: str) -> None:
     """Without XDG_RUNTIME_DIR it is in /tmp, where another user may have made it, to answer in the manager's place."""
-    try:
-        found = os.lstat(directory)
-    except OSError:
-        return  # then nobody is there to answer
-    if found.st_uid not in (0, os.geteuid()):
+    if (uid := _squatter(directory)) is not None:
         raise Failure(
-            f"{directory} belongs to uid {found.st_uid}: whoever answers there is not your manager; "
-            "remove it, or set XDG_RUNTIME_DIR"
+            f"{directory} belongs to uid {uid}: whoever answers there is not your manager; remove it, or set "
+            "XDG_RUNTIME_DIR"
         )
 
 
-def no_manager(problem: str, context: click.Context) -> Failure:
-    """The failure of a command that found nobody, with the way to start one."""
-    config = find_config(context)
-    file = "pool.toml" if config is None else short_path(config)
-    mend = f"start one with: fcgimgr -c {file}"
-    if (pid := _who_runs(control_socket(context))) is not None:
-        mend = f"pid {pid} runs without it, as somebody has removed it; it is made again by: kill -HUP {pid}"
-    return Failure(f"{problem}\n{mend}", code=NO_MANAGER)
-
-
-def _who_runs(socket: str) -> int | None:
-    """The pid of the manager that has this control socket, though it may have been removed; None: none is known."""
-    import fcntl
-
-    lock = os.path.join(socket.removesuffix(".sock") + ".state", "lock")
+def _squatter(directory: str) -> int | None:
+    """The uid of whoever else has made it."""
     try:
-        with open(lock, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read(20))
-    except (OSError, ValueError):
-        pass
-    return None
+        uid = os.lstat(directory).st_uid
+    except OSError:
+        return None  # then nobody is there to answer
+    return uid if uid not in (0, os.geteuid()) else None
 
 
 def refuse_another(running: str | None, config: str, socket: str) -> None:
@@ -243,3 +223,18 @@ def _default(config: str) -> str:
     from fcgimgr.config.settings import default_control
 
     return default_control(config)
+
+
+def _default_in_use(config: str) -> str:
+    """The default, or where it was for a manager that was started without our XDG_RUNTIME_DIR (by cron) or with one
+    that we have not, if there is a socket.
+    """
+    from fcgimgr.config.settings import default_control
+
+    default = default_control(config)
+    if os.path.exists(default):
+        return default
+    elsewhere: tuple[dict[str, str], ...] = ({"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"}, {})
+    paths = (default_control(config, environ) for environ in elsewhere)
+    found = (path for path in paths if os.path.exists(path) and _squatter(os.path.dirname(path)) is None)
+    return next(found, default)

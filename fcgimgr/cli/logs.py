@@ -1,4 +1,4 @@
-"""`tail`, `events`, `reopen`: what was written, what happened, and a new file for both."""
+"""`tail`, `log`, `events`, `reopen`: what was written, what happened, and a new file for both."""
 
 import sys
 import time
@@ -11,41 +11,83 @@ from .names import complete_names
 from .options import Command
 
 if TYPE_CHECKING:
-    from fcgimgr.control.messages import Event
+    from fcgimgr.control.messages import Event, Notice, Tail
 
 _follow = click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
 
 
-@click.command("tail", cls=Command)
+_lines = click.option(
+    "-n",
+    "--lines",
+    metavar="N",
+    type=click.IntRange(0, 100_000),
+    default=10,
+    show_default=True,
+    help="So many lines to begin with.",
+)
+
+
+@click.command("tail", cls=Command, short_help="Show the last lines that processes wrote.")
 @click.argument("name", metavar="NAME", shell_complete=complete_names)
 @_follow
-@click.option("-n", "--lines", metavar="N", type=click.IntRange(0, 100_000), default=10, show_default=True)
-@click.option("--stderr", "stream", flag_value="stderr", default="stdout", help="stderr, in place of stdout.")
+@_lines
+@click.option(
+    "--stderr", "stream", flag_value="stderr", default="stdout", help="What it wrote to stderr, in place of stdout."
+)
 @click.pass_context
 def tail_(context: click.Context, name: str, follow: bool, lines: int, stream: str) -> None:
-    """Show the last lines that a process wrote."""
-    from fcgimgr.control.messages import Line, Notice, Tail, TailParams
+    """Show the last lines that a process wrote; of several processes, those of each, with its name before them."""
+    from fcgimgr.control.messages import Tail, TailParams
 
     from .ask import ask, listen
+
+    params = TailParams(name=name, stream="stderr" if stream == "stderr" else "stdout", lines=lines, follow=follow)
+    if follow:
+        listen(context, "tail", params, Tail, _show_lines, _show_line)
+    answer = ask(context, "tail", params, Tail)
+    _show_lines(answer)
+    if not answer.lines and lines:
+        print(f"fcgimgr: {name} has written nothing to {stream} that is remembered", file=sys.stderr)
+
+
+@click.command("log", cls=Command, short_help="Show the last lines of the manager's own log.")
+@_follow
+@_lines
+@click.pass_context
+def log_(context: click.Context, follow: bool, lines: int) -> None:
+    """Show the last lines of the manager's own log: of its logfile, or the last 200 where it has none."""
+    from fcgimgr.control.messages import LogParams, Tail
+
+    from .ask import ask, listen
+
+    params = LogParams(lines=lines, follow=follow)
+    if follow:
+        listen(context, "log", params, Tail, _show_lines, _show_line)
+    _show_lines(ask(context, "log", params, Tail))
+
+
+def _show_line(notice: "Notice") -> None:
+    from fcgimgr.control.messages import Line
+
+    if not isinstance(notice, Line):
+        return
+    if notice.skipped:
+        print(f"fcgimgr: {notice.skipped} lines skipped: they came faster than they were read", file=sys.stderr)
+    else:
+        print(_labelled(notice.process if notice.several else "", notice.text), flush=True)
+
+
+def _show_lines(answer: "Tail") -> None:
+    for number, line in enumerate(answer.lines):
+        print(_labelled(answer.processes[number] if answer.processes else "", line))
+    sys.stdout.flush()
+
+
+def _labelled(process: str, line: str) -> str:
     from .terminal import safe
 
-    shown = safe if sys.stdout.isatty() else str
-    params = TailParams(name=name, stream="stderr" if stream == "stderr" else "stdout", lines=lines, follow=follow)
-
-    def told(notice: Notice) -> None:
-        if isinstance(notice, Line) and notice.skipped:
-            print(f"fcgimgr: {notice.skipped} lines skipped: they came faster than they were read", file=sys.stderr)
-        elif isinstance(notice, Line):
-            print(shown(notice.text), flush=True)
-
-    def answered(answer: Tail) -> None:
-        for line in answer.lines:
-            print(shown(line))
-        sys.stdout.flush()
-
-    if follow:
-        listen(context, "tail", params, Tail, answered, told)
-    answered(ask(context, "tail", params, Tail))
+    shown = safe(line) if sys.stdout.isatty() else line
+    return f"{process}| {shown}" if process else shown
 
 
 @click.command("events", cls=Command, short_help="Show what happened last.")

@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "scale": "processes",
     "signal": "processes",
     "tail": "logs",
+    "log": "logs",
     "events": "logs",
     "reopen": "logs",
     "shutdown": "running",
@@ -44,11 +45,22 @@ _COMMANDS: Final = {
     "dev": "dev",
     "demo": "demo",
     "completion": "completion",
+    "help": "help",
 }
 
 
 class _Commands(click.Group):
     """The commands, imported one by one as they are asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from .words import OPTIONS
+
+            if told := OPTIONS.get(error.option_name):
+                raise click.UsageError(f"no option {error.option_name}; here: {told}", ctx) from None
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -64,12 +76,9 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in _COMMANDS and not ctx.resilient_parsing:
-            from difflib import get_close_matches
+            from .words import meant
 
-            begun = [name for name in _COMMANDS if name.startswith(args[0])]
-            near = begun or get_close_matches(args[0], _COMMANDS, n=1)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_COMMANDS)}"
-            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+            raise click.UsageError(f"no command {args[0]!r}; {meant(args[0], _COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -90,6 +99,8 @@ def cli(context: click.Context) -> None:
     NAME is a pool or program (app, or app:*), one process (app:app_00), a group, or all.
 
     Exit: 0 done; 1 it failed; 2 usage or configuration; 3 status: something is not running; 4 no manager there.
+
+    More, also of each key of the configuration: `fcgimgr help`.
     """
     if context.invoked_subcommand is not None:
         return
@@ -97,11 +108,18 @@ def cli(context: click.Context) -> None:
     from .running import run_manager
 
     config = find_config(context)
-    if given_socket(context) is not None:
-        raise click.UsageError("-s names the socket of a manager that runs: say what to ask it, such as status")
+    if socket := given_socket(context):
+        from .words import OF_NGINX
+
+        ask = f"here: {OF_NGINX[socket]}" if socket in OF_NGINX else "say what to ask it, such as status"
+        raise click.UsageError(f"-s names the socket of a manager that runs: {ask}")
     if config is None:
-        print(context.get_help())
-        raise Failure(f"nothing to run: there is no {' and no '.join(SEARCHED)}", code=failure.USAGE)
+        raise Failure(
+            f"nothing to run: there is no {' and no '.join(SEARCHED)}\n"
+            "to see it at work: fcgimgr demo; to run a WSGI application without a file: fcgimgr dev app:app; "
+            "to write one: fcgimgr help first-pool; all commands: fcgimgr --help",
+            code=failure.USAGE,
+        )
     run_manager(config)
 
 

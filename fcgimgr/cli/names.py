@@ -14,7 +14,8 @@ _PATIENCE = 0.3
 
 def names_argument(*, required: bool) -> Callable[[Any], Any]:
     """NAME…: pools, programs, processes, groups, or all."""
-    return click.argument("names", metavar="NAME...", nargs=-1, required=required, shell_complete=complete_names)
+    metavar = "NAME..." if required else "[NAME...]"
+    return click.argument("names", metavar=metavar, nargs=-1, required=required, shell_complete=complete_names)
 
 
 def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":

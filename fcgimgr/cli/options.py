@@ -6,6 +6,7 @@ import click
 
 from fcgimgr import __version__
 
+from .examples import EXAMPLES
 from .locate import remember_config, remember_socket
 
 
@@ -40,11 +41,15 @@ def common_options() -> list[click.Parameter]:
 
 
 class Command(click.Command):
-    """A command that takes the common options after its name too."""
+    """A command that takes the common options after its name too, and whose help ends with examples."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.params += common_options()
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples"):
+            formatter.write_dl(EXAMPLES[self.name or ""])
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 
 import click
 
+from fcgimgr.cli.examples import lines
 from fcgimgr.cli.main import cli
 from fcgimgr.cli.options import common_options
 
@@ -45,7 +46,9 @@ def names_in(text: str) -> list[str]:
 
 def _block(command: click.Command, context: click.Context) -> str:
     about = inspect.cleandoc(command.help or "").partition("\f")[0].rstrip()
-    return f"```text\n{_usage(command, context)}\n```\n\n{about}\n{_table(command, context, without=_COMMON)}"
+    examples = "\n".join(lines(command.name or ""))
+    table = _table(command, context, without=_COMMON)
+    return f"```text\n{_usage(command, context)}\n```\n\n{about}\n{table}\n```sh\n{examples}\n```\n"
 
 
 def _usage(command: click.Command, context: click.Context) -> str:

@@ -24,7 +24,7 @@ class Percent(click.ParamType[float]):
         return percent
 
 
-@click.command("reload", cls=Command)
+@click.command("reload", cls=Command, short_help="New processes for old, without losing a request.")
 @names_argument(required=True)
 @click.option("--canary", type=Percent(), metavar="PERCENT", help="Give the new processes a share of the connections.")
 @click.option("--no-canary", "whole", is_flag=True, help="No canary, though the pool has a reload_canary.")
@@ -55,7 +55,7 @@ def reload_(
     show_verdict(ask_and_wait(context, "reload", params, Verdict), verbose=verbose)
 
 
-@click.command("restart", cls=Command)
+@click.command("restart", cls=Command, short_help="Restart a pool, a program or one process.")
 @names_argument(required=True)
 @click.option("--hard", is_flag=True, help="One after the other, without regard to what each has in hand.")
 @wait_option

@@ -95,14 +95,17 @@ def ping_(context: click.Context) -> None:
 
 @click.command("probe", cls=Command, short_help="Health check: live or ready, by exit code.")
 @click.argument("kind", type=click.Choice(["live", "ready"]))
+@click.option("--strict", is_flag=True, help="ready: with all processes, so not while a pool is DEGRADED.")
 @click.pass_context
-def probe_(context: click.Context, kind: str) -> None:
+def probe_(context: click.Context, kind: str, strict: bool) -> None:
     """For health checks: exit 0 when it is so. live: the manager answers; ready: each started pool serves."""
+    if strict and kind != "ready":
+        raise click.UsageError("--strict is of `probe ready`")
     from fcgimgr.control.messages import Probed, ProbeParams
 
     from .ask import ask
 
-    answer = ask(context, "probe", ProbeParams(kind="ready" if kind == "ready" else "live"), Probed)
+    answer = ask(context, "probe", ProbeParams(kind="ready" if kind == "ready" else "live", strict=strict), Probed)
     print(answer.reason)
     if not answer.ok:
         raise Failure(code=FAILED)

@@ -143,7 +143,7 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     if pool.state == "RUNNING" and len(pool.processes) >= pool.numprocs:
         running = max(running, pool.numprocs)  # one that has just recycled itself is missed no more than its forerunner
     known = f"{running} of {pool.numprocs} running"
-    facts = [known, *(_socket(socket, paint) for socket in pool.sockets)]
+    facts = [known, *(_socket(socket, paint) for socket in pool.sockets if not _is_in_reason(socket, pool))]
     if pool.reason:
         facts.append(safe(pool.reason))
     if pool.state == "FATAL":
@@ -154,6 +154,11 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
         facts.append(paint(safe(pool.discarded), "red"))
     facts += [paint(safe(f"could not be killed: {one.process}, {one.reason}"), "red") for one in pool.abandoned]
     return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
+
+
+def _is_in_reason(socket: SocketStatus, pool: PoolStatus) -> bool:
+    """Whether the reason of a pool that cannot listen begins with this address."""
+    return pool.reason is not None and pool.reason.startswith(f"{socket.address}: ")
 
 
 def _socket(socket: SocketStatus, paint: Paint) -> str:

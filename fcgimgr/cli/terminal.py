@@ -1,6 +1,7 @@
 """What a person sees: colour where there is a terminal that has it, one line of progress, and safe text.
 
-In a pipe everything is plain and nothing is redrawn. NO_COLOR (https://no-color.org) and TERM=dumb are respected.
+In a pipe everything is plain and nothing is redrawn. NO_COLOR (https://no-color.org), TERM=dumb and FORCE_COLOR
+(https://force-color.org: what reads the pipe can show it, as `watch -c` does) are respected, the first before the last.
 """
 
 import os
@@ -41,7 +42,9 @@ def safe_json(text: str) -> str:
 
 
 def has_colour(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def fitting(line: str, columns: int | None) -> str:

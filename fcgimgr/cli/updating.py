@@ -7,7 +7,7 @@ from .options import Command
 from .processes import verbose_option
 
 
-@click.command("update", cls=Command)
+@click.command("update", cls=Command, short_help="Apply what has changed in the configuration.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @verbose_option
 @click.pass_context
@@ -26,6 +26,8 @@ def update_(context: click.Context, dry_run: bool, verbose: bool) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     for key in updated.restart:
         print(f"manager.{key}: changed; it takes a restart of the manager")
+    for key in updated.manager:
+        print(f"manager.{key}: {'changed' if dry_run else 'updated'}")
     if not updated.changes:
         print("no pool or program has changed")
     elif dry_run:

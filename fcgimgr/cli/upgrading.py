@@ -13,7 +13,7 @@ _COMES_BACK_WITHIN = 15.0
 _EVERY = 0.02
 
 
-@click.command("upgrade", cls=Command)
+@click.command("upgrade", cls=Command, short_help="Go over to the code that is installed now.")
 @verbose_option
 @click.pass_context
 def upgrade_(context: click.Context, verbose: bool) -> None:

@@ -12,10 +12,25 @@ from fcgimgr.config.pools import NAME, somaxconn
 from fcgimgr.config.processes import process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 
-WSGI_KEYS: Final = (
-    "server", "threads", "preload", "python", "pythonpath", "max_requests", "max_requests_jitter", "request_timeout",
-    "slow_after", "slowlog", "access_log", "access_format",
-)  # fmt: skip
+_OF_ANY: Final = "of any program there are max_lifetime and max_rss"
+_NGINX_LOGS: Final = "leave it out: the web server logs each request (nginx: access_log), with $request_time if wanted"
+
+#: The keys of a wsgi pool alone, and what to do instead where a command runs.
+WSGI_KEYS: Final = {
+    "server": "leave it out: a command is a server itself",
+    "threads": "leave it out: how many threads it has is the program's own setting",
+    "preload": "leave it out: a command is started anew each time",
+    "python": "write the interpreter as the first word of command",
+    "pythonpath": 'write environment = { PYTHONPATH = "/srv/lib" }',
+    "max_requests": f'{_OF_ANY}, and environment = {{ PHP_FCGI_MAX_REQUESTS = "500" }} for php-cgi',
+    "max_requests_jitter": f"leave it out; {_OF_ANY}",
+    "request_timeout": "leave it out: nginx gives up after fastcgi_read_timeout; PHP ends a script after so much CPU "
+    "time with php-cgi -d max_execution_time=30",
+    "slow_after": _NGINX_LOGS,
+    "slowlog": _NGINX_LOGS,
+    "access_log": _NGINX_LOGS,
+    "access_format": _NGINX_LOGS,
+}
 
 #: Less than this no process of any language uses: whoever writes 512 means 512MB.
 LEAST_RSS: Final = 1024 * 1024
@@ -143,11 +158,9 @@ def _sockets(read: TableRead, settings: PoolSettings, findings: Findings) -> Non
 
 def _wsgi(read: TableRead, settings: PoolSettings, findings: Findings) -> None:
     if settings.wsgi is None:
-        for key in WSGI_KEYS:
+        for key, instead in WSGI_KEYS.items():
             if read.own(key) and "wsgi" not in read.given:
-                findings.problem(
-                    read, key, 'is for a wsgi application only; write wsgi = "module:callable" or leave it out'
-                )
+                findings.problem(read, key, f"is for a wsgi application only; {instead}")
         return
     for key, without in _NEEDS.items():
         if read.own(key) and getattr(settings, without) is None:

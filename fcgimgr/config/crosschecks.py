@@ -150,26 +150,33 @@ def _control(config: Config, tables: Tables, reads: Sequence[TableRead], finding
 
 
 def _logs(config: Config, reads: Sequence[TableRead], findings: Findings) -> None:
-    """Files that several write to have one size and one form, and none is another's backup."""
+    """Files that several write to have one size and one owner, and none is another's backup."""
     manager = config.manager
     written: dict[str, tuple[TableRead, str]] = {}
-    first: dict[str, tuple[str, int, tuple[object, ...]]] = {}
+    first: dict[str, tuple[str, int, tuple[object, ...], tuple[object, ...]]] = {}
     if manager.logfile != "-":
         first[manager.logfile] = (
             "[manager]",
             manager.logfile_backups,
             (manager.logfile_maxbytes, manager.logfile_backups),
+            (manager.logfile_owner, manager.logfile_mode),
         )
     for read in reads:
         settings = read.settings
-        for stream in ("stdout", "stderr") if settings is not None else ():
+        if settings is None:
+            continue
+        for stream in ("stdout", "stderr"):
             key = f"{stream}_logfile"
             path = getattr(settings, key)
             backups = getattr(settings, f"{key}_backups")
             sizes = (getattr(settings, f"{key}_maxbytes"), backups)
-            if path in ("-", "none") or (stream == "stderr" and settings is not None and settings.redirect_stderr):
+            if path in ("-", "none") or (stream == "stderr" and settings.redirect_stderr):
                 continue
-            whose, _, others = first.setdefault(path, (f"[{read.table.key}]", backups, sizes))
+            rights = settings.logfile_owner, settings.logfile_mode
+            whose, _, others, other_rights = first.setdefault(path, (f"[{read.table.key}]", backups, sizes, rights))
+            if other_rights != rights:
+                mend = "give them the same logfile_owner and logfile_mode"
+                findings.warning(read, key, f"{whose} writes to {path} too, and is to make it otherwise; {mend}")
             if others != sizes:
                 mend = "the last to be opened decides: give them the same maxbytes and backups"
                 findings.warning(read, key, f"{whose} writes to {path} too, and is to rotate it otherwise; {mend}")

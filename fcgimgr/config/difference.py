@@ -30,8 +30,11 @@ ON_THE_SOCKET: Final = frozenset({"socket_backlog", "socket_owner", "socket_mode
 
 #: Of `[manager]`: taken over at once. The others are what the manager was started with.
 MANAGER_LIVE: Final = frozenset(
-    {"loglevel", "shutdown_timeout", "drain_delay", "exit_on_fatal", "identifier", "orphans"}
-)
+    {
+        "loglevel", "shutdown_timeout", "drain_delay", "exit_on_fatal", "identifier", "orphans", "control_mode",
+        "control_owner",
+    }
+)  # fmt: skip
 
 
 class How(IntEnum):

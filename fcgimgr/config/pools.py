@@ -381,6 +381,28 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         Whole(low=0, high=10_000),
         Meta(description="How many rotated files of `stderr_logfile` are kept; 0 for none."),
     ] = 10
+    logfile_owner: Annotated[
+        str | None,
+        Account(group_alone=True),
+        Meta(
+            description=(
+                'Owner of log files that are made: `"user"`, `"user:group"` or `":group"`. Without it, the user the '
+                "manager runs as; of `access_log` and `slowlog` always the pool's user, and this is their group. A "
+                'file that is there stays as it is. Example: `":adm"`.'
+            )
+        ),
+    ] = None
+    logfile_mode: Annotated[
+        int | None,
+        Octal(),
+        Meta(
+            description=(
+                "Permissions of log files that are made, in octal. A file that is there stays as it is until it is "
+                "rotated."
+            ),
+            extra={"default": '`"0640"`'},
+        ),
+    ] = None
     log_timestamps: Annotated[
         Literal["none", "iso", "tai64n"],
         Choice(words=("none", "iso", "tai64n")),
@@ -391,7 +413,12 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Literal["raw", "json"],
         Choice(words=("raw", "json"), meant={"text": 'write "raw"'}),
-        Meta(description="Lines as the process writes them, or each one in a JSON object with its time and process."),
+        Meta(
+            description=(
+                "Lines as the process writes them, or each one in a JSON object with its time and process; a line that "
+                "is a JSON object itself is a part of it, and so, as one, is a traceback of a `wsgi` pool's process."
+            )
+        ),
     ] = "raw"
     log_label: Annotated[
         bool,
@@ -515,7 +542,8 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Meta(
             description=(
                 'Which FastCGI server runs the `wsgi` application: `"flup"`, in threads, or `"native"`, fcgimgr\'s '
-                "own and several times as fast, one request a process unless `threads` says more. See docs/wsgi.md."
+                "own and several times as fast, one request a process unless `threads` says more. See "
+                "`fcgimgr help wsgi.md`."
             )
         ),
     ] = "flup"
@@ -535,7 +563,7 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Meta(
             description=(
                 "Import the `wsgi` application once and fork the processes from that: they share its memory, and one "
-                "that dies is replaced in milliseconds. What is to be known of forks: docs/preload.md."
+                "that dies is replaced in milliseconds. What is to be known of forks: `fcgimgr help preload.md`."
             )
         ),
     ] = False
@@ -544,8 +572,9 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
         Path(bare=True),
         Meta(
             description=(
-                "Python that runs the `wsgi` application, as a rule that of its virtualenv. Without it, the one that "
-                'runs fcgimgr. Example: `"/srv/shop/venv/bin/python"`.'
+                "Python that runs the `wsgi` application, as a rule that of its virtualenv. Without it, that of the "
+                "virtualenv that is active where the manager is started (`$VIRTUAL_ENV`; as root, if nobody else may "
+                'change it), else the one that runs fcgimgr. Example: `"/srv/shop/venv/bin/python"`.'
             )
         ),
     ] = None
@@ -627,11 +656,11 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
             description=(
                 'Form of these lines: `"json"`, or text with the characters of PHP-FPM: `%R` client, `%u` user, '
                 "`%t` time of the request, `%m` method, `%r` path, `%Q%q` query, `%s` status, `%l` length of the "
-                "request, `%b` of the answer, `%d` seconds, `%p` pid, `%n` pool and others, as `docs/limits.md` lists "
-                "them."
+                "request, `%b` of the answer, `%d` seconds, `%p` pid, `%n` pool and others, as `fcgimgr help limits` "
+                "lists them."
             )
         ),
-    ] = '%R - %u %t "%m %r%Q%q" %s'
+    ] = '%R - %u %t "%m %r%Q%q" %s %d %p'
     drain: Annotated[
         Literal["self", "watch"],
         Choice(words=("self", "watch")),
@@ -640,7 +669,7 @@ class PoolSettings(ProcessSettings, frozen=True, kw_only=True):
                 'How a process of a `command` ends without losing a request: `"self"` gives it its `stopsignal` and '
                 "leaves it to the program to finish what it has in hand, as gunicorn does; "
                 '`"watch"` gives it its `stopsignal` only when it has nothing in hand, for a program that does not. '
-                "See docs/reload.md."
+                "See `fcgimgr help reload.md`."
             ),
             extra={"default": '`"self"` where `command` is a server known to do it, else `"watch"`'},
         ),

@@ -31,6 +31,7 @@ from fcgimgr.config.settings import (
     default_control,
 )
 from fcgimgr.config.tables import Table, Tables, sort_tables
+from fcgimgr.config.virtualenv import activated_python
 
 __all__ = ["ConfigError", "Problem", "read"]
 
@@ -40,7 +41,7 @@ Names = dict[str, str | int]
 def read(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Config:
     """The configuration at `path`; ConfigError with every problem in it.
 
-    environ: for `%(ENV_X)s` and XDG_RUNTIME_DIR; os.environ, but for a test.
+    environ: for `%(ENV_X)s`, XDG_RUNTIME_DIR and VIRTUAL_ENV; os.environ, but for a test.
     """
     path = os.fspath(path)
     everywhere: Names = {f"ENV_{name}": value for name, value in environ.items()}
@@ -68,9 +69,10 @@ def _config(path: str, environ: Mapping[str, str], tables: Tables, everywhere: N
     pools: dict[str, PoolSettings] = {}
     programs: dict[str, ProgramSettings] = {}
     reads: list[TableRead] = []
+    python = activated_python(environ)
     for table in (*tables.pools, *tables.programs):
         inner: Names = {**names, "program_name": table.name, "group_name": group_of.get(table.name, table.name)}
-        reading = _ProcessTable(table, tables.defaults, inner, findings)
+        reading = _ProcessTable(table, tables.defaults, inner, findings, python)
         reads.append(reading.read())
         of_defaults |= reading.of_defaults
         settings = reads[-1].settings
@@ -80,11 +82,23 @@ def _config(path: str, environ: Mapping[str, str], tables: Tables, everywhere: N
             programs[table.name] = settings
     if tables.defaults is not None:
         _check_defaults(tables.defaults, names, of_defaults, findings)
-    config = Config(path=os.path.abspath(path), manager=manager, pools=pools, programs=programs, groups=groups)
+    config = Config(
+        path=os.path.abspath(path),
+        manager=manager,
+        pools=pools,
+        programs=programs,
+        groups=groups,
+        activated=python if any(map(_is_activated, reads)) else None,
+    )
     for one in reads:
         check_table(one, config, findings)
     check_together(config, tables, reads, findings, path)
     return config
+
+
+def _is_activated(one: TableRead) -> bool:
+    """Whether the table's Python is that of the virtualenv that is active."""
+    return isinstance(one.settings, PoolSettings) and one.settings.python is not None and "python" not in one.given
 
 
 def _manager(
@@ -111,10 +125,12 @@ def _group(table: Table, names: Names, findings: Findings) -> GroupSettings | No
 class _ProcessTable:
     """Reading one pool or program: its own keys over those of [defaults].
 
-    of_defaults: the keys that were read from [defaults].
+    python: of the virtualenv that is active; of_defaults: the keys that were read from [defaults].
     """
 
-    def __init__(self, table: Table, defaults: Table | None, names: Names, findings: Findings) -> None:
+    def __init__(
+        self, table: Table, defaults: Table | None, names: Names, findings: Findings, python: str | None
+    ) -> None:
         self._struct = PoolSettings if table.kind == "pool" else ProgramSettings
         self._keys = keys(self._struct)
         self._table = table
@@ -122,12 +138,13 @@ class _ProcessTable:
         self._names = names
         self._later: frozenset[str] = PROCESS_NAMES
         self._findings = findings
+        self._python = python
         self._values: dict[str, Any] = {}
         self._given: dict[str, Table] = {}
         self.of_defaults: set[str] = set()
 
     def read(self) -> TableRead:
-        own = list(_known(self._table, self._keys, self._findings))
+        own = list(_known(self._table, self._keys, self._findings, self._defaults))
         if self._defaults is not None:
             self._given = {name: self._defaults for name in self._defaults.entries if name in self._keys}
             for name, other in (("command", "wsgi"), ("wsgi", "command")):
@@ -183,6 +200,8 @@ class _ProcessTable:
             # It says READY=1 once the application is imported: with startsecs, an application that takes longer to
             # import than that would count as started, and a reload would take the broken code for good.
             values.setdefault("ready", "notify")
+            if self._python is not None and "chroot" not in self._given:  # inside, that path is another's
+                values.setdefault("python", self._python)
             if len(values["sockets"]) > 1:
                 values.setdefault("socket_pass", "systemd")
         else:
@@ -193,15 +212,25 @@ class _ProcessTable:
         return PoolSettings(name=self._table.name, **values)
 
 
-def _known(table: Table, known: Mapping[str, Key], findings: Findings) -> Iterator[Key]:
+def _known(table: Table, known: Mapping[str, Key], findings: Findings, defaults: Table | None = None) -> Iterator[Key]:
     """The keys of a table; each unknown one is a problem."""
     for name, value in table.entries.items():
         if name in known:
             yield known[name]
         else:
-            from fcgimgr.config.advice import unknown_key
+            from fcgimgr.config.advice import At, unknown_keys
 
-            findings.problem(table, name, unknown_key(table.kind, name, value, known))
+            for key, told in unknown_keys(At(table.kind, _runs(table, defaults), tuple(known)), name, value):
+                findings.problem(table, key, told)
+
+
+def _runs(table: Table, defaults: Table | None) -> str:
+    """Whether it runs a "command" or a "wsgi" application; "": neither is said."""
+    for entries in (table.entries, defaults.entries if defaults is not None else {}):
+        for key in ("wsgi", "command"):
+            if key in entries:
+                return key
+    return ""
 
 
 def _read_key(

@@ -154,12 +154,12 @@ def _topics(known: dict[str, Key], topics: dict[str, str]) -> Iterable[str]:
 def _table(known: Iterable[Key]) -> str:
     rows = ["| key | value | default | description |", "|---|---|---|---|"]
     for key in known:
-        cells = f"`{key.name}`", _values(key.kind), _default(key), key.description
+        cells = f"`{key.name}`", values_of(key.kind), default_of(key), key.description
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _default(key: Key) -> str:
+def default_of(key: Key) -> str:
     if key.required:
         return "**required**"
     if key.shown is not None:
@@ -192,7 +192,7 @@ _WORDS: Final[dict[type[Kind], str]] = {
 }
 
 
-def _values(kind: Kind) -> str:
+def values_of(kind: Kind) -> str:
     """The values of a kind in the table's second column."""
     if isinstance(kind, Choice):
         words = ", ".join(f'`"{word}"`' for word in kind.words)

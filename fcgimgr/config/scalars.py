@@ -319,6 +319,10 @@ def _refuse_no_file(text: str, words: tuple[str, ...]) -> None:
         raise refusal("a log file", text, 'write "-" for the manager\'s own output; it needs no logfile_maxbytes = 0')
     if text == "/dev/null" and "none" in words:
         raise refusal("a log file", text, 'write "none" to discard the output')
+    if text.startswith("|"):
+        raise refusal(
+            "a log file", text, "no program is fed with it: write a path; rotation is built in, see log_timestamps too"
+        )
     if text.upper() == "AUTO":
         raise refusal("a log file", text, 'there are no automatic log files: write a path, "-" or "none"')
     if text == "syslog":

@@ -126,6 +126,21 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
         Whole(low=0, high=10_000),
         Meta(description="How many rotated logs are kept; 0 for none."),
     ] = 10
+    logfile_owner: Annotated[
+        str | None,
+        Account(group_alone=True),
+        Meta(
+            description=(
+                'Owner of the log when it is made: `"user"`, `"user:group"` or `":group"`. Without it, the user the '
+                'manager runs as. Example: `":adm"`.'
+            )
+        ),
+    ] = None
+    logfile_mode: Annotated[
+        int | None,
+        Octal(),
+        Meta(description="Permissions of the log when it is made, in octal.", extra={"default": '`"0640"`'}),
+    ] = None
     umask: Annotated[
         int,
         Octal(),
@@ -243,7 +258,9 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole configuration, checked. path: absolute; warnings: lines for the user, none of them an obstacle."""
+    """A whole configuration, checked. path: absolute; warnings: lines for the user, none of them an obstacle;
+    activated: the Python of the virtualenv that is active, where a pool has it for want of one of its own.
+    """
 
     path: str
     manager: ManagerSettings
@@ -251,3 +268,4 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     programs: dict[str, ProgramSettings] = {}
     groups: dict[str, GroupSettings] = {}
     warnings: tuple[str, ...] = ()
+    activated: str | None = None

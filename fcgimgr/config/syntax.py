@@ -24,7 +24,8 @@ _HINTS: Final = (
     (r"^\s*\[(?:fcgi-program)[: ]\s*([\w.-]+)", "in TOML this table is [pool.{0}]"),
     (r"^\s*\[(program|group|eventlistener)[: ]\s*([\w.-]+)", "in TOML this table is [{0}.{1}]"),
     (r"^\s*;", "a comment begins with #"),
-    (r"^\s*(?:env|php_\w+)\[([^\]]*)\]\s*=", 'write environment = {{ {0} = "value" }}'),
+    (r"^\s*env\[([^\]]*)\]\s*=", 'write environment = {{ {0} = "value" }}'),
+    (r"^\s*php_\w+\[([^\]]*)\]\s*=\s*(\S+)", 'write command = "php-cgi -d {0}={1}"'),
     (r"^\s*(environment)\s*=\s*\w+\s*=", 'write environment = {{ NAME = "value", OTHER = "value" }}'),
     (_KEY + r"(?i:yes|on|true)\s*(?:[#;].*)?$", "write {0} = true"),
     (_KEY + r"(?i:no|off|false)\s*(?:[#;].*)?$", "write {0} = false"),
@@ -48,16 +49,26 @@ _REWORDED: Final = (
     (r"Expected newline or end of document after a statement", "something is left over after the value"),
 )
 
+# Whole files of others, by a line that only they have; with the page that says what becomes of each key.
 _FOREIGN: Final = (
     (
         r"^[ \t]*\[(?:supervisord|supervisorctl|unix_http_server|inet_http_server|(?:fcgi-)?program:|rpcinterface:)",
-        "this looks like a supervisord.conf, and fcgimgr reads TOML",
+        "a supervisord.conf",
+        "from-supervisor",
     ),
+    (r"^[ \t]*(?:pm(?:\.\w+)?\s*=\s*\w|php_(?:admin_)?(?:value|flag)\[)", "a pool file of PHP-FPM", "from-php-fpm"),
+    (r"^[ \t]*listen\s*=\s*[^\s\"'\d]", "a pool file of PHP-FPM", "from-php-fpm"),
+    (r"^[ \t]*\[uwsgi\]", "a configuration of uWSGI", "from-uwsgi-and-gunicorn"),
     (
-        r"^[ \t]*(?:pm(?:\.\w+)?\s*=\s*\w|php_admin_\w+\[|listen\s*=\s*[^\s\"'])",
-        "this looks like a pool file of PHP-FPM",
+        r"^(?:(?:import|from)[ \t]+\w|def[ \t]+(?:on_|when_|pre_|post_|worker_|child_)\w+\()|"
+        r"^(?:bind|workers|worker_class|wsgi_app)[ \t]*=",
+        "a gunicorn.conf.py",
+        "from-uwsgi-and-gunicorn",
     ),
+    (r"^#!.*sh\b", "a shell script, such as the run file of runit", "from-runit-and-daemontools"),
 )
+
+_OURS: Final = re.compile(r"^[ \t]*(?:\[+[ \t]*(?:manager|defaults|(?:pool|program|group)\.)|include\b)", re.MULTILINE)
 
 
 def parse(shown: str, content: bytes) -> tuple[dict[str, Any], str]:
@@ -69,7 +80,10 @@ def parse(shown: str, content: bytes) -> tuple[dict[str, Any], str]:
         line = content.count(b"\n", 0, error.start) + 1
         raise _broken(shown, "the file is not UTF-8 text", line) from None
     try:
-        return tomli.loads(text), text
+        tables = tomli.loads(text)
+        if foreign := _foreign(text):
+            raise _broken(shown, foreign)
+        return tables, text
     except tomli.TOMLDecodeError as error:
         raise _explained(shown, text, str(error)) from None
     except RecursionError:
@@ -96,14 +110,24 @@ def _explained(shown: str, text: str, message: str) -> ConfigError:
     parts = [f"not TOML: {reworded}"]
     if line.strip():
         parts.append(f"in: {line.strip()[:100]}")
-    foreign = _found(_FOREIGN, text, re.MULTILINE)
-    parts += [part for part in (hint, foreign) if part]
+    mend = _foreign(text) or hint
+    parts += [mend] if mend else []
     return _broken(shown, "; ".join(parts), number)
 
 
-def _found(rules: tuple[tuple[str, str], ...], text: str, flags: int = 0) -> str | None:
+def _foreign(text: str) -> str | None:
+    """Whose configuration the text looks like, if there is no table of ours in it, and where to read on."""
+    if _OURS.search(text):
+        return None
+    for pattern, what, page in _FOREIGN:
+        if re.search(pattern, text, re.MULTILINE):
+            return f"this looks like {what}, and fcgimgr reads TOML: `fcgimgr help {page}` says what becomes of it"
+    return None
+
+
+def _found(rules: tuple[tuple[str, str], ...], text: str) -> str | None:
     for pattern, hint in rules:
-        match = re.search(pattern, text, flags)
+        match = re.search(pattern, text)
         if match:
             return hint.format(*(group or "" for group in match.groups()))
     return None

@@ -180,7 +180,7 @@ def _why(error: OSError) -> str:
         case errno.ENOENT | errno.ENOTDIR:
             return "there is no such socket"
         case errno.ECONNREFUSED:
-            return "nobody listens there (left over from one that was killed?)"
+            return "nobody listens there (left over from one that was killed? its processes serve on for the next one)"
         case _:
             return error.strerror or str(error)
 

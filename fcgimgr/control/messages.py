@@ -130,10 +130,18 @@ class SignalParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class TailParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The last `lines` lines of one process; with `follow`, `line` notifications until the client hangs up."""
+    """The last `lines` lines of a process, or of each of several; with `follow`, `line` notifications until the client
+    hangs up."""
 
     name: Name
     stream: Literal["stdout", "stderr"] = "stdout"
+    lines: Annotated[int, Meta(ge=0, le=100_000)] = 10
+    follow: bool = False
+
+
+class LogParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last `lines` lines of the manager's own log; with `follow`, `line` notifications as in `tail`."""
+
     lines: Annotated[int, Meta(ge=0, le=100_000)] = 10
     follow: bool = False
 
@@ -166,10 +174,12 @@ class UpgradeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     wait: bool = True
 
 
-class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`live`: the manager's loop turns. `ready`: the manager is up, and each pool that was started has who serves."""
+class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`live`: the manager's loop turns. `ready`: the manager is up, and each pool that was started has who serves; with
+    `strict`, all its processes. A manager that does not know `strict` is not asked for it in vain."""
 
     kind: Literal["live", "ready"]
+    strict: bool = False
 
 
 Params = (
@@ -183,6 +193,7 @@ Params = (
     | ScaleParams
     | SignalParams
     | TailParams
+    | LogParams
     | EventsParams
     | ShutdownParams
     | DrainParams
@@ -201,6 +212,7 @@ METHODS: Final[dict[str, type[Params]]] = {
     "scale": ScaleParams,
     "signal": SignalParams,
     "tail": TailParams,
+    "log": LogParams,
     "reopen": NoParams,
     "events": EventsParams,
     "shutdown": ShutdownParams,
@@ -341,19 +353,23 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 class Updated(Struct, frozen=True, kw_only=True):
     """`problems`: of the file, and then nothing was applied; `changes`: what differs, in words; `processes`: a verdict
-    for each pool and program that was changed; `restart`: settings of the manager that take a restart; `warnings`: of
-    the file, none of them an obstacle."""
+    for each pool and program that was changed; `manager`: settings of the manager that were changed; `restart`: those
+    that take a restart; `warnings`: of the file, none of them an obstacle."""
 
     ok: bool
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    manager: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
     processes: tuple[ProcessVerdict, ...] = ()
 
 
 class Tail(Struct, frozen=True, kw_only=True):
+    """`processes`: of which process each of the lines is, where several were asked for; else empty."""
+
     lines: tuple[str, ...]
+    processes: tuple[str, ...] = ()
 
 
 class Reopened(Struct, frozen=True, kw_only=True):
@@ -411,12 +427,14 @@ Result = Pong | Status | Verdict | Updated | Tail | Reopened | Events | Ok | Dra
 
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`line`: one more line of a log that is followed; or, with `skipped`, no line, but how many were left out here,
-    because they came faster than the client read."""
+    because they came faster than the client read. `process`: empty of the manager's own log; `several`: others are
+    followed beside it."""
 
     process: str
     stream: str
     text: str
     skipped: int = 0
+    several: bool = False
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -511,7 +511,7 @@ class _Draft:
             case Accepted(blind):
                 self._believe(blind)
             case Adopted():
-                self._age_anew()
+                self._go_by_new_settings()
             case Kill():
                 self._go_down()
                 self._tell_each(range(len(self.processes)), KillAsked())
@@ -777,22 +777,13 @@ class _Draft:
             self.fields["retrying"] = True
             self.actions.append(Open())
 
-    def _age_anew(self) -> None:
-        """Another max_lifetime holds for those that run, too."""
+    def _go_by_new_settings(self) -> None:
+        """Another max_lifetime, or another idea of what is ready, holds for the processes that are there, too."""
         for index, state in enumerate(self.processes):
-            if isinstance(state, Running):
-                after = process.running(
-                    self.settings,
-                    state.pid,
-                    state.since,
-                    state.tries,
-                    self.now,
-                    seen=state.seen,
-                    unseen=state.unseen,
-                )
-                if after != state:
-                    self.processes[index] = after
-                    self.actions.append(Changed(index, state, after))
+            after = process.go_by(self.settings, state, self.now)
+            if after != state:
+                self.processes[index] = after
+                self.actions.append(Changed(index, state, after))
 
     # The questions that follow every event
 

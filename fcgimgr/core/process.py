@@ -462,6 +462,27 @@ def running(
     return Running(pid=pid, since=since, tries=tries, due=due, seen=seen, unseen=unseen)
 
 
+def go_by(settings: ProcessSettings, state: State, now: float) -> State:
+    """The state after a change of the settings that touches no process."""
+    ends = settings.ready == "exit"
+    match state:
+        case Exited(expected=True):
+            return msgspec.structs.replace(state, done=ends)
+        case Starting(executed=True, fault="") if ends:
+            return msgspec.structs.replace(state, due=None)
+        case Running(pid=pid, since=since, tries=tries) if ends:
+            return Starting(pid=pid, since=since, tries=tries, due=None, seen=state.seen, unseen=state.unseen)
+        case Starting(due=None, pid=pid, since=since, tries=tries):
+            return running(settings, pid, since, tries, now)
+        case Running(pid=pid, since=since, tries=tries, put_off=put_off):
+            after = running(settings, pid, since, tries, now, seen=state.seen, unseen=state.unseen)
+            if not put_off:
+                return after
+            due = min(due for due in (state.due, after.due) if due is not None)
+            return msgspec.structs.replace(after, due=due, put_off=put_off)
+    return state
+
+
 def _run(slot: Slot, state: Starting, now: float) -> Running:
     seen, unseen = state.seen, state.unseen
     return running(slot.settings, state.pid, state.since, state.tries, now, seen=seen, unseen=unseen)

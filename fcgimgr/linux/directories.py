@@ -11,6 +11,7 @@ could have put it there (`others_who_may_change`).
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
@@ -24,6 +25,12 @@ _SECOND_NAME: Final = (
     "{} is a hard link, which another user may have put there; name a file that has one name only, or let nobody else "
     "write to its directory"
 )
+# <linux/posix_acl_xattr.h>: a version, then entries of a tag, what is permitted, and whom.
+_ACL_HEADER: Final = 4
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+_ACL_WRITE: Final = 2
+_USER, _GROUP_OBJ, _GROUP = 2, 4, 8
+_NAMED: Final = {_USER: "user", _GROUP: "group"}
 _WAY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -136,9 +143,25 @@ def who_else_may_write(path: str, found: os.stat_result) -> Other | None:
         return None
     if found.st_mode & stat.S_IWOTH:
         return Other(path, "may be written to by everybody", True)
-    if found.st_gid != 0:
+    listed = _listed(path)
+    if found.st_gid != 0 and (listed is None or _GROUP_OBJ in (tag for tag, _ in listed)):
         return Other(path, f"may be written to by the group {found.st_gid}", False)
+    for tag, number in listed or ():
+        if tag in _NAMED and number not in (0, os.geteuid() if tag == _USER else 0):
+            return Other(
+                path, f"may be written to by the {_NAMED[tag]} {number}, as its access control list says", False
+            )
     return None
+
+
+def _listed(path: str) -> list[tuple[int, int]] | None:
+    """(tag, uid or gid) of those that its access control list lets write, where the mask does. None: it has no list."""
+    try:
+        acl = os.getxattr(path, "system.posix_acl_access")
+    except OSError:
+        return None
+    entries = _ACL_ENTRY.iter_unpack(acl[_ACL_HEADER : len(acl) - (len(acl) - _ACL_HEADER) % _ACL_ENTRY.size])
+    return [(tag, number) for tag, permitted, number in entries if permitted & _ACL_WRITE]
 
 
 def _walk(path: str) -> int:

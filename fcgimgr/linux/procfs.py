@@ -133,6 +133,16 @@ def command(pid: int) -> str | None:
     return text.decode(errors="replace").rstrip("\n") if text else None
 
 
+def configuration_of(pid: int) -> str | None:
+    """The configuration that it runs as a manager of ours, by its command line; None: it is none."""
+    words = (_read(f"/proc/{pid}/cmdline") or b"").split(b"\0")
+    try:
+        place = words.index(b"fcgimgr.manager")
+        return os.fsdecode(words[words.index(b"--config", place) + 1])
+    except (ValueError, IndexError):
+        return None
+
+
 def socket_inodes(pid: int, most: int | None = None) -> set[int] | None:
     """Inodes of the sockets it has open; else as `sockets`."""
     found = sockets(pid, most)
@@ -251,14 +261,22 @@ def pids() -> list[int]:
 
 
 def holders(inodes: Collection[int] | None) -> str:
-    """ " by pid 12 (nginx)" for those that have one of these sockets open, as far as we may see; else nothing.
+    """ " by pid 12 (nginx)" for those that have one of these sockets open, as far as we may see; else nothing. Of a
+    manager the configuration is told too.
 
     Walks all of /proc: for error messages only.
     """
     wanted = set(inodes or ())
     found = [pid for pid in pids() if holds(pid, wanted)] if wanted else []
-    named = [f"pid {pid} ({command(pid) or 'gone'})" for pid in found[:3]]
+    named = [f"pid {pid} ({_what_runs(pid)})" for pid in found[:3]]
     return f" by {', '.join(named)}" + (" and others" if len(found) > 3 else "") if named else ""
+
+
+def _what_runs(pid: int) -> str:
+    name, configuration = command(pid) or "gone", configuration_of(pid)
+    if configuration is None or not configuration.isprintable():
+        return name
+    return f"{name} -c {configuration}"
 
 
 def _stat(pid: int) -> list[bytes] | None:

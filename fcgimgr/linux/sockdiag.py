@@ -8,6 +8,7 @@ Unknown is None, never 0: a sandbox may forbid AF_NETLINK, and a kernel may lack
 import os
 import socket
 import struct
+import sys
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
@@ -203,6 +204,12 @@ def unix_place(sock: int) -> tuple[str | bytes | None, bytes] | None:
     except OSError:
         return None
     return None
+
+
+def unix_file(sock: int) -> int | None:
+    """The last 32 bits of the inode of the file that the Unix socket `sock` (its inode) is bound to. None: unknown."""
+    place = unix_place(sock)
+    return int.from_bytes(place[1][:4], sys.byteorder) if place is not None and place[1] else None
 
 
 # --- Unix sockets

@@ -221,8 +221,7 @@ def find_again(sock: int, name: str, path: str) -> SocketFile | None:
 def _find_in(directory: int, file: str, sock: int, name: str, path: str) -> SocketFile | None:
     found = _bound_to(sock, name, path, directory, file)
     if found is None and _look(name, path, directory) is None:
-        for second in _second_names(directory):
-            # Where netlink is barred nobody can tell which of them it is.
+        for second in _second_names(directory, sock):
             found = _bound_to(sock, name, path, directory, second, sure=True)
             if found is not None:
                 with suppress(LinuxError):
@@ -248,13 +247,20 @@ def _bound_to(sock: int, name: str, path: str, directory: int, found: str, *, su
     return None
 
 
-def _second_names(directory: int) -> list[str]:
+def _second_names(directory: int, sock: int) -> list[str]:
+    """Those that the file of this socket may have here: few, however many others make. Where netlink is barred nobody
+    can tell, and there are none.
+    """
+    file = sockdiag.unix_file(sock)
+    if file is None:
+        return []
     try:
         listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return []
     try:
-        return [name for name in os.listdir(listed) if name.startswith(_SECOND)]
+        numbers = (name.removeprefix(_SECOND) for name in os.listdir(listed) if name.startswith(_SECOND))
+        return [f"{_SECOND}{number}" for number in numbers if number.isdecimal() and int(number) & 0xFFFFFFFF == file]
     finally:
         os.close(listed)
 

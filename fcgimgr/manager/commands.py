@@ -18,7 +18,6 @@ from fcgimgr.config.signals import signal_number
 from fcgimgr.control import messages
 from fcgimgr.control.messages import (
     INVALID_PARAMS,
-    NO_SUCH_NAME,
     REFUSED,
     ControlError,
     Notice,
@@ -32,11 +31,10 @@ from fcgimgr.core.generation import READY, PoolState
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager import updating, upgrading, waiting
 from fcgimgr.manager.abandoned import in_words
-from fcgimgr.manager.following import Following
 from fcgimgr.manager.leftovers import mark_of
-from fcgimgr.manager.names import Chosen, choose, choose_pool, choose_process, indexes_of
+from fcgimgr.manager.names import Chosen, choose, choose_pool, indexes_of
+from fcgimgr.manager.showing import log, tail
 from fcgimgr.manager.status import status as status_of
-from fcgimgr.manager.tail import last_lines
 from fcgimgr.manager.traffic import until_quiet
 
 if TYPE_CHECKING:
@@ -46,6 +44,8 @@ if TYPE_CHECKING:
     from fcgimgr.manager.pools import Verdict as Reloaded
 
 MOST_PROCESSES: Final = 10_000
+#: Of new code that does not come up: the pool serves by the processes that it has, and by no others.
+NO_WAY_BACK: Final = "processes that die from now on start with that code too: mend it, or put the old code back"
 
 
 class Caller(Protocol):
@@ -172,7 +172,14 @@ def reload_verdict(pool: Pool, verdict: Reloaded) -> ProcessVerdict:
         result, detail = "reloaded", verdict.why or f"generation {pool.core.serving} serves"
     elif verdict.switched:
         result = "reloaded"
+    elif pool.discarded is not None and verdict.process not in ("", pool.name) and not _has_its_code_in_memory(pool):
+        detail = f"{verdict.why}; {NO_WAY_BACK}"
     return ProcessVerdict(name=pool.name, ok=verdict.ok, result=result, detail=detail, lines=verdict.lines)
+
+
+def _has_its_code_in_memory(pool: Pool) -> bool:
+    """Whether its processes are forked from what was imported once, whatever lies in the directory now."""
+    return isinstance(pool.settings, PoolSettings) and pool.settings.preload
 
 
 async def decided(pool: Pool, event: rollout.Event, *, wait: bool) -> ProcessVerdict:
@@ -263,47 +270,6 @@ def send(generation: Generation, index: int, number: int) -> ProcessVerdict:
     return ProcessVerdict(name=name, ok=False, result="not running", detail=state.name)
 
 
-async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> Result:
-    generation, index = choose_process(daemon, params.name)
-    name = generation.process_name(index)
-    lines = last_lines(generation, index, params.stream, params.lines)
-    if not params.follow:
-        return messages.Tail(lines=text(lines))
-
-    skipped = 0
-
-    def pass_on(lines: list[bytes]) -> None:
-        nonlocal skipped
-        if caller.behind:  # neither the process nor the manager's memory is to pay for a slow reader
-            if not skipped:
-                caller.when_caught_up(confess)
-            skipped += len(lines)
-            return
-        for line in text(lines):
-            caller.notify("line", messages.Line(process=name, stream=params.stream, text=line))
-
-    def confess() -> None:
-        nonlocal skipped
-        count, skipped = skipped, 0
-        caller.notify("line", messages.Line(process=name, stream=params.stream, text="", skipped=count))
-
-    pass_on(lines)
-    following = Following(daemon, generation.pool, index, params.stream, pass_on)
-    gone = daemon.loop.create_task(caller.gone())
-    try:
-        await asyncio.wait((gone, following.over), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        following.end()
-    if following.over.done():
-        raise ControlError(f"{name} is no more: an update has removed it", code=NO_SUCH_NAME)
-    return messages.Tail(lines=())
-
-
-def text(lines: list[bytes]) -> tuple[str, ...]:
-    return tuple(line.decode("utf-8", "backslashreplace") for line in lines)
-
-
 async def reopen(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Result:
     count, problems = daemon.reopen_logs()
     return messages.Reopened(reopened=count, problems=tuple(problems))
@@ -373,7 +339,8 @@ async def probe(daemon: Daemon, params: messages.ProbeParams, caller: Caller) ->
     if daemon.departure.since is not None:
         return messages.Probed(ok=False, reason=f"the manager is DRAINING: {daemon.departure.why}")
     wanted = [pool for pool in daemon.pools.values() if pool.serving.core.up]
-    unfit = [pool for pool in wanted if pool.state not in (*READY, PoolState.DEGRADED)]
+    fit = READY if params.strict else (*READY, PoolState.DEGRADED)
+    unfit = [pool for pool in wanted if pool.state not in fit]
     if unfit:
         return messages.Probed(ok=False, reason=", ".join(f"{pool.name} is {pool.state.value}" for pool in unfit))
     if not wanted:
@@ -436,6 +403,7 @@ COMMANDS: Final[dict[str, Callable[..., Awaitable[Result]]]] = {
     "scale": scale,
     "signal": signal,
     "tail": tail,
+    "log": log,
     "reopen": reopen,
     "events": events,
     "shutdown": shutdown,

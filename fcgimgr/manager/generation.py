@@ -501,7 +501,7 @@ class Generation:
         recipes = self._recipes()
         plan = recipes.plan(index)
         for path in requestlogs.files(plan):
-            for problem in requestlogs.create(path, recipes.account):  # it serves without
+            for problem in self._create_request_log(recipes, path):  # it serves without
                 self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
         return recipes.recipe(plan), plan
 
@@ -514,11 +514,14 @@ class Generation:
             if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
                 for path in paths:
                     if path not in problems:
-                        problems[path] = requestlogs.create(path, self.recipes.account)
+                        problems[path] = self._create_request_log(self.recipes, path)
                 slot.board.ask_to_reopen()
         return sum(not found for found in problems.values()), [
             problem for found in problems.values() for problem in found
         ]
+
+    def _create_request_log(self, recipes: Recipes, path: str) -> list[str]:
+        return requestlogs.create(path, recipes.account, recipes.log_owner, self.settings.logfile_mode)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
@@ -559,6 +562,8 @@ class Generation:
             path,
             maxbytes=getattr(settings, f"{stream}_logfile_maxbytes"),
             backups=getattr(settings, f"{stream}_logfile_backups"),
+            owner=self.recipes.log_owner if self.recipes is not None else None,
+            mode=settings.logfile_mode,
         )
         process = f"{self.name}:{plan.name}"
         return Pump(
@@ -570,6 +575,7 @@ class Generation:
             timestamps=settings.log_timestamps,
             format=settings.log_format,
             label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
+            gathers=isinstance(settings, PoolSettings) and settings.wsgi is not None,
             release=self.daemon.logs.release,
         )
 

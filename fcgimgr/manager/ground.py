@@ -24,6 +24,7 @@ from fcgimgr.manager.places import UnsafeError
 from fcgimgr.manager.state import BESIDE
 
 if TYPE_CHECKING:
+    from fcgimgr.config.settings import ManagerSettings
     from fcgimgr.manager.daemon import Daemon
     from fcgimgr.manager.generation import Generation
     from fcgimgr.manager.listening import Listening
@@ -119,6 +120,12 @@ class Ground:
             with suppress(LinuxError):
                 if not file.is_in_place() and file.put_back():
                     self._note(generation, listener)
+
+    def open_control_to(self, settings: ManagerSettings) -> None:
+        """Let those control us whom these settings name. LinuxError: it cannot be, and all is as it was."""
+        if self._places is not None and self._server is not None:
+            self._places.open_to(settings)
+            self._server.open_to(settings)
 
     # Looking
 

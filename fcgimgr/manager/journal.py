@@ -10,6 +10,7 @@ and brings locks and handlers for threads that the manager does not have.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -20,6 +21,7 @@ Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["text", "json"]
 
 LEVELS: dict[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+REMEMBERED = 200  # lines that are kept for `fcgimgr log`, which of a file sees more
 LONGEST = 2048  # characters of one value: a client may send a name of a megabyte
 
 
@@ -30,7 +32,7 @@ class Journal:
     written as its str().
     """
 
-    __slots__ = ("_clock", "_level", "_line", "target")
+    __slots__ = ("_clock", "_followers", "_level", "_line", "_recent", "target")
 
     def __init__(
         self, level: Level, format: Format, target: Target, *, clock: Callable[[], int] = time.time_ns
@@ -39,6 +41,18 @@ class Journal:
         self._level = LEVELS[level]
         self._line = json_line if format == "json" else text_line
         self._clock = clock
+        self._recent: deque[bytes] = deque(maxlen=REMEMBERED)
+        self._followers: dict[object, Callable[[list[bytes]], None]] = {}
+
+    def last(self, count: int) -> list[bytes]:
+        """At most so many of the newest lines that are remembered, oldest first."""
+        return list(self._recent)[-count:] if count else []
+
+    def follow(self, callback: Callable[[list[bytes]], None]) -> Callable[[], None]:
+        """Call `callback` with lines as they are written, until the answer is called."""
+        token = object()
+        self._followers[token] = callback
+        return lambda: self._followers.pop(token, None) and None
 
     def set_level(self, level: Level) -> None:
         self._level = LEVELS[level]
@@ -59,7 +73,11 @@ class Journal:
         self._write("error", message, name, fields)
 
     def _write(self, level: Level, message: str, name: str, fields: dict[str, object]) -> None:
-        self.target.write(self._line(iso(self._clock()), level, name, message, fields))
+        line = self._line(iso(self._clock()), level, name, message, fields)
+        self.target.write(line)
+        self._recent.append(line[:-1])
+        for follower in tuple(self._followers.values()):
+            follower([line[:-1]])
 
 
 def text_line(stamp: str, level: str, name: str, message: str, fields: dict[str, object]) -> bytes:

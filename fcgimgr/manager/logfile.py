@@ -20,6 +20,7 @@ from collections.abc import Callable
 from fcgimgr.linux.directories import directory_of
 from fcgimgr.manager import inhand
 from fcgimgr.manager.inhand import Left
+from fcgimgr.manager.lines import Split
 from fcgimgr.manager.openlog import open_in, open_reason
 from fcgimgr.manager.target import NOWHERE, Outage, Report, Target, last_bytes, reason, write_some
 
@@ -34,7 +35,7 @@ class LogFile(Target):
     """The log at `path`.
 
     `maxbytes`: 0 never rotates. `backups`: how many of `path.1` … `path.N` are kept; 0 empties the file instead.
-    `owner`: (uid, gid) of files created here. `clock`: monotonic seconds.
+    `owner`, `mode`: of files created here (openlog.py). `clock`: monotonic seconds.
     """
 
     shows_how_far = True
@@ -49,6 +50,7 @@ class LogFile(Target):
         "_identity",
         "_inside_line",
         "_maxbytes",
+        "_mode",
         "_outage",
         "_owner",
         "_regular",
@@ -67,6 +69,7 @@ class LogFile(Target):
         maxbytes: int = 0,
         backups: int = 0,
         owner: tuple[int, int] | None = None,
+        mode: int | None = None,
         report: Report,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,6 +77,7 @@ class LogFile(Target):
         self._maxbytes = maxbytes
         self._backups = backups
         self._owner = owner
+        self._mode = mode
         self._clock = clock
         self._outage = Outage(path, report)
         self._rotation = Outage(path, report)
@@ -104,13 +108,13 @@ class LogFile(Target):
         self._rotation.tell()
         self._outage.tell()
 
-    def grown(self, left: Left) -> int:
+    def grown(self, left: Left, split: Split) -> int:
         """As any target's; a line of which a part was written is gone on with."""
         if left.log is None or left.log[:2] != self._identity:
             return 0
         new = last_bytes(self._fd, self._found - left.log[2], self._found)
-        if not left.raw:  # a line of ours is a line of the process
-            lines = left.data.split(b"\n")[: new.count(b"\n")]
+        if not left.raw:
+            lines = split(left.data)[: new.count(b"\n")]
             return sum(len(line) + 1 for line in lines)
         if not left.data.startswith(new):  # somebody else has written to it
             return 0
@@ -121,6 +125,11 @@ class LogFile(Target):
         """Rotate by these sizes from now on."""
         self._maxbytes = maxbytes
         self._backups = backups
+
+    def make_as(self, owner: tuple[int, int] | None, mode: int | None) -> None:
+        """Give files created from now on this owner and mode."""
+        self._owner = owner
+        self._mode = mode
 
     def reopen(self) -> str | None:
         """Open `path` anew, as after logrotate has renamed it. Returns what is wrong; the old file is then kept."""
@@ -283,12 +292,16 @@ class LogFile(Target):
         self._outage.note("its directory was removed; made again")
 
     def _open_in(self, directory: int, name: str, like: os.stat_result | None = None) -> None:
-        """Turn to the file now at `path`; where there is none, create it (with the owner and mode of `like`).
+        """Turn to the file now at `path`; where there is none, create it, and as `like` where nothing else is asked.
 
         OSError: nothing has changed, and what was open stays open.
         """
-        owner = (like.st_uid, like.st_gid) if like else self._owner
-        mode = like.st_mode & 0o777 if like else None  # whatever the old one was: no setuid for what a child writes
+        owner, mode = self._owner, self._mode
+        if like is not None and os.geteuid() == 0:
+            uid, gid = owner or (-1, -1)
+            owner = uid if uid != -1 else like.st_uid, gid if gid != -1 else like.st_gid
+        if like is not None and mode is None:
+            mode = like.st_mode & 0o777  # whatever the old one was: no setuid for what a child writes
         fd = open_in(directory, name, owner=owner, mode=mode, note=self._outage.note)
         found = os.fstat(fd)
         same = self._fd >= 0 and os.path.samestat(os.fstat(self._fd), found)
@@ -367,11 +380,18 @@ class Logs:
         """The manager's own output and error output."""
         return tuple(self._streams.values())
 
-    def open(self, path: str, maxbytes: int = 0, backups: int = 0, owner: tuple[int, int] | None = None) -> Target:
+    def open(
+        self,
+        path: str,
+        maxbytes: int = 0,
+        backups: int = 0,
+        owner: tuple[int, int] | None = None,
+        mode: int | None = None,
+    ) -> Target:
         """The target of `path` (`-`: the manager's own output, `none`: nowhere); give it back with `release`.
 
-        Of several processes with one path and different sizes, the last to open it decides. Never raises: what is
-        wrong with a file is reported, and it is tried again as lines come.
+        Of several processes with one path and different sizes or owners, the last to open it decides. Never raises:
+        what is wrong with a file is reported, and it is tried again as lines come.
         """
         if path == "none":
             return NOWHERE
@@ -385,11 +405,18 @@ class Logs:
             return self._own
         if file is None:
             file = LogFile(
-                path, maxbytes=maxbytes, backups=backups, owner=owner, report=self._report, clock=self._clock
+                path,
+                maxbytes=maxbytes,
+                backups=backups,
+                owner=owner,
+                mode=mode,
+                report=self._report,
+                clock=self._clock,
             )
             self._files[path] = file
         else:
             file.limit(maxbytes, backups)
+            file.make_as(owner, mode)
         self._users[path] = self._users.get(path, 0) + 1
         return file
 

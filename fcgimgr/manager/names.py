@@ -1,4 +1,7 @@
-"""From what a person types to processes: `app`, `app:*`, `app:app_00`, a group, `all`."""
+"""From what a person types to processes: `app`, `app:*`, `app:app_00`, a group, `all`.
+
+Where it can mean one thing only, also as others write it: `app_00`, `app:0`, and Supervisor's `group:app_00`.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,6 @@ def choose(daemon: Daemon, names: Iterable[str]) -> Chosen:
     return chosen
 
 
-def choose_process(daemon: Daemon, name: str) -> tuple[Generation, int]:
-    """The one process that `name` means; a pool's name will do if it has one process."""
-    chosen = choose(daemon, (name,)).items()
-    found = [(generation, index) for generation, indexes in chosen for index in indexes_of(generation, indexes)]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(generation.process_name(index) for generation, index in found[:10])
-    raise ControlError(f"{name} is {len(found)} processes; name one of them: {names}", code=NO_SUCH_NAME)
-
-
 def choose_pool(daemon: Daemon, name: str) -> Pool:
     """The pool or program that `name` means."""
     pool = daemon.pools.get(name.removesuffix(":*"))
@@ -52,26 +45,68 @@ def indexes_of(generation: Generation, indexes: tuple[int, ...] | None) -> Itera
 def _one(daemon: Daemon, name: str) -> Iterable[tuple[Pool, tuple[int, ...] | None]]:
     if name == "all":
         return [(pool, None) for pool in daemon.pools.values()]
-    if group := daemon.config.groups.get(name):
-        # An update that was broken off may not have come to all of them.
-        return [(daemon.pools[member], None) for member in group.programs if member in daemon.pools]
-    pool_name, colon, process = name.partition(":")
-    pool = daemon.pools.get(pool_name)
-    if pool is None:
-        raise _unknown(name, [*daemon.pools, *daemon.config.groups, "all"], "pool, program or group")
-    if not colon or process == "*":
-        return [(pool, None)]
-    known = {slot.name: index for index, slot in enumerate(pool.serving.slots)}
-    if process not in known:
-        raise _unknown(name, [f"{pool_name}:{process}" for process in known], "process")
-    return [(pool, (known[process],))]
+    if members := _members(daemon, name.removesuffix(":*")):
+        return [(pool, None) for pool in members]
+    first, colon, second = name.partition(":")
+    if pool := daemon.pools.get(first):
+        return [(pool, _in_pool(pool, second) if colon and second != "*" else None)]
+    if members := _members(daemon, first):
+        return [_in_group(first, members, second)]
+    found = _processes(daemon.pools.values(), name)
+    if len(found) == 1:
+        return found
+    if found:
+        raise _ambiguous(name, found)
+    raise _unknown(name, [*daemon.pools, *daemon.config.groups, "all"], "pool, program or group")
+
+
+def _members(daemon: Daemon, group: str) -> list[Pool]:
+    """The pools and programs of a group; an update that was broken off may not have come to all of them."""
+    found = daemon.config.groups.get(group)
+    return [daemon.pools[member] for member in found.programs if member in daemon.pools] if found else []
+
+
+def _in_pool(pool: Pool, process: str) -> tuple[int]:
+    """A process of `pool` by its name, or by its number alone."""
+    names = [slot.name for slot in pool.serving.slots]
+    if process in names:
+        return (names.index(process),)
+    index = int(process) - pool.settings.numprocs_start if process.isascii() and process.isdigit() else -1
+    if 0 <= index < len(names):
+        return (index,)
+    raise _unknown(f"{pool.name}:{process}", [f"{pool.name}:{name}" for name in names], "process")
+
+
+def _in_group(group: str, members: list[Pool], name: str) -> tuple[Pool, tuple[int, ...] | None]:
+    """A member of a group, or a process of one, as Supervisor names them."""
+    for pool in members:
+        if name == pool.name:
+            return pool, None
+    found = _processes(members, name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise _ambiguous(f"{group}:{name}", found)
+    known = [f"{pool.name}:{slot.name}" for pool in members for slot in pool.serving.slots]
+    raise _unknown(f"{group}:{name}", known, "process in that group")
+
+
+def _processes(pools: Iterable[Pool], name: str) -> list[tuple[Pool, tuple[int]]]:
+    """The processes of this name, whatever their pool."""
+    return [(pool, (index,)) for pool in pools for index, slot in enumerate(pool.serving.slots) if slot.name == name]
+
+
+def _ambiguous(name: str, found: list[tuple[Pool, tuple[int]]]) -> ControlError:
+    names = " or ".join(pool.serving.process_name(index) for pool, (index,) in found)
+    return ControlError(f"{name} is the name of several: say {names}", code=NO_SUCH_NAME)
 
 
 def _unknown(name: str, known: Iterable[str], what: str) -> ControlError:
     import difflib  # 2 MB, for the one user in many who mistypes
 
     names = list(known)
-    alike = difflib.get_close_matches(name, names, n=3)
+    near = difflib.get_close_matches(name, names, n=3)
+    alike = [known for known in names if known in near]  # in their order, not by likeness
     if alike:
         hint = f"did you mean {' or '.join(alike)}?"
     else:

@@ -5,7 +5,8 @@
   directory on the way to it (linux/directories.py). Nor a hard link, which only root could have been kept from making
   (fs.protected_hardlinks): in a directory where others may put one, a file has one name.
 - New files are 0640: logs hold what users typed and what programs print when they break, so the world does not read
-  them, and a group (Debian's `adm`) may. A file that is already there keeps its owner and mode.
+  them, and a group (Debian's `adm`) may. Another owner and mode are given to the file that was made, by its descriptor.
+  A file that is already there keeps its own: whoever may write to the directory could have put another's there.
 """
 
 import errno
@@ -13,7 +14,9 @@ import os
 import stat
 from collections.abc import Callable
 
+from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.directories import LinkRefusedError, directory_of, has_another_name, is_ours_alone
+from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.target import reason
 
 FILE_MODE = 0o640
@@ -30,7 +33,7 @@ HINTS = {
 
 
 def open_log(path: str, *, owner: tuple[int, int] | None, mode: int | None, note: Callable[[str], None]) -> int:
-    """A descriptor that appends to `path`. A file created here gets `mode` and, if we are root, `owner` (uid, gid).
+    """A descriptor that appends to `path`. A file created here gets `mode` and `owner` (uid, gid; -1: as it is).
 
     OSError when it cannot be opened. A refused owner or mode is told to `note` and is no error: whose the lines are
     matters less than that they are kept.
@@ -50,11 +53,13 @@ def open_in(
 ) -> int:
     """The same for the file of this name in a directory that is open."""
     try:
-        fd = os.open(name, FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE, dir_fd=directory)
+        # With no more rights than it is to have: who can open it now can read it later.
+        narrow = FILE_MODE if mode is None else FILE_MODE & mode
+        fd = os.open(name, FLAGS | os.O_CREAT | os.O_EXCL, narrow, dir_fd=directory)
     except FileExistsError:
         return _open_existing(directory, name)
     try:
-        if owner is not None and os.geteuid() == 0:
+        if owner is not None:
             os.fchown(fd, *owner)
         if mode is not None:
             os.fchmod(fd, mode)
@@ -73,6 +78,14 @@ def _open_existing(directory: int, name: str, flags: int = FLAGS) -> int:
         return fd
     os.close(fd)
     raise OSError(errno.ENXIO, "not a regular file", name)
+
+
+def owner_of_logs(name: str | None) -> tuple[int, int] | None:
+    """(uid, gid) of a logfile_owner; -1: whichever it is. LinuxError: there is no such user or group."""
+    try:
+        return None if name is None else resolve_owner(name)
+    except LinuxError as error:
+        raise LinuxError(f"logfile_owner: {error}") from error
 
 
 def open_reason(error: OSError) -> str:

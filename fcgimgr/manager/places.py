@@ -58,6 +58,21 @@ class Places:
         places._opened.callback(lambda: places.control.close())
         return places
 
+    def open_to(self, settings: ManagerSettings) -> None:
+        """Have the control socket for those whom these settings let in. LinuxError: it cannot be; all is as it was."""
+        before = self.control.file.attributes() if self.control.file is not None else None
+        owner = control_owner(settings)
+        try:
+            if before is not None:
+                self.control.set_mode(before[2] & settings.control_mode)  # nobody is let in who is to be neither way
+            self.control.set_owner(*owner)
+            self.control.set_mode(settings.control_mode)
+        except LinuxError:
+            if before is not None:
+                self.control.set_mode(before[2])
+            raise
+        self._settings = settings
+
     def put_back(self) -> list[str]:
         """Have all of it again, where somebody has removed it: the paths that had gone.
 
@@ -142,6 +157,12 @@ def _mend(path: str) -> str:
     if os.path.isabs(runtime) and path.startswith(f"{runtime}/"):  # su and sudo may leave it as it was
         return f"XDG_RUNTIME_DIR is {runtime}, which is not this user's: unset it, or say [manager] control"
     return "create it for this user, or choose another place"
+
+
+def control_owner(settings: ManagerSettings) -> tuple[int, int]:
+    """(uid, gid) of the control socket. LinuxError: there is no such user or group."""
+    uid, gid = resolve_owner(settings.control_owner) if settings.control_owner else (-1, -1)
+    return os.geteuid() if uid == -1 else uid, os.getegid() if gid == -1 else gid
 
 
 def open_control(settings: ManagerSettings) -> Listener:

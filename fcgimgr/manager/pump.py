@@ -10,6 +10,8 @@ their turn.
   gets a newline if it had none (the next process's first line would be glued to it).
 - Lines of up to LINE_LIMIT bytes are handed on whole, so processes that share a target never mix theirs. A longer one
   is handed on in pieces as it comes.
+- In JSON a traceback is one line. Its end is not known before the next line comes, so what may be a part of one waits
+  for that, GATHERING seconds at most.
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
 """
 
@@ -18,16 +20,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fcgimgr.manager import inhand
+from fcgimgr.manager import inhand, tracebacks
 from fcgimgr.manager.inhand import LINE_LIMIT, Hand, Left
-from fcgimgr.manager.lines import LineFormat, Timestamps, dress
+from fcgimgr.manager.lines import LineFormat, Timestamps, dress, split_lines
 from fcgimgr.manager.target import NOWHERE, Target
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
+    from asyncio import AbstractEventLoop, TimerHandle
 
 RECENT = 8 * 1024
 DRAIN_LIMIT = 4 * 1024 * 1024
+GATHERING = 0.1
 
 Lines = list[bytes]
 
@@ -36,8 +39,8 @@ class Pump:
     """Reads `fd` (non-blocking, its own from now on) whenever there is something, and writes to `target`.
 
     `process` and `stream` are named in JSON; `label` is put before each line otherwise (lines.py). `clock`: nanoseconds
-    since 1970. `release` gets the target back, once. `on_eof` is called when the stream has ended and the pump has
-    closed itself; it is not called by `close`.
+    since 1970. `gathers`: its tracebacks, in JSON, are a line each (tracebacks.py). `release` gets the target back,
+    once. `on_eof` is called when the stream has ended and the pump has closed itself; it is not called by `close`.
     """
 
     __slots__ = (
@@ -45,6 +48,8 @@ class Pump:
         "_dress",
         "_fd",
         "_followers",
+        "_gathered",
+        "_gathers",
         "_inode",
         "_inside_line",
         "_loop",
@@ -53,6 +58,7 @@ class Pump:
         "_place",
         "_recent",
         "_release",
+        "_split",
         "_target",
     )  # fmt: skip
 
@@ -67,6 +73,7 @@ class Pump:
         timestamps: Timestamps = "none",
         format: LineFormat = "raw",
         label: str = "",
+        gathers: bool = False,
         clock: Callable[[], int] = time.time_ns,
         on_eof: Callable[[], None] | None = None,
         release: Callable[[Target], None] | None = None,
@@ -74,6 +81,9 @@ class Pump:
         self._loop = loop
         self._fd = fd
         self._target = target
+        self._gathers = gathers and format == "json"
+        self._split = tracebacks.records if self._gathers else split_lines
+        self._gathered: TimerHandle | None = None  # when what may be a part of a traceback has waited long enough
         self._dress = dress(
             timestamps=timestamps,
             line_format=format,
@@ -82,6 +92,7 @@ class Pump:
             label=label,
             clock=clock,
             on_terminal=target.is_terminal,
+            split=self._split,
         )
         self._on_eof = on_eof
         self._release = release
@@ -111,10 +122,12 @@ class Pump:
         """Read on where another pump of this pipe stopped."""
         self._begin(begun)
         self._inside_line, self._recent = inside_line, recent
+        if b"\n" in begun:
+            self._gathered = self._loop.call_later(GATHERING, self._has_gathered)
 
     def recover(self, left: Left) -> None:
         """Hand on what a dead manager had read of this pipe, before anything else is read of it."""
-        data = left.data[self._target.grown(left) :]
+        data = left.data[self._target.grown(left, self._split) :]
         self._recent = data[-RECENT - 1 :]
         cut = data.rfind(b"\n") + 1
         if len(data) - cut > LINE_LIMIT:
@@ -165,9 +178,7 @@ class Pump:
         """Go on reading, so that nobody has to wait who writes, and keep nothing of it."""
         if self._fd < 0 or self._target is NOWHERE:
             return
-        if self._begun or self._inside_line:
-            last, self._begun = self._begun + b"\n", b""
-            self._hand_on(last)
+        self._hand_on_the_rest()
         if self._release:
             self._release(self._target)
         self._target = NOWHERE
@@ -181,10 +192,7 @@ class Pump:
         if not self._paused:
             self._loop.remove_reader(fd)
         os.close(fd)
-        if self._begun or self._inside_line:
-            last = self._begun + b"\n"
-            self._hand_on(last)
-            self._begin(b"")
+        self._hand_on_the_rest()
         if self._release:
             self._release(self._target)
 
@@ -247,8 +255,39 @@ class Pump:
             cut = end
         elif end - cut > LINE_LIMIT:
             cut = end
-        self._hand_on(hand.buffer[start:cut])
+        elif self._gathers:
+            cut = self._behind_what_is_whole(hand, start, cut, end)
+        if cut > start:
+            self._hand_on(hand.buffer[start:cut])
         self._begin(bytes(hand.buffer[cut:end]))
+
+    def _behind_what_is_whole(self, hand: Hand, start: int, cut: int, end: int) -> int:
+        """The place before a traceback that may not have come whole, if there is one at the end of these lines."""
+        last = self._split(bytes(hand.buffer[start:cut]))[-1]
+        before = cut - len(last) - 1
+        if not tracebacks.may_go_on(last) or end - before > LINE_LIMIT:
+            return cut
+        if self._gathered is None:
+            self._gathered = self._loop.call_later(GATHERING, self._has_gathered)
+        return before
+
+    def _has_gathered(self) -> None:
+        """Nothing more has come of it; or it comes so slowly that it is told in parts."""
+        self._gathered = None
+        whole = self._begun.rfind(b"\n") + 1
+        if whole:
+            lines, rest = self._begun[:whole], self._begun[whole:]
+            self._hand_on(lines)
+            self._begin(rest)
+
+    def _hand_on_the_rest(self) -> None:
+        """Nothing more is read for this target: an unfinished line gets its end."""
+        if self._gathered is not None:
+            self._gathered.cancel()
+            self._gathered = None
+        if self._begun or self._inside_line:
+            self._hand_on(self._begun if self._begun.endswith(b"\n") else self._begun + b"\n")
+            self._begin(b"")
 
     def _begin(self, line: bytes) -> None:
         """This is the beginning of a line."""

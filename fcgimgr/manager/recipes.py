@@ -13,6 +13,7 @@ import msgspec
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
+from fcgimgr.config.virtualenv import python_in
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.accounts import Account, resolve_user
 from fcgimgr.linux.executables import find_executable
@@ -20,9 +21,13 @@ from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.spawn import FIRST_LISTENER
 from fcgimgr.manager import requestlogs
 from fcgimgr.manager.board import board_fd
+from fcgimgr.manager.openlog import owner_of_logs
 
 # Tells a WSGI worker, which may run in a virtualenv without it, where flup is (fcgimgr/worker/__init__.py).
 FLUP_VARIABLE: Final = "FCGIMGR_FLUP"
+
+# Tells a WSGI worker how its lines are logged (fcgimgr/worker/saying.py).
+LOG_FORMAT_VARIABLE: Final = "FCGIMGR_LOG_FORMAT"
 
 # Tells a WSGI worker which descriptors are its listeners (fcgimgr/worker/listening.py).
 LISTENERS_VARIABLE: Final = "FCGI_LISTEN_FD"
@@ -42,7 +47,7 @@ _FOR_THE_MANAGER_ONLY: Final = (
 
 
 class Recipes:
-    """The recipes of one pool. LinuxError when its user does not exist."""
+    """The recipes of one pool, and whose its logs are. LinuxError when one of these users does not exist."""
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class Recipes:
         self._config = config
         self._soft_nofile = soft_nofile
         self.account: Account | None = resolve_user(settings.user) if settings.user else None
+        self.log_owner = owner_of_logs(settings.logfile_owner)
         self._environment = self._common_environment(generation, notify_socket)
 
     def plan(self, index: int) -> ProcessPlan:
@@ -79,7 +85,7 @@ class Recipes:
                 environment.get("PATH", os.defpath),
                 plan.directory,
                 chroot=settings.chroot,
-                key="python" if isinstance(settings, PoolSettings) and settings.wsgi is not None else "command",
+                key=_key(settings),
             ),
             environment=environment,
             directory=plan.directory,
@@ -131,6 +137,14 @@ class Recipes:
         return environment
 
 
+def _key(settings: ProcessSettings) -> str:
+    """Where the program to execute was set, for the message that it is not there."""
+    if not isinstance(settings, PoolSettings) or settings.wsgi is None:
+        return "command"
+    activated = settings.python is not None and settings.python == python_in(os.environ)
+    return "python ($VIRTUAL_ENV)" if activated else "python"
+
+
 def _pool_environment(settings: PoolSettings) -> dict[str, str]:
     environment = {}
     if settings.socket_allowed:
@@ -140,6 +154,8 @@ def _pool_environment(settings: PoolSettings) -> dict[str, str]:
         environment[settings.socket_env] = ",".join(map(str, fds))
     if (place := board_fd(settings)) is not None:
         environment[scoreboard.VARIABLE] = str(place)
+    if settings.wsgi is not None:
+        environment[LOG_FORMAT_VARIABLE] = settings.log_format
     if settings.wsgi is not None and (home := flup_home()) is not None:
         environment[FLUP_VARIABLE] = home
     return environment

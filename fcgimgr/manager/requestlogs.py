@@ -1,12 +1,13 @@
 """The log files that workers write to themselves (fcgimgr/worker/appending.py): access_log and slowlog.
 
 A worker runs as the pool's user, who as a rule may not create a file in /var/log. So the manager creates it before the
-worker is started, and again when log files are opened anew, with that user as its owner.
+worker is started, and again when log files are opened anew, with that user as its owner, who is to write to it.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from typing import Final
 
 from fcgimgr.config.processes import ProcessPlan
@@ -29,12 +30,15 @@ def files(plan: ProcessPlan) -> list[str]:
     return [path for path in dict.fromkeys(environment(plan).values()) if path != "-"]
 
 
-def create(path: str, account: Account | None) -> list[str]:
-    """Let there be this file, for this user to write to; what is wrong, in words."""
+def create(path: str, account: Account | None, owner: tuple[int, int] | None, mode: int | None) -> list[str]:
+    """Let there be this file, for this user to write to; what is wrong, in words. owner, mode: as logs are to have."""
     problems: list[str] = []
-    owner = None if account is None else (account.uid, account.gid)
+    uid, gid = owner or (-1, -1)
+    if account is not None:
+        uid, gid = account.uid, gid if gid != -1 else account.gid
+    bits = FILE_MODE if mode is None else mode | stat.S_IWUSR
     try:
-        os.close(open_log(path, owner=owner, mode=FILE_MODE, note=lambda note: problems.append(f"{path}: {note}")))
+        os.close(open_log(path, owner=(uid, gid), mode=bits, note=lambda note: problems.append(f"{path}: {note}")))
     except OSError as error:
         problems.append(f"{path}: cannot be opened: {open_reason(error)}")
     return problems

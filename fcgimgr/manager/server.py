@@ -24,12 +24,13 @@ from fcgimgr.control.codec import (
     parse_request,
 )
 from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, ControlError, Notice, Request
-from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener
 from fcgimgr.manager.commands import CHANGING, COMMANDS
+from fcgimgr.manager.places import control_owner
 
 if TYPE_CHECKING:
+    from fcgimgr.config.settings import ManagerSettings
     from fcgimgr.manager.daemon import Daemon
 
 IDLE_LIMIT: Final = 60.0  # seconds without a request under way
@@ -48,8 +49,8 @@ class ControlServer:
         self.daemon = daemon
         self.clients: set[Client] = set()
         self.listener = listener
-        owner = daemon.config.manager.control_owner
-        self._owner = resolve_owner(owner)[0] if owner is not None else os.geteuid()
+        self._settings = daemon.config.manager
+        self._owner = control_owner(self._settings)[0]
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -65,9 +66,32 @@ class ControlServer:
         if server is not None:
             self.daemon.loop.call_later(LATE, server.close)
 
+    def open_to(self, settings: ManagerSettings) -> None:
+        """Serve those whom these settings let in, and where somebody is not let in any more, hang up on who may be it.
+
+        The kernel looks at who connects, and only then: of who came by a group nobody knows whether by this one.
+        """
+        before, self._settings = self._settings, settings
+        self._owner = control_owner(settings)[0]
+        if before.control_owner != settings.control_owner or before.control_mode & ~settings.control_mode:
+            others = tuple(client for client in self.clients if not self._is_named(client.uid))
+            self.daemon.loop.call_later(GOODBYE, self._hang_up_on, others)
+
+    def _hang_up_on(self, clients: tuple[Client, ...]) -> None:
+        if self.daemon.updating:  # who has asked for that waits for its end
+            self.daemon.loop.call_later(GOODBYE, self._hang_up_on, clients)
+            return
+        for client in clients:
+            if client in self.clients:
+                client.refuse("hung up on: who may control this manager has changed")
+                self.clients.discard(client)
+
+    def _is_named(self, uid: int) -> bool:
+        return uid in (0, os.geteuid(), self._owner)
+
     def may_speak(self, uid: int) -> bool:
         """Root, our own user and control_owner; others where control_mode lets them, which the kernel has checked."""
-        return uid in (0, os.geteuid(), self._owner) or bool(self.daemon.config.manager.control_mode & 0o022)
+        return self._is_named(uid) or bool(self._settings.control_mode & 0o022)
 
     def make_room(self) -> bool:
         """Hang up on whoever has asked for nothing for the longest time. False: all have something under way."""
@@ -113,6 +137,7 @@ class Client(asyncio.Protocol):
         self._reader = LineReader()
         self._transport: asyncio.WriteTransport | None = None
         self._who = ""
+        self.uid = -1
         self.heard = server.daemon.loop.time()  # when it last began to have nothing under way
         self._gone = server.daemon.loop.create_future()
         self._idle: asyncio.TimerHandle | None = None
@@ -126,10 +151,10 @@ class Client(asyncio.Protocol):
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
         transport.set_write_buffer_limits(high=BEHIND)
-        pid, uid, _ = peer_credentials(transport.get_extra_info("socket"))
-        self._who = f"pid {pid}, uid {uid}"
-        if not self._server.may_speak(uid):
-            self.refuse(f"uid {uid} may not control this manager (control_mode and control_owner say who may)")
+        pid, self.uid, _ = peer_credentials(transport.get_extra_info("socket"))
+        self._who = f"pid {pid}, uid {self.uid}"
+        if not self._server.may_speak(self.uid):
+            self.refuse(f"uid {self.uid} may not control this manager (control_mode and control_owner say who may)")
         elif len(self._server.clients) >= CLIENT_LIMIT and not self._server.make_room():
             self.refuse(f"{CLIENT_LIMIT} clients are being served already; try again later")
         else:

@@ -7,6 +7,7 @@ with exit code 2, all else with 1.
 from __future__ import annotations
 
 import asyncio
+import errno
 import getopt
 import os
 import signal
@@ -26,6 +27,7 @@ from fcgimgr.core.process import Fatal
 from fcgimgr.linux.accounts import resolve_owner
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import inherited_sockets
+from fcgimgr.linux.logind import goes_at_logout
 from fcgimgr.linux.memfd import read_memfd
 from fcgimgr.linux.processes import (
     close_inherited,
@@ -45,7 +47,7 @@ from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_co
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.openlog import open_log, open_reason
+from fcgimgr.manager.openlog import open_log, open_reason, owner_of_logs
 from fcgimgr.manager.places import Places, refuse_another
 from fcgimgr.manager.presets import listen_to_signals
 from fcgimgr.manager.server import ControlServer
@@ -92,7 +94,8 @@ def main(words: list[str]) -> int:
     try:
         return run(config, starter, sockets, notifier, came=came)
     except LinuxError as error:
-        starter.fail(FAILED, str(error))
+        of_the_file = str(error).startswith("manager.")
+        starter.fail(FAILED, f"{config.path}: {error}" if of_the_file else str(error))
         return FAILED
 
 
@@ -228,6 +231,8 @@ async def live(daemon: Daemon, server: ControlServer, starter: Starter, estate: 
         daemon.journal.info(
             "starting", pid=os.getpid(), config=daemon.config.path, control=daemon.config.manager.control
         )
+        if config.activated is not None:
+            daemon.journal.info(f"pools without `python` run in the virtualenv that is active here: {config.activated}")
     daemon.watchers.append(TellStarter(daemon, starter))
     if estate is None:
         daemon.start()
@@ -297,25 +302,32 @@ def open_logs(
     aside = journal = Journal(settings.loglevel, settings.log_format, errors)
     own: Target = errors
     if settings.logfile != "-":
+        owner = owner_of_logs(settings.logfile_owner)
         if must_be_writable:
-            refuse_unless_writable(settings.logfile)
+            refuse_unless_writable(settings.logfile, owner, settings.logfile_mode)
         own = LogFile(
-            settings.logfile, maxbytes=settings.logfile_maxbytes, backups=settings.logfile_backups, report=report_aside
+            settings.logfile,
+            maxbytes=settings.logfile_maxbytes,
+            backups=settings.logfile_backups,
+            owner=owner,
+            mode=settings.logfile_mode,
+            report=report_aside,
         )
         held.callback(own.close)
         journal = Journal(settings.loglevel, settings.log_format, own)
     return journal, Logs(own, report=report, streams={1: output, 2: errors})
 
 
-def refuse_unless_writable(logfile: str) -> None:
+def refuse_unless_writable(logfile: str, owner: tuple[int, int] | None, mode: int | None) -> None:
     """A log that cannot be opened later is survived; at the start, when somebody looks, it is refused.
 
     With --daemon nobody would hear of it: standard error leads nowhere.
     """
     try:
-        os.close(open_log(logfile, owner=None, mode=None, note=lambda trouble: None))
+        os.close(open_log(logfile, owner=owner, mode=mode, note=lambda trouble: None))
     except OSError as error:
-        raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}") from error
+        mend = f"; make it: install -d {os.path.dirname(logfile)}" if error.errno == errno.ENOENT else ""
+        raise LinuxError(f"manager.logfile: cannot open {logfile}: {open_reason(error)}{mend}") from error
 
 
 def given_sockets(config: Config, passed: Mapping[str, list[int]]) -> dict[str, list[int]]:
@@ -339,8 +351,13 @@ def change_directory(path: str) -> None:
 
 
 def daemon_warnings(config: Config) -> list[str]:
-    """What is lost in the background, where standard output and error lead nowhere."""
+    """What is lost in the background, where standard output and error lead nowhere, or after the logout."""
     warnings = []
+    if goes_at_logout(control := config.manager.control):
+        warnings.append(
+            f"manager.control is {control}, which is removed when you log out, and then no command reaches the "
+            "manager: loginctl enable-linger, or name a place of your own"
+        )
     if config.manager.logfile == "-":
         warnings.append('manager.logfile is "-": in the background the manager\'s log is lost; name a file')
     return warnings

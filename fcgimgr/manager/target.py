@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from fcgimgr.manager.inhand import Left
+from fcgimgr.manager.lines import Split
 
 Report = Callable[[str], None]
 """Takes a message for the operator. It may end in a write to the very target that reports."""
@@ -24,8 +25,8 @@ class Target(ABC):
     def write(self, chunk: bytes | memoryview) -> None:
         """Write `chunk`, whole lines. Its memory may be used again as soon as this returns."""
 
-    def grown(self, left: Left) -> int:
-        """How many bytes of what a dead manager had in hand it has written here."""
+    def grown(self, left: Left, split: Split) -> int:
+        """How many bytes of what a dead manager had in hand it has written here. split: into lines of the log."""
         return 0
 
     @property

@@ -51,10 +51,19 @@ async def update(
     stale = {pool.name for pool in daemon.pools.values() if pool.config.manager.environment != environment}
     found = difference(running_config(daemon, daemon.config), config, stale)
     if dry_run or not found:
-        changes = tuple(map(str, found.changes))
-        return Updated(ok=True, changes=changes, restart=found.restart, warnings=config.warnings)
+        return Updated(
+            ok=True,
+            changes=tuple(map(str, found.changes)),
+            manager=found.manager,
+            restart=found.restart,
+            warnings=config.warnings,
+        )
     if daemon.updating:
         raise ControlError("another update is under way; wait for its end", code=REFUSED)
+    try:
+        open_control(daemon, config, found)  # first, for it can be refused
+    except LinuxError as error:
+        return Updated(ok=False, problems=(f"{config.path}: manager.control_owner: {error}",))
     daemon.updating = True
     for warning in config.warnings:
         if warning not in daemon.config.warnings:
@@ -64,6 +73,7 @@ async def update(
     return Updated(
         ok=all(verdict.ok for verdict in verdicts),
         changes=tuple(map(str, found.changes)),
+        manager=found.manager,
         restart=found.restart,
         warnings=config.warnings,
         processes=tuple(verdicts),
@@ -171,11 +181,25 @@ def _know_by_name(daemon: Daemon) -> None:
             daemon.pools[pool.name] = daemon.pools.pop(name)
 
 
+def open_control(daemon: Daemon, config: Config, found: Difference) -> None:
+    """Let those control us whom the new configuration names. LinuxError: it cannot be, and all is as it was."""
+    if {"control_mode", "control_owner"} & set(found.manager):
+        daemon.ground.open_control_to(
+            msgspec.structs.replace(
+                daemon.config.manager,
+                control_mode=config.manager.control_mode,
+                control_owner=config.manager.control_owner,
+            )
+        )
+
+
 def adopt_manager_settings(daemon: Daemon, config: Config, found: Difference) -> None:
     """Take over what can be without a restart, and say what cannot."""
     live = {key: getattr(config.manager, key) for key in (*found.manager, "environment")}
     manager = msgspec.structs.replace(daemon.config.manager, **live)
     daemon.journal.set_level(manager.loglevel)
+    for key in found.manager:
+        daemon.journal.info(f"manager.{key} has changed, and is applied")
     for key in found.restart:
         daemon.journal.warning(f"manager.{key} has changed; it takes a restart of the manager, and stays until then")
     daemon.config = msgspec.structs.replace(daemon.config, manager=manager)

@@ -132,7 +132,7 @@ def started(daemon: Daemon) -> Callable[[Generation, int], Judge]:
                 case Exited(exit=exit, done=True):
                     return verdict(True, "done", str(exit))
                 case Exited(exit=exit, expected=expected):
-                    return verdict(expected, "started" if expected else "failed", f"it {exit} again")
+                    return verdict(expected, "started" if expected else "failed", f"{exit} after its start")
                 case Fatal(why=why):
                     return failed(generation, index, why)
                 case Backoff(why=why) if generation.settings.startretries < 0:
@@ -230,7 +230,7 @@ def restarted(daemon: Daemon) -> Callable[[Generation, int], Judge]:
                 case Exited(exit=exit, done=True) if generation.slots[index].spawned > before:
                     return verdict(True, "done", str(exit))
                 case Exited(exit=exit, expected=expected):
-                    return verdict(expected, "restarted" if expected else "failed", f"it {exit} again")
+                    return verdict(expected, "restarted" if expected else "failed", f"{exit} after its start")
                 case Backoff(why=why):
                     return failed(generation, index, f"{why}; it is tried again")
                 case Fatal(why=why):

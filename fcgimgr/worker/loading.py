@@ -12,10 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
+from fcgimgr.worker.interpreter import another_virtualenv, key_for, who_lacks
 from fcgimgr.worker.patched import get_ident
 from fcgimgr.worker.saying import say, text_of
+
+#: What applications are called as a rule; Django and PEP 3333 have the first.
+USUAL: Final = ("application", "app", "wsgi")
 
 
 class LoadError(Exception):
@@ -34,8 +38,9 @@ def load_application(target: str) -> Callable[..., Any]:
         try:
             found = getattr(found, name)
         except AttributeError:
-            mend = _mend_of_name(module_name) if path == module_name else ""
-            raise LoadError(f"cannot load {target!r}: {where} has no {name!r} in {path}{mend}") from None
+            mend = _mend_of_name(module_name) or _near(found, name, path) if path == module_name else ""
+            whose = where if path == module_name else f"{path} of {where}"
+            raise LoadError(f"cannot load {target!r}: {whose} has no {name!r}{mend}") from None
         except BaseException as error:  # of a module's own __getattr__, say
             raise _failed(target, error) from error
         path += f".{name}"
@@ -96,8 +101,10 @@ def _import(target: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if not isinstance(error.name, str) or not (name == error.name or name.startswith(error.name + ".")):
+        if not isinstance(error.name, str):
             raise _failed(target, error) from error
+        if not (name == error.name or name.startswith(error.name + ".")):
+            raise _failed(target, error, who_lacks(error.name)) from error
         raise LoadError(f"cannot load {target!r}: {_no_module(error.name)}") from error
     except SystemExit as error:
         # Python prints what is neither a number nor None, and exits with 1.
@@ -119,7 +126,21 @@ def _no_module(name: str) -> str:
         what = "" if hasattr(known, "__path__") else ", which is no package"
         return f"there is no module {name!r}: {parent!r} is {_file(known) or 'built into Python'}{what}{mend}"
     places = "\n  ".join(place or os.curdir for place in sys.path)
-    return f"there is no module {name!r}; set directory or pythonpath to where it is. Looked in:\n  {places}"
+    said = f"there is no module {name!r}; set directory or pythonpath to where it is. Looked in:\n  {places}"
+    other = another_virtualenv()
+    return said if other is None else f"{said}\nIf it is in the virtualenv {other}: {key_for(other)}"
+
+
+def _near(module: Any, name: str, path: str) -> str:
+    """To be added where a module has no such name: which of its names may be meant, if one may."""
+    names = getattr(module, "__dict__", {})
+    callables = [each for each, thing in names.items() if callable(thing) and not each.startswith("_")]
+    near = [each for each in USUAL if each in callables]
+    with contextlib.suppress(Exception):  # it may be a difflib.py of the application's
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, callables, n=1) or near
+    return f"; did you mean {path}:{near[0]}?" if near else ""
 
 
 def _mend_of_name(name: str) -> str:
@@ -151,8 +172,10 @@ def _file(module: object) -> str | None:
     return file if isinstance(file, str) else str(places[0]) if places else None
 
 
-def _failed(target: str, error: BaseException) -> LoadError:
-    return LoadError(f"cannot load {target!r}: {type(error).__name__}: {text_of(error)}\n{_traceback(error)}")
+def _failed(target: str, error: BaseException, mend: str = "") -> LoadError:
+    """mend: what is to be said below the traceback."""
+    said = f"cannot load {target!r}: {type(error).__name__}: {text_of(error)}\n{_traceback(error)}"
+    return LoadError(f"{said}\n{mend}" if mend else said)
 
 
 def _traceback(error: BaseException) -> str:

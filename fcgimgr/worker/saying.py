@@ -22,11 +22,14 @@ from fcgimgr.worker.patched import poll
 _STANDARD_ERROR: Final = 2
 #: Seconds for which a standard error that somebody has made non-blocking may be full.
 _PATIENCE: Final = 1.0
+#: Where its log is JSON the manager makes one record of what is said (fcgimgr/manager/tracebacks.py).
+_LINE_END: Final = "\n  " if os.environ.get("FCGIMGR_LOG_FORMAT") == "json" else "\n"
 
 
 def say(what: str) -> None:
     """A line, or several."""
-    say_bare(f"fcgimgr worker: {what}\n")
+    shown = what.replace("\n", _LINE_END)
+    say_bare(f"fcgimgr worker: {shown}\n")
 
 
 def say_bare(text: str) -> None:

@@ -1,6 +1,7 @@
 """Who may write to a configuration may run anything as whoever runs it: root is told, and runs nothing of anybody's."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,26 @@ def test_a_link_on_the_way_counts_with_its_own_directory(place: Path) -> None:
     other = others_who_may_change(f"{own}/link")
     assert other is not None
     assert other.what == str(own)
+
+
+def test_an_access_control_list_lets_somebody_write_whom_the_mode_does_not_show(place: Path) -> None:
+    config = scene(place, PROGRAM)
+    nobody = 0xFFFFFFFF
+    entries = [(1, 6, nobody), (2, 6, MALLORY), (4, 4, nobody), (16, 6, nobody), (32, 0, nobody)]
+    os.setxattr(
+        config, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
+    )
+    assert config.stat().st_mode & 0o777 == 0o660
+    run_as(MALLORY, "sh", "-c", f"echo >> {config}")
+    done = fcgimgr("-c", config, "check")
+    done.succeeds()
+    why = (
+        f"may be written to by the user {MALLORY}, as its access control list says, who can run anything as root by it"
+    )
+    assert why in done.out + done.err
+    entries[3] = (16, 4, nobody)
+    os.setxattr(
+        config, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
+    )
+    os.chown(config, 0, BANK)
+    assert "may be written to" not in str(fcgimgr("-c", config, "check"))

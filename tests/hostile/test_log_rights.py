@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fcgimgr.linux.directories import LinkRefusedError
+from fcgimgr.manager import requestlogs
 from fcgimgr.manager.logfile import LogFile, Logs
 from fcgimgr.manager.openlog import open_log, open_to_read
 from fcgimgr.manager.tail import end_of_file
@@ -129,3 +130,28 @@ def test_of_a_process_that_is_down_no_link_is_read_either(how: str, place: Path,
     assert end_of_file(Logs(NOWHERE, report=nothing), str(path), 10) == []
     with pytest.raises(LinkRefusedError if how == "directory" else OSError):
         open_to_read(str(path))
+
+
+@pytest.mark.parametrize("how", ["symbolic", "hard", "moved"])
+def test_no_file_is_given_to_her_by_the_owner_and_mode_of_her_log(how: str, place: Path, own: Path) -> None:
+    """She may put another in its place, also one of root's that she has got there somehow."""
+    secret = place / "secret"
+    secret.write_text("only root may read this\n")
+    secret.chmod(0o600)
+    path = own / "app.log"
+    if how == "symbolic":
+        path.symlink_to(secret)
+    elif how == "hard":
+        os.link(secret, path)
+    else:
+        secret.rename(path)
+        secret = path
+    troubles: list[str] = []
+    log = LogFile(str(path), owner=(MALLORY, MALLORY), mode=0o666, report=troubles.append)
+    log.write(b"one\n")
+    assert log.reopen() is None or how != "moved"
+    log.close()
+    for problem in requestlogs.create(str(path), None, (MALLORY, MALLORY), 0o666):
+        assert how != "moved", problem
+    found = secret.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o600)

@@ -204,7 +204,9 @@ def test_every_python_can_read_the_script_that_it_is_given() -> None:
         ('wsgi = "app:application"\npython = "%(here)s/absent/bin/python"', "python {here}/absent/bin/python: "),
         ('wsgi = "app:application"\npython = "%(here)s/app.py"', "app.py is not executable"),
         ('wsgi = "absent:application"', "there is no module 'absent'; set directory or pythonpath"),
-        ('wsgi = "app:absent"', "module app ({here}/app.py) has no 'absent' in app"),
+        ('wsgi = "app:absent"', "module app ({here}/app.py) has no 'absent'; did you mean app:application?"),
+        ('wsgi = "app:aplicaton"', "has no 'aplicaton'; did you mean app:application?"),
+        ('wsgi = "app:application.absent"', "app.application of module app ({here}/app.py) has no 'absent'"),
         ('wsgi = "needy:application"', 'needy.py", line 1, in <module>'),
         ('wsgi = "needy:application"', "ModuleNotFoundError: No module named 'absent_library'"),
     ],
@@ -223,6 +225,49 @@ def test_the_answer_of_start_and_the_log_say_why(tmp_path: Path, table: str, sai
         expected = said.replace("{here}", str(tmp_path))
         assert any(expected in line for line in texts(msgspec.to_builtins(verdict)))
         eventually(lambda: expected in manager.output())
+
+
+@pytest.mark.parametrize("server", ["flup", "native"])
+@pytest.mark.parametrize("code", ["import absent_library\n", "import os, absent_library.part\n"])
+def test_a_module_that_another_python_may_have_is_told_with_the_key_that_names_one(
+    tmp_path: Path, python: str, code: str, server: str
+) -> None:
+    (tmp_path / "app.py").write_text(code)
+    pool = f"""\
+[pool.app]
+socket = "%(here)s/s"
+directory = "%(here)s"
+wsgi = "app:application"
+server = "{server}"
+python = "{sys.executable}"
+autostart = false
+startretries = 0
+"""
+    with managing(scene(tmp_path, pool), ready=False) as manager:
+        last = list(texts(msgspec.to_builtins(manager.start("app"))))[-1]
+        assert last == (
+            f"{sys.executable} has no module 'absent_library'; there is a virtualenv in {tmp_path}/venv: "
+            f'python = "{python}" in [pool.app]'
+        )
+
+
+def test_a_module_that_the_virtualenv_lacks_is_to_be_installed_there(bench: Bench, python: str) -> None:
+    (bench.directory / "app.py").write_text("import absent_library\n")
+    assert bench.start("app:application", python=python, ready=False).wait(20) == 1
+    assert f"\n{python} has no module 'absent_library'; install it there, or name" in bench.stderr()
+
+
+def test_an_application_that_is_in_another_virtualenv_is_told_so(bench: Bench, python: str) -> None:
+    assert bench.start("absent:application", python=sys.executable, ready=False).wait(20) == 1
+    assert bench.stderr().endswith(f'\nIf it is in the virtualenv {bench.directory}/venv: python = "{python}"\n')
+
+
+def test_a_part_that_the_applications_own_package_lacks_is_in_no_virtualenv(bench: Bench, python: str) -> None:
+    (bench.directory / "shop").mkdir()
+    (bench.directory / "shop" / "__init__.py").write_text("")
+    (bench.directory / "app.py").write_text("import shop.absent\n")
+    assert bench.start("app:application", python=sys.executable, ready=False).wait(20) == 1
+    assert bench.stderr().endswith("No module named 'shop.absent'\n")
 
 
 in_every_python = pytest.mark.parametrize("python", [sys.executable, *other_pythons()])

@@ -236,6 +236,22 @@ def test_a_start_that_fails_says_why_and_what_the_process_said(tmp_path: Path) -
         assert manager("start", "all").code == 1  # one of them failed
 
 
+def test_a_start_of_what_ends_by_itself_says_how_it_ended(tmp_path: Path) -> None:
+    tables = "".join(
+        f"""
+        [program.{name}]
+        command = ["sh", "-c", "exit {code}"]
+        autostart = false
+        autorestart = false
+        startsecs = 10
+        """
+        for name, code in (("well", 0), ("ill", 3))
+    )
+    with running(tmp_path, tables, ready=False) as manager:
+        assert manager("start", "well").succeeds() == "well:well_00: started: exited with code 0 after its start\n"
+        assert manager("start", "ill").code == 1
+
+
 def test_scale_to_up_and_down(two: Manager) -> None:
     assert two("scale", "web", "4").succeeds().splitlines() == ["web:web_02: started", "web:web_03: started"]
     assert two("scale", "web", "+1").succeeds() == "web:web_04: started\n"
@@ -333,10 +349,6 @@ def test_tail_shows_the_last_lines(tmp_path: Path) -> None:
         assert manager("tail", "-n", "2", "echo:echo_00").succeeds() == "4998\n4999\n"
         assert manager("tail", "-n", "4000", "echo").succeeds().split() == [str(n) for n in range(1000, 5000)]
         eventually(lambda: manager("tail", "--stderr", "echo").succeeds() == "wrong\n")
-
-
-def test_tail_of_several_processes_asks_which(two: Manager) -> None:
-    assert "web:web_00, web:web_01" in two("tail", "web").fails(1)
 
 
 def test_tail_follows_across_a_restart(tmp_path: Path) -> None:

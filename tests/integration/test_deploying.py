@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from fcgimgr.control.messages import ReloadParams
 from fcgimgr.fastcgi.client import fetch
 from tests.integration.benches import parameters
 from tests.integration.running import RunningManager, copy_example
-from tests.integration.servers import CHECKOUT
+from tests.integration.scenes import kill, managing, scene
+from tests.integration.servers import CHECKOUT, need
 from tests.waiting import eventually
 
 GUIDE = (CHECKOUT / "docs" / "deploying.md").read_text()
@@ -27,9 +29,10 @@ class Server:
         self.shop = root / "srv" / "shop"
         self.etc = root / "etc" / "fcgimgr"
         self.socket = root / "run" / "fcgimgr" / "shop.sock"
+        self.control = self.socket.with_name("pool.sock")
         for directory in (self.etc, self.socket.parent, root / "bin", self.shop / "releases", self.shop / "data"):
             directory.mkdir(parents=True)
-        variables, script = (self.here(text) for text in re.findall(r"^```sh\n(.*?)^```$", GUIDE, re.M | re.S))
+        variables, script, pull = (self.here(text) for text in re.findall(r"^```sh\n(.*?)^```$", GUIDE, re.M | re.S))
         (self.etc / "shop.env").write_text(variables)
         pool = self.here(re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.M | re.S)[0])
         self.config = self.etc / "pool.toml"
@@ -40,6 +43,7 @@ class Server:
         self.tool("tools/python", f'exec {sys.executable} "$@"')
         self.tool("tools/pip", '[ "$*" = "install --quiet -r requirements.txt" ]; [ -s requirements.txt ]')
         self.script = self.tool("deploy-shop", script.replace("/usr/bin/python3", "python3"))
+        self.pull = self.tool("pull-shop", pull)
 
     def here(self, text: str) -> str:
         return re.sub(r"(?<![\w.])/(srv|etc|run)/(?=shop|fcgimgr)", rf"{self.root}/\1/", text)
@@ -115,3 +119,87 @@ def test_what_fails_before_the_switch_changes_nothing(server: Server) -> None:
     (server.shop / "releases" / "43" / "shop" / "models.py").write_text("import absent_library\n")
     assert server.deploy("43")[0] != 0
     assert (server.shop / "current").readlink().name == "42"
+
+
+# -- git pull in place ------------------------------------------------------------------------------------------------
+
+APP = """\
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b"{}"]
+"""
+
+
+class Checkout:
+    """A project that is cloned from where it is pushed to, as the guide's `git pull` in place has it."""
+
+    def __init__(self, server: Server) -> None:
+        need("git")
+        self.server = server
+        self.pushed, self.code = server.root / "pushed", server.shop / "code"
+        server.shop.mkdir(parents=True, exist_ok=True)
+        self.git("init", "--quiet", "--initial-branch=main", str(self.pushed), cwd=server.root)
+        self.push(APP.format("one"))
+        self.git("clone", "--quiet", str(self.pushed), str(self.code), cwd=server.root)
+        pool = server.here(re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.M | re.S)[1])
+        pool = re.sub(r"^(user|python) .*\n", "", pool, flags=re.M)
+        server.config.write_text(f'[manager]\ncontrol = "{server.control}"\n{pool}numprocs = 2\nstartretries = 0\n')
+
+    def git(self, *words: str, cwd: Path) -> None:
+        who = ("-c", "user.name=ann", "-c", "user.email=ann@shop.example")
+        subprocess.run(["git", *who, *words], cwd=cwd, check=True, timeout=60)
+
+    def push(self, code: str) -> None:
+        (self.pushed / "app.py").write_text(code)
+        self.git("add", "app.py", cwd=self.pushed)
+        self.git("commit", "--quiet", "--message=a change", cwd=self.pushed)
+
+    def pull(self) -> tuple[int, str]:
+        done = subprocess.run(
+            [self.server.pull],
+            env={"PATH": f"{self.server.root}/bin:/usr/bin:/bin", "HOME": str(self.server.root)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
+        )
+        return done.returncode, done.stdout.decode()
+
+    def serves(self) -> bytes:
+        return fetch(f"unix:{self.server.socket}", parameters("/"), timeout=20).body
+
+
+def test_a_pull_serves_new_code_and_puts_the_old_back_where_it_does_not_come_up(tmp_path: Path) -> None:
+    checkout = Checkout(Server(tmp_path))
+    with RunningManager(checkout.server.config, checkout.server.control) as manager:
+        checkout.push(APP.format("two"))
+        code, said = checkout.pull()
+        assert (code, said) == (0, "shop: reloaded: generation 2 serves\n")
+        assert checkout.serves() == b"two"
+        checkout.push("import absent_library\n")
+        code, said = checkout.pull()
+        assert code == 1
+        assert "No module named 'absent_library'" in said
+        before = manager.pids("shop")
+        kill(before[0])
+        eventually(lambda: len(manager.pids("shop")) == 2 and manager.pids("shop") != before)
+        assert checkout.serves() == b"two"
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_failed_reload_tells_what_the_code_that_lies_there_does_to_who_dies(tmp_path: Path, preload: bool) -> None:
+    (tmp_path / "app.py").write_text(APP.format("one"))
+    pool = (
+        '[pool.shop]\nsocket = "%(here)s/s"\nwsgi = "app:app"\ndirectory = "%(here)s"\nstartretries = 0\nnumprocs = 2\n'
+    )
+    with managing(scene(tmp_path, pool + f"preload = {str(preload).lower()}\n")) as manager:
+        (tmp_path / "app.py").write_text("import absent_library\n")
+        (verdict,) = manager.command("reload", ReloadParams(names=("shop",))).processes
+        assert not verdict.ok
+        assert ("die from now on start with that code too" in (verdict.detail or "")) is not preload
+        before = manager.pids("shop")
+        kill(before[0])
+        if preload:
+            eventually(lambda: len(manager.pids("shop")) == 2 and manager.pids("shop") != before)
+        else:
+            eventually(lambda: manager.pool("shop").state == "DEGRADED" and "FATAL" in manager.output())

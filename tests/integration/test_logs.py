@@ -74,7 +74,7 @@ def test_a_log_of_the_manager_that_cannot_be_opened_is_refused_with_its_reason(t
     for how in ([], ["run", "--daemon"]):
         complaint = fcgimgr("-c", config, *how).fails(1)
         assert f"{tmp_path}/absent/own.log" in complaint
-        assert "its directory does not exist" in complaint
+        assert f"its directory does not exist; make it: install -d {tmp_path}/absent" in complaint
         assert "Traceback" not in complaint
 
 

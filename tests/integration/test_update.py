@@ -256,7 +256,8 @@ def test_what_is_strange_in_the_new_configuration_is_said_and_logged_once(tmp_pa
         assert manager.output().count("pool.app.stopwaitsecs: ") == 1
         app.write(stopwaitsecs="60", numprocs="4", manager="shutdown_timeout = 60")
         done = manager("update")
-        assert (done.succeeds(), done.err) == ("no pool or program has changed\n", "")
+        said = "manager.shutdown_timeout: updated\nno pool or program has changed\n"
+        assert (done.succeeds(), done.err) == (said, "")
 
 
 def test_what_an_update_removes_nobody_starts_again(tmp_path: Path) -> None:

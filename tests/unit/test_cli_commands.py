@@ -10,6 +10,7 @@ import pytest
 
 from fcgimgr import __version__
 from fcgimgr.cli.main import main
+from fcgimgr.control.codec import encode_request
 from fcgimgr.control.messages import (
     INVALID_PARAMS,
     NO_SUCH_NAME,
@@ -20,6 +21,7 @@ from fcgimgr.control.messages import (
     Events,
     EventsParams,
     Line,
+    LogParams,
     NamesParams,
     NoParams,
     Ok,
@@ -225,6 +227,23 @@ def test_tail_shows_lines(run: Run, manager: ScriptedManager):
     assert manager.asked == [("tail", TailParams(name="app:app_00", stream="stderr", lines=2, follow=False))]
 
 
+def test_tail_of_several_has_their_names_before_the_lines(run: Run, manager: ScriptedManager):
+    manager.answers["tail"] = Tail(lines=("one", "two"), processes=("app:app_00", "app:app_01"))
+    assert run("-s", "m.sock", "tail", "app")[1] == "app:app_00| one\napp:app_01| two\n"
+
+
+def test_tail_says_when_there_is_nothing(run: Run, manager: ScriptedManager):
+    manager.answers["tail"] = Tail(lines=())
+    nothing = "fcgimgr: app has written nothing to stderr that is remembered\n"
+    assert run("-s", "m.sock", "tail", "--stderr", "app") == (0, "", nothing)
+
+
+def test_log_shows_the_managers_own(run: Run, manager: ScriptedManager):
+    manager.answers["log"] = Tail(lines=("up",))
+    assert run("-s", "m.sock", "log", "-n", "1") == (0, "up\n", "")
+    assert manager.asked == [("log", LogParams(lines=1))]
+
+
 @pytest.mark.parametrize("answers_first", [True, False])
 def test_tail_follows_until_the_manager_ends(run: Run, manager: ScriptedManager, answers_first: bool):
     def tail(connection: Connection, request: Any) -> None:
@@ -293,7 +312,14 @@ def test_ping_and_probe(run: Run, manager: ScriptedManager):
     manager.answers |= {"ping": Pong(pid=9, version="0.1.0"), "probe": Probed(ok=False, reason="app: DEGRADED")}
     assert run("-s", "m.sock", "ping") == (0, "pong: fcgimgr 0.1.0, pid 9\n", "")
     assert run("-s", "m.sock", "probe", "ready") == (1, "app: DEGRADED\n", "")
-    assert manager.asked == [("ping", NoParams()), ("probe", ProbeParams(kind="ready"))]
+    assert run("-s", "m.sock", "probe", "ready", "--strict")[0] == 1
+    strict = ("probe", ProbeParams(kind="ready", strict=True))
+    assert manager.asked == [("ping", NoParams()), ("probe", ProbeParams(kind="ready")), strict]
+    assert run("-s", "m.sock", "probe", "live", "--strict")[0] == 2
+
+
+def test_a_manager_that_does_not_know_strict_is_asked_only_what_it_knows():
+    assert b"strict" not in encode_request(1, "probe", ProbeParams(kind="ready"))
 
 
 def test_drain_tells_how_it_stands(run: Run, manager: ScriptedManager):
@@ -346,8 +372,8 @@ def test_a_shutdown_that_is_quicker_than_its_answer_is_done(run: Run, manager: S
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["stat"], "did you mean status?"),
-        (["frobnicate"], "there are check, schema"),
+        (["statu"], "did you mean status?"),
+        (["frobnicate"], "`fcgimgr help` lists what there is"),
         (["status", "--jsn"], "--json"),
         (["-s"], "requires an argument"),
         (["start"], "Missing argument"),
@@ -413,12 +439,19 @@ def test_help_and_version_before_and_after_a_command(run: Run):
     assert run("status", "-h")[1].startswith("Usage: fcgimgr status")
 
 
-def test_nothing_given_and_nothing_found_shows_help(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_help_shows_which_names_may_be_left_out(run: Run) -> None:
+    assert "Usage: fcgimgr status [OPTIONS] [NAME...]\n" in run("status", "--help")[1]
+    assert "Usage: fcgimgr stop [OPTIONS] NAME...\n" in run("stop", "--help")[1]
+
+
+def test_nothing_given_and_nothing_found_shows_ways_to_begin(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fcgimgr.cli.locate.SEARCHED", ("pool.toml", "/nowhere/pool.toml"))
     code, out, err = run()
     assert code == 2
-    assert "Commands:" in out
+    assert out == ""
     assert "there is no pool.toml" in err
+    for way in ("fcgimgr demo", "fcgimgr dev app:app", "fcgimgr --help"):
+        assert way in err
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def manager(tmp_path: Path) -> Iterator[ScriptedManager]:
 
 
 def environment(**changed: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FCGIMGR_DEBUG")}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "FCGIMGR_DEBUG")
+    }
     return kept | {"TERM": "xterm", "PYTHONPATH": os.getcwd()} | changed
 
 
@@ -52,6 +54,16 @@ def test_a_terminal_gets_colour_unless_it_says_no(manager: ScriptedManager):
     assert "\x1b[32mRUNNING" in on_a_terminal("-s", manager.path, "status")[1]
     assert "\x1b" not in on_a_terminal("-s", manager.path, "status", NO_COLOR="1")[1]
     assert "\x1b" not in on_a_terminal("-s", manager.path, "status", TERM="dumb")[1]
+
+
+def test_a_pipe_gets_colour_where_it_is_asked_for(manager: ScriptedManager):
+    def piped(**environ: str) -> str:
+        command = [*FCGIMGR, "-s", manager.path, "status"]
+        return subprocess.run(command, env=environment(**environ), capture_output=True, text=True, check=True).stdout
+
+    assert "\x1b" not in piped()
+    assert "\x1b[32mRUNNING" in piped(FORCE_COLOR="1")
+    assert "\x1b" not in piped(FORCE_COLOR="1", NO_COLOR="1")
 
 
 def test_a_terminal_sees_one_line_of_progress_and_then_the_verdict(manager: ScriptedManager):

@@ -46,6 +46,13 @@ def test_the_table_is_aligned_and_says_all():
     ]
 
 
+def test_an_address_that_cannot_be_had_is_said_once():
+    sockets = tuple(SocketStatus(address=address, backlog=None, queued=None) for address in ("*:80", "*:8080"))
+    refused = pool(state="FATAL", sockets=sockets, reason="*:8080: the port is in use by pid 7 (nginx)", numprocs=1)
+    (line,) = [line for line in table(refused) if line.startswith("app ")]
+    assert "0 of 1 running  *:80  *:8080: the port is in use by pid 7 (nginx)" in line
+
+
 def test_colour_changes_no_column():
     def plain(lines: list[str]) -> list[str]:
         import re

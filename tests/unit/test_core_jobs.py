@@ -2,9 +2,9 @@
 
 import pytest
 
-from fcgimgr.core.generation import PoolState
+from fcgimgr.core.generation import Adopted, PoolState
 
-from .history import History
+from .history import History, settings
 
 SIGKILL = 9
 
@@ -31,3 +31,30 @@ def test_several_of_a_job_are_done_when_all_of_them_are():
     assert history.exits("app_00", code=0).state is PoolState.STARTING
     assert history.exits("app_01", code=0).state is PoolState.EXITED
     assert history.stop().state is PoolState.STOPPED
+
+
+# An update that touches no process
+
+
+def going_by(history: History, **keys: object) -> History:
+    history.settings = settings(**keys)
+    return history.feed(Adopted())
+
+
+def test_what_was_a_job_and_goes_on_is_running_if_it_is_none_any_more():
+    history = going_by(History(ready="exit", startsecs=1).start().at(100), startsecs=1)
+    assert (history.states, history.state) == (["RUNNING"], PoolState.RUNNING)
+
+
+@pytest.mark.parametrize("now", [0.5, 100], ids=["starting", "running"])
+def test_what_has_become_a_job_is_done_when_it_ends(now: float):
+    history = going_by(History(startsecs=1).start().at(now), ready="exit", startsecs=1).at(200)
+    assert (history.states, history.timers) == (["STARTING"], [])
+    assert history.exits("app_00", code=0).state is PoolState.EXITED
+
+
+def test_what_has_ended_as_expected_has_done_its_job_if_it_is_one_now():
+    history = History(autorestart="unexpected", startsecs=1).start().at(100).exits("app_00", code=0)
+    assert history.state is PoolState.STOPPED
+    assert going_by(history, autorestart="unexpected", ready="exit").state is PoolState.EXITED
+    assert going_by(history, autorestart="unexpected").state is PoolState.STOPPED

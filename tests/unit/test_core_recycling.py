@@ -480,3 +480,11 @@ def test_a_lifetime_that_is_over_after_another_generation_has_come_ends_nothing(
     history = up(max_lifetime=10)
     history.restart("app_00").feed(Hold()).at(10.0)
     assert not history.pool.recycling
+
+
+def test_what_was_put_off_is_not_forgotten_by_an_update():
+    history = alone(max_lifetime=30, backoff_max=7)
+    recycle_until_put_off(history)
+    history.feed(Adopted())
+    assert history.timers == [7.0]
+    assert any(isinstance(action, Recycling) for action in history.at(7.0).actions)

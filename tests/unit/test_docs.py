@@ -1,5 +1,6 @@
 """What the documents say holds: their links lead somewhere, their configurations are accepted, nothing is left out."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,10 @@ import pytest
 
 from fcgimgr.cli import failure
 from fcgimgr.cli.main import cli
+from fcgimgr.cli.manpage import pages
 from fcgimgr.cli.reference import names_in, written_again
+from fcgimgr.config.foreign_pages import PAGES
+from fcgimgr.config.foreign_pages import written_again as foreign_tables_written_again
 from fcgimgr.config.keys import keys
 from fcgimgr.config.pools import PoolSettings, ProcessSettings
 from fcgimgr.config.read import read
@@ -86,6 +90,18 @@ def test_the_reference_of_the_commands_is_that_of_the_program() -> None:
     assert text == written_again(text), f"run: python -m fcgimgr.cli.reference {name_of(document)}"
 
 
+@pytest.mark.parametrize("name", pages())
+def test_the_manual_pages_are_those_of_the_program_and_roff_takes_them(name: str) -> None:
+    assert (CHECKOUT / "man" / name).read_text(encoding="utf-8") == pages()[name], (
+        "run: python -m fcgimgr.cli.manpage man"
+    )
+    if shutil.which("groff"):
+        done = subprocess.run(
+            ["groff", "-ww", "-man", "-Tutf8", CHECKOUT / "man" / name], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_command_has_its_section() -> None:
     text = (DOCS / "commands.md").read_text(encoding="utf-8")
     assert sorted(names_in(text)) == sorted(["fcgimgr", *COMMANDS])
@@ -111,18 +127,20 @@ def test_commands_that_are_mentioned_exist() -> None:
     assert sorted(place for place in mentioned if place[1] not in COMMANDS) == []
 
 
-def test_keys_and_commands_that_supervisors_become_exist() -> None:
-    rows = re.findall(r"^\|(.*)\|(.*)\|$", prose(DOCS / "from-supervisor.md").split("## Commands")[0], re.MULTILINE)
-    named = {word for _, ours in rows for word in CODE.findall(ours) if re.fullmatch(r"[a-z]+(_[a-z]+)*", word)}
-    assert named - KEYS - {"true"} == set()
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_of_the_keys_of_others_are_those_of_the_program(page: str) -> None:
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    assert f"<!-- keys of {page} -->" in text
+    assert text == foreign_tables_written_again(text), "run: python -m fcgimgr.config.foreign_pages docs"
 
 
-def test_keys_that_those_of_uwsgi_and_gunicorn_become_exist() -> None:
-    table = prose(DOCS / "from-uwsgi-and-gunicorn.md").split("## Keys")[1].split("\n## ")[0]
-    rows = re.findall(r"^\|.*\|.*\|(.*)\|$", table, re.MULTILINE)
-    named = {word for ours in rows for word in CODE.findall(ours) if re.fullmatch(r"[a-z]+(_[a-z]+)*", word)}
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_that_those_of_others_become_exist(page: str) -> None:
+    cells = [cell for row in PAGES[page][1] for cell in (row.here, row.wsgi)]
+    words = {word for cell in cells if cell.startswith("`") for word in CODE.findall(cell)}
+    named = {word for word in words if re.fullmatch(r"[a-z]+(_[a-z]+)*", word)}
     assert named - KEYS == set()
-    assert "numprocs" in named
+    assert "numprocs" in named or page == "from-supervisor"
 
 
 def test_every_document_is_listed_in_the_readme() -> None:
@@ -133,12 +151,22 @@ def test_every_document_is_listed_in_the_readme() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_the_units_are_made_of_what_systemd_knows(tmp_path: Path) -> None:
     blocks = [text for language, text in FENCE.findall((DOCS / "systemd.md").read_text("utf-8")) if language == "ini"]
-    service, socket, hardening = blocks
+    service, of_user, socket, hardening = blocks
     # systemd-analyze looks whether the command is there.
     service = service.replace("/opt/fcgimgr/bin/fcgimgr", "/bin/true")
+    of_user = of_user.replace("%h/fcgimgr/bin/fcgimgr", "/bin/true")
     (tmp_path / "fcgimgr.service").write_text(service + hardening)
     (tmp_path / "fcgimgr-app.socket").write_text(socket)
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "fcgimgr.service").write_text(of_user)
     units = [str(tmp_path / "fcgimgr.service"), str(tmp_path / "fcgimgr-app.socket")]
-    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=60)
-    about_ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "fcgimgr" in line]
-    assert (done.returncode, about_ours) == (0, [])
+    for words in ([*units], ["--user", str(tmp_path / "user" / "fcgimgr.service")]):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", *words],
+            env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},  # that of a user, who has one when logged in
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        about_ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "fcgimgr" in line]
+        assert (done.returncode, about_ours) == (0, [])

@@ -1,6 +1,7 @@
 """What a manager had read of a process's output when it was killed is in the log after all, once and whole."""
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -90,6 +91,33 @@ def test_no_line_is_lost_or_doubled_whenever_the_manager_is_killed(
         assert text in whole[number]
     assert len(whole) == 4
     assert len(written) - len(whole) <= (1 if dress and killed == "amid a line" else 0)
+
+
+@pytest.mark.parametrize("killed", ["told", "before the write", "after the write", "let go", "done"])
+def test_a_traceback_that_is_one_record_is_neither_lost_nor_doubled(
+    killed: str,
+    tmp_path: Path,
+    manager: Callable[..., Pump],
+    pipe: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, writer = pipe
+    first = manager(reader, format="json", gathers=True)
+    traceback = b'Traceback (most recent call last):\n  File "a.py", line 1, in b\nKeyError: 17\n'
+    os.write(writer, b"one\n\n%btwo\n%b" % (traceback, traceback))
+    kill_when(killed, monkeypatch)
+    try:
+        first.drain()
+    except KilledError:
+        assert killed != "done"
+    monkeypatch.undo()
+    second = manager(reader, format="json", gathers=True)
+    os.write(writer, b"three\n")
+    second.drain()
+    second.close()
+    told = traceback.decode().removesuffix("\n")
+    messages = [json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert messages == ["one", "", told, f"two\n{told}", "three"]
 
 
 def kill_when(killed: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,8 +105,81 @@ def test_a_rotated_file_passes_its_mode_and_owner_on(tmp_path: Path, open_log: O
 def test_a_file_made_by_root_can_belong_to_another(tmp_path: Path, open_log: Open, said: list[str]) -> None:
     open_log(tmp_path / "app.log", owner=(65534, 65534))
     found = (tmp_path / "app.log").stat()
-    assert (found.st_uid, found.st_gid) == ((65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid()))
-    assert said == []
+    if os.geteuid() == 0:
+        assert (found.st_uid, found.st_gid, said) == (65534, 65534, [])
+    else:
+        assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
+        assert "cannot be given its owner and mode" in said[0]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_files_that_are_made_have_the_mode_and_owner_that_are_asked_for(
+    mode: int, tmp_path: Path, open_log: Open, said: list[str], clock: Clock
+) -> None:
+    """The first, that after a rotation, that after logrotate's rename, and that after a removal; whatever the umask."""
+    path = tmp_path / "app.log"
+    group = 4 if os.geteuid() == 0 else os.getegid()
+    umask = os.umask(0o077)
+    try:
+        log = open_log(path, maxbytes=10, backups=1, owner=(-1, group), mode=mode)
+        assert permissions(path) == (mode, os.geteuid(), group)
+        log.write(b"123456789\n")
+        log.write(b"next\n")
+        assert path.read_bytes() == b"next\n"
+        assert permissions(path) == (mode, os.geteuid(), group)
+        path.rename(tmp_path / "app.log.1")
+        assert log.reopen() is None
+        assert permissions(path) == (mode, os.geteuid(), group)
+        path.unlink()
+        clock.passes(2)
+        log.write(b"again\n")
+        assert permissions(path) == (mode, os.geteuid(), group)
+    finally:
+        os.umask(umask)
+
+
+def permissions(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid
+
+
+def test_a_file_that_is_there_keeps_its_mode_and_owner_until_it_is_rotated(tmp_path: Path, open_log: Open) -> None:
+    path = tmp_path / "app.log"
+    path.write_bytes(b"before\n")
+    path.chmod(0o604)
+    before = permissions(path)
+    log = open_log(path, maxbytes=10, backups=1, owner=(-1, os.getegid()), mode=0o660)
+    assert permissions(path) == before
+    log.write(b"next\n")
+    assert permissions(tmp_path / "app.log.1") == before
+    assert permissions(path) == (0o660, *before[1:])
+
+
+def test_no_file_that_is_made_is_open_for_a_moment_to_whom_it_is_not_for(
+    tmp_path: Path, open_log: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    fchmod = os.fchmod
+
+    def look(fd: int, mode: int) -> None:
+        seen.append(stat.S_IMODE(os.fstat(fd).st_mode))
+        fchmod(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", look)
+    open_log(tmp_path / "app.log", mode=0o600)
+    assert seen == [0o600]
+
+
+def test_the_last_to_open_a_path_decides_as_what_its_files_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    logs = Logs(Memory(), report=lambda message: None)
+    first = logs.open(str(path), maxbytes=10, backups=1, mode=0o600)
+    second = logs.open(str(path), maxbytes=10, backups=1, mode=0o660)
+    first.write(b"123456789\n")
+    first.write(b"next\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    logs.release(first)
+    logs.release(second)
 
 
 # Rotation

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -421,7 +422,15 @@ def test_a_line_in_pieces_gets_one_timestamp(start: Start, memory: Memory) -> No
 
 
 @settings(max_examples=200, deadline=None)
-@given(lines=st.lists(st.binary(max_size=60).map(lambda line: line.replace(b"\n", b"")), min_size=1, max_size=20))
+@given(
+    lines=st.lists(
+        (st.binary(max_size=60) | st.binary(max_size=20).map(lambda inside: b"{%b}" % inside)).map(
+            lambda line: line.replace(b"\n", b"")
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
 def test_json_is_one_valid_object_a_line_whatever_the_child_writes(lines: list[bytes]) -> None:
     loop = asyncio.new_event_loop()
     memory = Memory()
@@ -436,11 +445,69 @@ def test_json_is_one_valid_object_a_line_whatever_the_child_writes(lines: list[b
             "time": "2026-11-20T15:59:51.123Z",
             "process": 'a"b:\n',
             "stream": "stderr",
-            "message": line.decode("utf-8", "backslashreplace"),
+            **(
+                {"json": {}}
+                if re.fullmatch(rb"{[ \t\r]*}", line)
+                else {"message": line.decode("utf-8", "backslashreplace")}
+            ),
         }
         for line in lines
     ]
     loop.close()
+
+
+def said_as_json(start: Start, memory: Memory, line: bytes) -> dict[str, object]:
+    pump, writer = start(format="json", clock=lambda: NOW)
+    os.write(writer, line + b"\n")
+    pump.drain()
+    os.close(writer)
+    (written,) = memory.text.splitlines()
+    said: dict[str, object] = json.loads(written)
+    assert (said.pop("time"), said.pop("process"), said.pop("stream")) == (
+        "2026-11-20T15:59:51.123Z",
+        "app:app_00",
+        "stdout",
+    )
+    return said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"event":"paid","order":17}',
+        b"{}",
+        b'{ "a" : [1, {"b": null}], "caf\xc3\xa9" : "\\u0000\\n" }',
+        b'{"time":"never","process":"other:other_00","stream":"stderr","message":"forged","json":1}',
+        b'{"n":123456789012345678901234567890,"x":1.0e3}',
+        b'{"a":\r1}\r',
+    ],
+)
+def test_a_line_that_is_a_json_object_is_one_in_json(line: bytes, start: Start, memory: Memory) -> None:
+    """A part of ours, of which it can change nothing."""
+    assert said_as_json(start, memory, line) == {"json": json.loads(line)}
+    assert b"\r" not in memory.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a":1',
+        b'{"a":1},"process":"other:other_00"}',
+        b'{"a":1} {"b":2}',
+        b'{"a":NaN}',
+        b'{"a":"\xff"}',
+        b'{"a":"\x1b[2J"}',
+        b'{"a":"\\ud800"}',
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b'{"n":' + b"1" * 5000 + b"}",
+        b"[1]",
+        b'"text"',
+        b"{not json}",
+    ],
+    ids=lambda line: line[:12].decode("latin-1"),
+)
+def test_what_is_no_json_object_is_a_message(line: bytes, start: Start, memory: Memory) -> None:
+    assert said_as_json(start, memory, line) == {"message": line.decode("utf-8", "backslashreplace")}
 
 
 def test_a_line_in_pieces_is_several_json_objects(start: Start, memory: Memory) -> None:

@@ -57,7 +57,10 @@ def test_the_default_form():
     form = PoolSettings.__struct_defaults__[list(PoolSettings.__struct_fields__).index("access_format")
         - len(PoolSettings.__struct_fields__)]  # fmt: skip
     stamp = time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(int(ENDED - 1.5)))
-    assert text_line(form)(served(REMOTE_USER="ann")) == f'192.0.2.7 - ann {stamp} "GET /a/b?x=1&y=2" 200'
+    assert (
+        text_line(form)(served(REMOTE_USER="ann"))
+        == f'192.0.2.7 - ann {stamp} "GET /a/b?x=1&y=2" 200 1.500 {os.getpid()}'
+    )
 
 
 def test_the_time_of_day_goes_on():
