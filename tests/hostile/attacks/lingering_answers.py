@@ -9,11 +9,8 @@ import struct
 
 accepting = socket.socket(fileno=0)
 listener = socket.create_server(("127.0.0.1", 0))
-kept = []
 while True:
-    connection, _ = accepting.accept()
-    connection.recv(1000)
-    if os.fork() == 0:  # who exits does not wait, and has it no more
+    if os.fork() == 0:  # who exits does not wait, and has it no more before anybody has read the answer
         sender = socket.create_connection(listener.getsockname())
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
         sender.setblocking(False)
@@ -23,8 +20,8 @@ while True:
         except BlockingIOError:
             pass
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sender.fileno()]))]
+        connection, _ = accepting.accept()
         connection.sendmsg([b"\1"], rights)
-        print("a descriptor went with it", flush=True)
         os._exit(0)
     os.wait()
-    kept.append(connection)
+    print("a descriptor went with it", flush=True)
