@@ -2,11 +2,11 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import UnsupportedOperation
 from time import monotonic
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, Self, TypeVar
 
 import click
 
@@ -19,6 +19,14 @@ from .locate import control_socket, find_config, given_socket, refuse_another
 from .terminal import Paint, ProgressLine, has_colour, safe
 
 T = TypeVar("T")
+
+_ALL_GOES_ON: Final = "the {} goes on; fcgimgr status shows how far it is"
+#: What the manager does when nobody waits any more, where that is not the whole of it.
+_GOES_ON: Final = {
+    "update": "what the update has begun goes on, and fcgimgr status shows it; another fcgimgr update does the rest",
+    "upgrade": "an upgrade that nobody waits for is given up, unless it is done: fcgimgr ping shows which version runs",
+    "drain": "the manager drains on; fcgimgr drain --undo ends that",
+}
 
 FOLD_ABOVE: Final = 50
 """More like outcomes than this in one pool are one line, unless -v asks for all."""
@@ -54,10 +62,8 @@ def ask_and_wait(context: click.Context, method: str, params: Params, answer: ty
     """One command that ends when the processes have done what it wants, with progress shown on a terminal."""
     with connect(context) as client:
         progress = WaitProgress()
-        try:
+        with told_that_it_goes_on(method), progress:
             return client.call(method, params, answer=answer, on_event=progress.heard, patient=True)
-        finally:
-            progress.clear()
 
 
 def listen(
@@ -99,13 +105,29 @@ class WaitProgress:
     def heard(self, notice: Notice) -> None:
         if isinstance(notice, Progress):
             self._states[notice.name] = notice.state
+            seconds = int(monotonic() - self._began)
+            if notice.state == "RELOADING":  # all that there is to say is in its detail
+                self._line.show(f"{notice.name}: {notice.detail}   [{seconds} s]")
+                return
             tally = ", ".join(f"{count} {state}" for state, count in Counter(self._states.values()).items())
             detail = f" ({notice.detail})" if notice.detail else ""
-            seconds = int(monotonic() - self._began)
             self._line.show(f"{notice.name}: {notice.state}{detail}   [{tally}; {seconds} s]")
 
-    def clear(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._line.clear()
+
+
+@contextmanager
+def told_that_it_goes_on(method: str) -> Iterator[None]:
+    """Whoever waits no more (Ctrl-C) has not taken back what was asked for."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"fcgimgr: {_GOES_ON.get(method, _ALL_GOES_ON.format(method))}", file=sys.stderr)
+        raise
 
 
 def show_verdict(verdict: Verdict, *, verbose: bool) -> None:

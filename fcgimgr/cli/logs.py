@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .failure import Failure
-from .names import complete_names
+from .names import complete_names, names_argument
 from .options import Command
 
 if TYPE_CHECKING:
@@ -91,17 +91,18 @@ def _labelled(process: str, line: str) -> str:
 
 
 @click.command("events", cls=Command, short_help="Show what happened last.")
+@names_argument(required=False)
 @_follow
 @click.option("-n", "count", metavar="N", type=click.IntRange(0, 100_000), default=20, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_context
-def events_(context: click.Context, follow: bool, count: int, as_json: bool) -> None:
-    """Show what happened last: states, listeners, the manager itself."""
+def events_(context: click.Context, names: tuple[str, ...], follow: bool, count: int, as_json: bool) -> None:
+    """Show what happened last, and why: states, listeners, load, logs, the manager itself."""
     from fcgimgr.control.messages import Event, Events, EventsParams, Notice
 
     from .ask import ask, listen
 
-    params = EventsParams(n=count, follow=follow)
+    params = EventsParams(names=names or None, n=count, follow=follow)
 
     def told(notice: Notice) -> None:
         if isinstance(notice, Event):

@@ -3,6 +3,7 @@
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -60,22 +61,18 @@ def shutdown_(context: click.Context, now: bool, wait: bool) -> None:
     """Stop everything, and the manager last."""
     from fcgimgr.control.messages import ManagerGone, Ok, ShutdownParams
 
-    from .ask import WaitProgress, connect
+    from .ask import WaitProgress, connect, told_that_it_goes_on
 
     with connect(context) as client:
         process = client.process()
-        progress = WaitProgress()
-        try:
+        # It may be quicker than its answer.
+        with suppress(ManagerGone), told_that_it_goes_on("shutdown"), WaitProgress() as progress:
             params = ShutdownParams(now=now, wait=wait)
             client.call("shutdown", params, answer=Ok, on_event=progress.heard, patient=True)
             if wait:
                 # It answers just before its end: wait for that, so that another one may be started at once.
                 for notice in client.notices():
                     progress.heard(notice)
-        except ManagerGone:
-            pass  # It was quicker than its answer.
-        finally:
-            progress.clear()
     if wait and process is not None:
         select.select([process], [], [], _END_WITHIN)
     print("shut down" if wait else "shutting down")

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from fcgimgr.control.messages import PoolStatus, ProcessStatus, SocketStatus, Status
+from fcgimgr.control.messages import GenerationStatus, PoolStatus, ProcessStatus, SocketStatus, Status
 
 from .terminal import Paint, safe
 
@@ -40,46 +40,75 @@ def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[s
     state = "" if manager.state == "RUNNING" else f"  {paint.state(manager.state)}"
     about = f"fcgimgr {manager.version}  pid {manager.pid}  up {duration(manager.uptime)}  {safe(manager.config)}"
     yield paint(about, "grey") + state
-    if not status.pools:
+    if status.pools:
+        yield from _table(status, paint, verbose)
+    else:
         yield "no pools and no programs"
-        return
-    shown = [(pool, *_fold(pool, verbose)) for pool in status.pools]
-    rows = {id(process): _row(pool, process) for pool, processes, _ in shown for process in processes}
-    widths = _widths([_HEADINGS, *rows.values(), *((pool.name,) for pool, _, _ in shown)])
+    for log in status.logs:
+        lost = f", {log.lost} line{'' if log.lost == 1 else 's'} lost" if log.lost else ""
+        yield paint(safe(f"log {log.path}: {log.problem}{lost}"), "red")
+
+
+def _table(status: Status, paint: Paint, verbose: bool) -> Iterable[str]:
+    parts = [part for pool in status.pools for part in _parts(pool, verbose)]
+    rows = {id(process): _row(part.pool, process) for part in parts for process in part.processes}
+    names = [(_generation_name(part.beside) if part.beside else part.pool.name,) for part in parts]
+    widths = _widths([_HEADINGS, *rows.values(), *names])
     yield ""
     yield paint(_aligned(_HEADINGS, widths, _HEADINGS[1].ljust(widths[1])), "bold").rstrip()
-    for pool, processes, summaries in shown:
-        yield _pool_line(pool, widths, paint)
-        for process in processes:
+    for part in parts:
+        if part.beside is None:
+            yield _pool_line(part.pool, widths, paint)
+        else:
+            yield _generation_line(part.beside, widths, paint)
+        for process in part.processes:
             row = _aligned(rows[id(process)], widths, paint.state(process.state, widths[1]))
-            note = _note(pool, process, verbose)
+            note = _note(part.pool, process, verbose)
             yield f"{row}  {safe(note)}" if note else row
             if verbose:
                 yield from _requests(process)
-        yield from (f"  {summary}" for summary in summaries)
+        yield from (f"  {summary}" for summary in part.summaries)
+    if any(_why_restarted(process) for part in parts for process in part.processes):
+        yield paint("RESTARTS: c after a crash, r recycled, h by hand", "grey")
 
 
 # -- which processes are shown ----------------------------------------------------------------------------------------
 
 
-def _fold(pool: PoolStatus, verbose: bool) -> tuple[Sequence[ProcessStatus], list[str]]:
+class _Part(NamedTuple):
+    """What is shown together: a pool, or of it a generation `beside` the one that serves."""
+
+    pool: PoolStatus
+    processes: Sequence[ProcessStatus]
+    summaries: list[str]
+    beside: GenerationStatus | None = None
+
+
+def _parts(pool: PoolStatus, verbose: bool) -> Iterable[_Part]:
+    numbers = {generation.number for generation in pool.generations}
+    own = [process for process in pool.processes if process.generation not in numbers]
+    processes, summaries = _fold(own, verbose)
+    yield _Part(pool, [*_zygotes(pool, verbose), *processes], summaries)
+    for generation in pool.generations:
+        its = [process for process in pool.processes if process.generation == generation.number]
+        yield _Part(pool, *_fold(its, verbose), generation)
+
+
+def _fold(processes: Sequence[ProcessStatus], verbose: bool) -> tuple[Sequence[ProcessStatus], list[str]]:
     """The processes worth a line, and a line for each lot of the others."""
-    zygotes = _zygotes(pool, verbose)
-    if verbose or len(pool.processes) <= FOLD_ABOVE:
-        return [*zygotes, *pool.processes], []
+    if verbose or len(processes) <= FOLD_ABOVE:
+        return processes, []
     by_state: dict[str, list[ProcessStatus]] = defaultdict(list)
     plain = []
-    for process in pool.processes:
+    for process in processes:
         if _plain(process):
             plain.append(process)
         else:
             by_state[process.state].append(process)
-    shown = [process for processes in by_state.values() for process in processes[:SHOWN_OF_A_STATE]]
-    rest = {state: processes[SHOWN_OF_A_STATE:] for state, processes in by_state.items()}
+    shown = [process for some in by_state.values() for process in some[:SHOWN_OF_A_STATE]]
+    rest = {state: some[SHOWN_OF_A_STATE:] for state, some in by_state.items()}
     rest["RUNNING"] = plain + rest.get("RUNNING", [])
-    return [*zygotes, *shown], [
-        _summary(state, processes, len(shown)) for state, processes in rest.items() if processes
-    ]
+    return shown, [_summary(state, some, len(shown)) for state, some in rest.items() if some]
 
 
 def _zygotes(pool: PoolStatus, verbose: bool) -> Sequence[ProcessStatus]:
@@ -112,11 +141,19 @@ def _row(pool: PoolStatus, process: ProcessStatus) -> tuple[str, ...]:
         process.state,
         _known(process.pid),
         "-" if process.uptime is None else duration(process.uptime),
-        _known(process.restarts),
+        _why_restarted(process) or _known(process.restarts),
         "-" if process.busy is None else "yes" if process.busy else "no",
         _known(process.requests),
         "-" if process.rss is None else size(process.rss),
     )
+
+
+def _why_restarted(process: ProcessStatus) -> str:
+    """How often by which cause, "2c 5r"; "": never, or that is not known."""
+    counts = ((process.crashes, "c"), (process.recycled, "r"), (process.by_hand, "h"))
+    parts = [f"{count}{letter}" for count, letter in counts if count]
+    unknown = (process.restarts or 0) - sum(count or 0 for count, _ in counts)
+    return " ".join([*([str(unknown)] if unknown > 0 else []), *parts]) if parts else ""
 
 
 def _known(number: int | None) -> str:
@@ -139,14 +176,20 @@ def _aligned(row: Sequence[str], widths: list[int], state: str) -> str:
 
 
 def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
-    running = sum(process.state == "RUNNING" for process in pool.processes)
-    if pool.state == "RUNNING" and len(pool.processes) >= pool.numprocs:
+    beside = {generation.number for generation in pool.generations}
+    own = [process for process in pool.processes if process.generation not in beside]
+    running = sum(process.state == "RUNNING" for process in own)
+    if pool.state == "RUNNING" and len(own) >= pool.numprocs:
         running = max(running, pool.numprocs)  # one that has just recycled itself is missed no more than its forerunner
     known = f"{running} of {pool.numprocs} running"
     facts = [known, *(_socket(socket, paint) for socket in pool.sockets if not _is_in_reason(socket, pool))]
+    if pool.saturated_for is not None:
+        facts.append(paint(f"saturated for {duration(pool.saturated_for)}", "yellow"))
     if pool.reason:
         facts.append(safe(pool.reason))
     if pool.state == "FATAL":
+        if pool.state_for is not None:
+            facts.append(f"FATAL for {duration(pool.state_for)}")
         facts += _advice(pool.name, pool.retry_in)
     if pool.canary is not None:
         facts.append(paint(f"canary {pool.canary:g} %", "yellow"))
@@ -154,6 +197,20 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
         facts.append(paint(safe(pool.discarded), "red"))
     facts += [paint(safe(f"could not be killed: {one.process}, {one.reason}"), "red") for one in pool.abandoned]
     return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
+
+
+def _generation_name(generation: GenerationStatus) -> str:
+    return f"  generation {generation.number}"
+
+
+def _generation_line(generation: GenerationStatus, widths: list[int], paint: Paint) -> str:
+    facts = [safe(generation.doing)] if generation.doing else []
+    if generation.queued is not None:
+        facts.append(paint(f"queue {generation.queued}", "yellow" if generation.queued else None))
+    if generation.killed_in is not None:
+        facts.append(f"killed in {generation.killed_in:.0f} s")
+    name = _generation_name(generation).ljust(widths[0])
+    return "  ".join((name, paint.state(generation.state, widths[1]), *facts))
 
 
 def _is_in_reason(socket: SocketStatus, pool: PoolStatus) -> bool:
@@ -188,11 +245,15 @@ def _note(pool: PoolStatus, process: ProcessStatus, verbose: bool) -> str:
     if process.reason:
         notes.append(process.reason)
     elif process.state != "RUNNING" and process.exit is not None:
+        if process.exit.unknown:
+            notes.append("ended, nobody knows how")
         if process.exit.signal is not None:
             notes.append(f"killed by {process.exit.signal}")
         elif process.exit.code is not None:
             notes.append(f"exit code {process.exit.code}")
     if process.state == "FATAL":
+        if process.state_for is not None:
+            notes.append(f"FATAL for {duration(process.state_for)}")
         if pool.state != "FATAL":  # else it stands beside the pool's name
             notes += _advice(f"{pool.name}:{process.name}", process.retry_in)
     elif process.retry_in is not None:

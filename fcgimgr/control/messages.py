@@ -146,9 +146,13 @@ class LogParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     follow: bool = False
 
 
-class EventsParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The last `n` events; with `follow`, `event` notifications until the client hangs up."""
+class EventsParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The last `n` events, or of those about `names`; with `follow`, `event` notifications until the client hangs up.
 
+    `names` also of what is no more, as long as its events are remembered.
+    """
+
+    names: tuple[Name, ...] | None = None
     n: Annotated[int, Meta(ge=0, le=100_000)] = 20
     follow: bool = False
 
@@ -236,10 +240,12 @@ class Pong(Struct, frozen=True, kw_only=True):
 
 
 class Exit(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a process last ended: exactly one of the two. `signal` is a name, "SIGKILL"."""
+    """How a process last ended: exactly one of the three. `signal` is a name, "SIGKILL"; `unknown`: it had outlived the
+    manager that started it, and only its parent was told."""
 
     code: int | None = None
     signal: str | None = None
+    unknown: bool = False
 
 
 class RequestStatus(Struct, frozen=True, kw_only=True):
@@ -254,8 +260,10 @@ class ProcessStatus(Struct, frozen=True, kw_only=True):
     """One process. `state` is STOPPED STARTING RUNNING BACKOFF STOPPING EXITED or FATAL.
 
     `reason` says in words why it is not running; `retry_in` is when a process in BACKOFF is started again, or one that
-    is FATAL with `on_fatal = "retry"`. Of a worker of a `wsgi` pool: `in_hand`, how many requests it is at work on;
-    `current`, the longest of them first, eight at most; `last_duration`, of the request that ended last.
+    is FATAL with `on_fatal = "retry"`; `state_for`, for how long it has been in its state. `crashes`, `recycled` and
+    `by_hand` tell its `restarts` apart, as far as they are known. Of a worker of a `wsgi` pool: `in_hand`, how many
+    requests it is at work on; `current`, the longest of them first, eight at most; `last_duration`, of the request that
+    ended last.
     """
 
     name: str
@@ -272,6 +280,10 @@ class ProcessStatus(Struct, frozen=True, kw_only=True):
     retry_in: float | None = None
     in_hand: int | None = None
     last_duration: float | None = None
+    crashes: int | None = None
+    recycled: int | None = None
+    by_hand: int | None = None
+    state_for: float | None = None
     current: tuple[RequestStatus, ...] = ()
 
 
@@ -282,6 +294,22 @@ class AbandonedStatus(Struct, frozen=True, kw_only=True):
     process: str
     pid: int
     reason: str
+
+
+class GenerationStatus(Struct, frozen=True, kw_only=True):
+    """A generation beside the one that serves. `state`: STARTING (it is not ready yet), CANARY, HELD (it could serve
+    again), DRAINING (it finishes what it has accepted).
+
+    `processes`: how many of it live; `queued`: connections that wait for them, also if they are passed on; `doing`: in
+    words, what it is at; `killed_in`: seconds until the last of it is killed at the latest.
+    """
+
+    number: int
+    state: str
+    processes: int
+    queued: int | None = None
+    doing: str | None = None
+    killed_in: float | None = None
 
 
 class SocketStatus(Struct, frozen=True, kw_only=True):
@@ -297,6 +325,8 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     a program with `ready = "exit"` EXITED, when it has done what it is for.
 
     `zygotes`: with `preload` what the processes are forked from, one a generation; none of them serves or counts.
+    `generations`: those beside the one that serves; `processes` are of all. `saturated_for`: seconds since when
+    connections wait without a break, where that has been told. `state_for`: seconds in this state.
     `discarded`: why the last reload came to nothing, until the next one begins. `retry_in`: of what is FATAL with
     `on_fatal = "retry"`, when that is tried again. `abandoned`: what could not be ended, for as long as it is there.
     """
@@ -315,6 +345,9 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     discarded: str | None = None
     retry_in: float | None = None
     abandoned: tuple[AbandonedStatus, ...] = ()
+    generations: tuple[GenerationStatus, ...] = ()
+    saturated_for: float | None = None
+    state_for: float | None = None
 
 
 class ManagerStatus(Struct, frozen=True, kw_only=True):
@@ -327,9 +360,21 @@ class ManagerStatus(Struct, frozen=True, kw_only=True):
     state: str
 
 
+class LogStatus(Struct, frozen=True, kw_only=True):
+    """A log file that cannot be written, or not rotated, just now. `lost`: lines, since that began; of those that the
+    workers write themselves it is not known."""
+
+    path: str
+    problem: str
+    lost: int | None = None
+
+
 class Status(Struct, frozen=True, kw_only=True):
+    """`logs`: those with which something is wrong."""
+
     manager: ManagerStatus
     pools: tuple[PoolStatus, ...]
+    logs: tuple[LogStatus, ...] = ()
 
 
 class ProcessVerdict(Struct, frozen=True, kw_only=True):
@@ -378,7 +423,11 @@ class Reopened(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """`kind` is process_state, pool_state, reload, listener, manager, log or skipped; `time` is since the epoch."""
+    """`kind` is process_state, pool_state, reload, listener, load, log, manager or skipped; `time` is since the epoch.
+
+    `detail` says why, in words. Of a process: `cause` is why it ends, has ended or is started, "crash" (nobody wanted
+    that), "recycled" or "by_hand"; `by`, who has ordered it, "pid 4711, uid 0" or a signal; `exit`, how it has ended.
+    """
 
     time: float
     kind: str
@@ -386,6 +435,9 @@ class Event(Struct, frozen=True, kw_only=True):
     from_state: str | None = msgspec.field(default=None, name="from")
     to_state: str | None = msgspec.field(default=None, name="to")
     detail: str | None = None
+    cause: str | None = None
+    by: str | None = None
+    exit: Exit | None = None
 
 
 class Events(Struct, frozen=True, kw_only=True):

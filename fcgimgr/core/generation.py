@@ -552,7 +552,7 @@ class _Draft:
         An expected end of one that was seen to accept is none of a crash; of one that was not, it costs a token of
         another kind. (Any other death before it was ready is a failed start.)
         """
-        event = Died(event.exit, proved=self.pool.proved)
+        event = msgspec.structs.replace(event, proved=self.pool.proved)
         if isinstance(state, Running) and not died_early(self.settings, self.now - state.since):
             self.budget = crashes.full(self.wanted, self.now)
         elif event.proved and process.expected(self.settings, event.exit):
@@ -560,10 +560,10 @@ class _Draft:
                 self.fields["trust"] = crashes.full(self.wanted, self.now)
             else:
                 spare, self.fields["trust"] = crashes.spend(self.pool.trust, self.wanted, self.now)
-                event = Died(event.exit, spare=spare, proved=True)
+                event = msgspec.structs.replace(event, spare=spare)
         elif isinstance(state, Running):
             spare, self.budget = crashes.spend(self.budget, self.wanted, self.now)
-            event = Died(event.exit, spare=spare, proved=event.proved)
+            event = msgspec.structs.replace(event, spare=spare)
         return event
 
     def _believe(self, blind: bool) -> None:

@@ -172,7 +172,10 @@ class Stopping(msgspec.Struct, frozen=True, tag=True):
 
 
 class Exited(msgspec.Struct, frozen=True, tag=True):
-    """It ended by itself and is not to be started again (autorestart). done: that was all that it is for (`ready`)."""
+    """It ended by itself and is not to be started again (autorestart). done: that was all that it is for (`ready`).
+
+    word: as of Died, where its end was not expected.
+    """
 
     name: ClassVar[str] = "EXITED"
     due: ClassVar[None] = None
@@ -180,6 +183,7 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
     exit: Exit
     expected: bool
     done: bool = False
+    word: str = ""
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):
@@ -291,12 +295,13 @@ class Astray(msgspec.Struct, frozen=True):
 class Died(msgspec.Struct, frozen=True):
     """It is dead and reaped. `spare`: the pool can afford an early death (see crashes.py).
 
-    proved: its program is known to take its listener.
+    proved: its program is known to take its listener. word: what it said of its end on its standard error.
     """
 
     exit: Exit
     spare: bool = True
     proved: bool = False
+    word: str = ""
 
 
 class Idle(msgspec.Struct, frozen=True):
@@ -576,9 +581,8 @@ def die_young(slot: Slot, state: Starting, event: Died, now: float) -> Outcome:
     if settings.ready == "exit":
         if expected(settings, event.exit):
             return Exited(exit=event.exit, expected=True, done=True), ()
-        return back_off_or_give_up(
-            slot, state.tries, f"{event.exit} {_seconds(now - state.since)} after its start", now
-        )
+        why = f"{event.exit} {_seconds(now - state.since)} after its start{said(event.word)}"
+        return back_off_or_give_up(slot, state.tries, why, now)
     if expected(settings, event.exit):
         if settings.autorestart is not True:
             return Exited(exit=event.exit, expected=True), ()  # a one-shot that was quicker than startsecs
@@ -586,7 +590,7 @@ def die_young(slot: Slot, state: Starting, event: Died, now: float) -> Outcome:
             # Having served proves as much as the time it did not live; but an answer or a word that is waited for, not.
             follows = state.follows or (state.served and settings.ready in ("startsecs", "accepts"))
             return _recycled(state, follows=follows), _SPAWN
-    why = f"{event.exit} {_seconds(now - state.since)} after its start, before it was ready"
+    why = f"{event.exit} {_seconds(now - state.since)} after its start, before it was ready{said(event.word)}"
     return back_off_or_give_up(slot, state.tries, why, now)
 
 
@@ -594,14 +598,14 @@ def respawn_or_rest(slot: Slot, state: Running, event: Died, now: float) -> Outc
     settings = slot.settings
     as_expected = expected(settings, event.exit)
     if settings.autorestart is False or (settings.autorestart == "unexpected" and as_expected):
-        return Exited(exit=event.exit, expected=as_expected), ()
+        return Exited(exit=event.exit, expected=as_expected, word="" if as_expected else event.word), ()
     age = now - state.since
     if not died_early(settings, age):
         return Spawning(tries=0, follows=as_expected and event.proved), _SPAWN
     if as_expected and (state.seen or _is_believed(state, event)):
         return _recycled(state, follows=True), _SPAWN
     if not event.spare or (as_expected and event.proved):
-        why = f"{event.exit} {_seconds(age)} after its start, as others of this pool just did"
+        why = f"{event.exit} {_seconds(age)} after its start, as others of this pool just did{said(event.word)}"
         return back_off_or_give_up(slot, state.tries, why, now)
     return Spawning(tries=state.tries), _SPAWN
 
@@ -748,6 +752,11 @@ def died_early(settings: ProcessSettings, age: float) -> bool:
 def expected(settings: ProcessSettings, exit: Exit) -> bool:
     """Whether a process may end so of its own accord."""
     return exit.code is not None and exit.code in settings.exitcodes
+
+
+def said(word: str) -> str:
+    """What a process said of its end, to be put behind what is told of that."""
+    return f": {word}" if word else ""
 
 
 def _stop_signal(settings: ProcessSettings) -> Signal:

@@ -56,7 +56,7 @@ def _as_zygote(settings: PoolSettings) -> PoolSettings:
 def step(settings: PoolSettings, state: State, event: process.Event, now: float, seed: float) -> Outcome:
     """As process.step, for the zygote of a pool with these settings."""
     if isinstance(event, Died):
-        event = Died(event.exit, spare=False)  # one that dies as soon as it is ready is not to be tried without a pause
+        event = msgspec.structs.replace(event, spare=False)  # dies it as soon as it is ready, it is tried after a pause
     after, actions = process.step(process.Slot(_as_zygote(settings), seed=seed), state, event, now)
     if isinstance(event, Ready) and isinstance(after, Running) and after is not state:
         after = msgspec.structs.replace(after, since=now)  # how long it has been of use: an import may take its time

@@ -15,8 +15,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
+from fcgimgr.fastcgi.common import Common, Run
 from fcgimgr.fastcgi.records import (
     HEADER_LENGTH,
+    KEEP_CONNECTION,
     MAX_PARAMS,
     NO_REQUEST,
     VERSION,
@@ -25,6 +27,7 @@ from fcgimgr.fastcgi.records import (
     ProtocolStatus,
     RecordType,
     Role,
+    begin_request,
     decode_begin_request,
     decode_pairs,
     encode_pairs,
@@ -33,47 +36,67 @@ from fcgimgr.fastcgi.records import (
 )
 
 _HEADER: Final = struct.Struct(">BBHHBx")
-#: The first 24 bytes of a request in one piece: all of BEGIN_REQUEST (header, role, flags), the header of PARAMS.
-_OPENING: Final = struct.Struct(">QHB5xIHBx")
-_BEGIN_1: Final = 0x01_01_0001_0008_00_00  # version 1, BEGIN_REQUEST, request 1, 8 bytes, no padding
-_PARAMS_1: Final = 0x01_04_0001
+#: The first 24 bytes of a request in one piece: all of BEGIN_REQUEST and the header of PARAMS, of which the length and
+#: the padding are its own.
+_OPENING: Final = struct.Struct(">20sHBx")
+#: What stands before these, and the flags that it says.
+_OPENINGS_1: Final = {
+    begin_request(1, keep_connection=bool(flags)) + encode_record(RecordType.PARAMS, 1)[:4]: flags
+    for flags in (0, KEEP_CONNECTION)
+}
 _ENDS_1: Final = encode_record(RecordType.PARAMS, 1) + encode_record(RecordType.STDIN, 1)
 _LONG: Final = struct.Struct(">L")
+_NO_RUNS: Final[dict[str, Run]] = {}
 
 
-def read_whole(wire: bytes, parameters: dict[str, str]) -> int | None:
+def read_whole(wire: bytes, parameters: dict[str, str], common: Common) -> int | None:
     """Read a request with the id 1 and without a body, if `wire` is exactly that in the usual shape.
 
-    Its parameters, as Latin-1 text, are added to `parameters`. The flags of BEGIN_REQUEST; None, and nothing done, when
-    it is anything else. Raises ProtocolError where a name-value pair is cut off.
+    Its parameters, as Latin-1 text, are added to `parameters`. `common`: of the requests from there; it learns. The
+    flags of BEGIN_REQUEST; None, and nothing done, when it is anything else. Raises ProtocolError where a name-value
+    pair is cut off.
     """
     if len(wire) < 40:
         return None
-    begin, role, flags, params, length, padding = _OPENING.unpack_from(wire)
-    if begin != _BEGIN_1 or params != _PARAMS_1 or role != Role.RESPONDER or not length:
-        return None
+    opening, length, padding = _OPENING.unpack_from(wire)
+    flags = _OPENINGS_1.get(opening)
     end = 24 + length
-    if wire[end + padding :] != _ENDS_1:
+    if flags is None or not length or wire[end + padding :] != _ENDS_1:
         return None
-    decode_parameters(wire, 24, end, parameters)
-    return int(flags)
+    decode_parameters(wire, 24, end, parameters, common.runs)
+    common.left -= 1
+    if common.left <= 0:
+        common.learn(wire[24:end])
+    return flags
 
 
-def decode_parameters(wire: bytes, at: int, end: int, parameters: dict[str, str]) -> None:
+def decode_parameters(
+    wire: bytes, at: int, end: int, parameters: dict[str, str], runs: Mapping[str, Run] = _NO_RUNS
+) -> None:
     """The name-value pairs from `at` to `end`, as Latin-1 text (PEP 3333). Raises ProtocolError where one is cut off.
 
-    What `decode_pairs` does, in the way that costs least: the text is decoded once, and cut.
+    What `decode_pairs` does, in the way that costs least: the text is decoded once, and cut; what is in `runs`
+    (common.py) is there already.
     """
     pairs = wire[at:end]
     text = pairs.decode("latin-1")
     at, end = 0, len(text)
     try:
         if text.isascii():  # then no length is a long one, of which the first bit is set
+            before = ""
             while at < end:
+                if before in runs:
+                    run, said = runs[before]
+                    if pairs.startswith(run, at):
+                        parameters.update(said)
+                        at += len(run)
+                        before = ""
+                        continue
                 start = at + 2
                 middle = start + pairs[at]
                 at = middle + pairs[at + 1]
-                parameters[text[start:middle]] = text[middle:at]
+                before = text[start:middle]
+                parameters[before] = text[middle:at]
         while at < end:
             name = pairs[at]
             value = pairs[at + 1]

@@ -5,9 +5,8 @@ for as long as it likes: ptrace(2) and pidfd_getfd(2) while it executes another 
 and environ. Whoever asks in the loop of a manager stands still with it. A helper may stand still: what it is at is
 seen from outside (`Progress`), and when it does not get on it is killed, or left to itself where not even that helps.
 
-It ends when its socket does, however its parent has ended, and in good order: so whoever it holds goes on. It is not
-killed with its parent; but one that is at the same process for OVERDUE has nobody any more who would do it, and is
-ended by the kernel.
+It dies with its parent; or, where that is wanted, it ends in good order when its socket does, so that whoever it holds
+goes on. One of those that is at the same process for OVERDUE has nobody left who would kill it, so the kernel does.
 
 A fork, and not another program: it is there in a millisecond, and its code is ours, whatever has been installed since.
 It has none of our descriptors but its end of a socket, so that nothing is held open by one that cannot be killed.
@@ -28,7 +27,7 @@ from typing import Any, Final
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.libc import close_all_but
-from fcgimgr.linux.processes import set_name
+from fcgimgr.linux.processes import die_with_parent, set_name
 from fcgimgr.linux.spawn import dispositions
 
 _LENGTH: Final = struct.Struct("=I")
@@ -38,6 +37,16 @@ _CAP_SYS_PTRACE: Final = 19
 MOST_HELD: Final = 4096
 #: Seconds for which a helper may be at the same process: whoever has an eye on it loses patience long before.
 OVERDUE: Final = 10.0
+
+
+_forked: Final[set[int]] = set()
+
+
+def was_helper(pid: int) -> bool:
+    """Whether this child, which has been reaped, was one. To be asked once."""
+    was = pid in _forked
+    _forked.discard(pid)
+    return was
 
 
 class Progress:
@@ -99,22 +108,26 @@ def messages(received: bytearray) -> Iterator[Any]:
         yield message
 
 
-def fork_helper(name: str, serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
+def fork_helper(
+    name: str, serve: Callable[[socket.socket], None], *, in_order: bool = False
+) -> tuple[int, socket.socket]:
     """A helper that executes `serve` with its end of a socket, and ends with that; its pid, and our end.
 
-    LinuxError: there can be none.
+    in_order: `serve` returns when the socket ends, and says whom it is at (`Progress.at`); else it dies with the thread
+    that has forked it. LinuxError: there can be none.
     """
     try:
         ours, its = socket.socketpair()
     except OSError as error:
         raise LinuxError(f"cannot have a helper: {os.strerror(error.errno or 0)}") from error
+    dies_with = None if in_order else os.getpid()
     handled, _ = dispositions()
     # A signal that came before the helper ignores it would run our handler there, and write into our wake-up pipe.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     try:
         pid = os.fork()
         if pid == 0:
-            _be_helper(name, its, serve, handled)
+            _be_helper(name, its, serve, handled, dies_with)
     except OSError as error:
         ours.close()
         raise LinuxError(f"cannot have a helper: fork: {os.strerror(error.errno or 0)}") from error
@@ -122,10 +135,13 @@ def fork_helper(name: str, serve: Callable[[socket.socket], None]) -> tuple[int,
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         its.close()
     ours.setblocking(False)
+    _forked.add(pid)
     return pid, ours
 
 
-def _be_helper(name: str, its: socket.socket, serve: Callable[[socket.socket], None], handled: list[int]) -> None:
+def _be_helper(
+    name: str, its: socket.socket, serve: Callable[[socket.socket], None], handled: list[int], dies_with: int | None
+) -> None:
     """Does not return."""
     try:
         # What the collector finds would close descriptors by numbers that are others' by now.
@@ -134,6 +150,8 @@ def _be_helper(name: str, its: socket.socket, serve: Callable[[socket.socket], N
         for number in handled:  # a terminal and systemd send theirs to all; it is the manager who ends us
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if dies_with is not None:
+            die_with_parent(dies_with, signal.SIGKILL)
         fd = fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 3)
         close_all_but(fd, 3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

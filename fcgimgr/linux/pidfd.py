@@ -79,6 +79,12 @@ class PidFd:
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(0))
 
+    def wait(self, patience: float) -> None:
+        """Until it has ended. Blocks, for so many seconds at most."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.poll(patience * 1000)
+
     def signal(self, number: int) -> bool:
         """Send a signal to the process; False when it has ended and was reaped. LinuxError: not permitted."""
         self._refuse_special()

@@ -17,6 +17,8 @@ _ONLYDIR, _MASK_ADD = 0x01000000, 0x20000000
 _ITSELF: Final = _ATTRIB | _MOVE_SELF | _MASK_ADD
 _DIRECTORY: Final = _DELETE_SELF | _MOVE_SELF | _ONLYDIR | _MASK_ADD
 _EVENT: Final = struct.Struct("=iIII")  # inotify_event: watch, mask, cookie, length of the name that follows
+#: So often is read at a time what somebody may go on writing; the rest is read next time.
+READS: Final = 4
 
 
 class Presence:
@@ -29,9 +31,12 @@ class Presence:
         """Readable when something may have gone."""
         return self._fd
 
-    def watch_file(self, path: str) -> None:
-        """Tell of the file's going. OSError as of `watch_directory`, and EACCES: only who may read it may watch it."""
-        inotify_add_watch(self._fd, path, _ITSELF)
+    def watch_file(self, path: str, *, moves: bool = True) -> None:
+        """Tell of the file's going; that it is renamed only with `moves`.
+
+        OSError as of `watch_directory`, and EACCES: only who may read it may watch it.
+        """
+        inotify_add_watch(self._fd, path, _ITSELF if moves else _ITSELF & ~_MOVE_SELF)
 
     def watch_directory(self, path: str, *, files: bool = False) -> None:
         """Tell of the directory's going; with `files`, of that of each file in it as well.
@@ -47,7 +52,8 @@ class Presence:
         """
         names: set[str] = set()
         try:
-            while told := os.read(self._fd, 1 << 16):
+            for _ in range(READS):
+                told = os.read(self._fd, 1 << 16)
                 at = 0
                 while at < len(told):
                     length = _EVENT.unpack_from(told, at)[3]

@@ -55,6 +55,22 @@ def signal_waits(thread: int) -> bool:
     return bool(waiting & ~(_from_status(thread, b"SigBlk:", 16) or 0))
 
 
+def wait_status(pid: int) -> int | None:
+    """How it ended, as waitpid(2) has it, of a zombie (proc(5), stat field 52). None: it is none, or another user's."""
+    fields = _stat(pid)
+    if not fields or fields[0] != b"Z" or (os.geteuid() not in (0, owner(pid))):
+        return None
+    return int(fields[49])
+
+
+def owner(pid: int) -> int | None:
+    """Its user."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
 def parent(pid: int) -> int | None:
     """The pid of its parent."""
     fields = _stat(pid)
@@ -109,17 +125,11 @@ def descendants(pid: int, most: int | None = None) -> list[int]:
     return found
 
 
-def environ_has(pid: int, key: str, value: str | None = None) -> bool | None:
-    """Whether the environment it was started with names `key` (what it changed later does not show), as `value`."""
-    text = _read(f"/proc/{pid}/environ")
-    if text is None:
-        return None
-    needle = os.fsencode(f"{key}=" if value is None else f"{key}={value}\0")
-    return text.startswith(needle) or b"\0" + needle in text
-
-
 def environment_of(pid: int) -> dict[str, str] | None:
-    """The environment it was started with. None when it is gone or belongs to another user."""
+    """The environment it was started with. None when it is gone or belongs to another user.
+
+    It is read from its memory, and so it may never come (linux/helper.py).
+    """
     text = _read(f"/proc/{pid}/environ")
     if text is None:
         return None

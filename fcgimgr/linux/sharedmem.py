@@ -1,6 +1,7 @@
 """Memory that a child shares with us: a file without a name, of a size that nobody can change any more.
 
-It is read and written here by pread(2) and pwrite(2) and never mapped: whatever the child does to it, a read is a read.
+It is read by pread(2): whatever the child does to it, a read is a read, and waits for nobody. It is written to mapped,
+for write(2) waits until nobody else is in one.
 """
 
 import fcntl

@@ -61,10 +61,16 @@ class Abandoned:
 
     def add(self, process: str, leader: int, pids: Iterable[int]) -> None:
         """Nobody waits for these any more, which are the process or what it has left."""
-        found = [Left(process, leader, pid, procfs.start_time(pid)) for pid in dict.fromkeys(pids)]
-        self._left += found
-        if words := in_words(one for one in found if one.is_there):
+        if words := in_words(one for one in self.note(process, leader, pids) if one.is_there):
             self._journal.error(f"given up: still there {ABANDONED_AFTER:g} s after SIGKILL: {words}", name=process)
+
+    def note(self, process: str, leader: int, pids: Iterable[int]) -> list[Left]:
+        """The same without a word: those that were not known."""
+        known = {(one.pid, one.born) for one in self._left}
+        found = [Left(process, leader, pid, procfs.start_time(pid)) for pid in dict.fromkeys(pids)]
+        new = [one for one in found if (one.pid, one.born) not in known]
+        self._left += new
+        return new
 
     def add_leftovers(self, mark: Sequence[str], leader: int, pids: Iterable[int]) -> None:
         """mark: the names of the pool, first, and of the process, last."""

@@ -37,6 +37,7 @@ from fcgimgr.linux.pipes import open_pipe
 from fcgimgr.linux.procfs import descendants
 from fcgimgr.linux.steering import Group
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.causes import Restarts
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
 from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ProcessRecord, Saved
@@ -205,7 +206,7 @@ class PoolAdoption:
         groups = self._groups()
         leaving = frozenset(number for number in coming if number != record.serving)
         pool.seed = record.seed
-        pool.discarded = record.discarded
+        pool.discarded, pool.since = record.discarded, record.since
         pool.core = rollout.Pool(serving=record.serving, last=record.last, leaving=leaving)
         generations = {}
         for number in sorted(coming, key=lambda number: number != record.serving):
@@ -419,7 +420,8 @@ class PoolAdoption:
     def _fill(self, generation: Generation, index: int, record: ProcessRecord) -> None:
         slot = generation.slots[index]
         slot.started, slot.spawned, slot.exit = record.started, record.spawned, record.exit
-        slot.fresh_rss = record.fresh_rss
+        slot.fresh_rss, slot.since = record.fresh_rss, record.since
+        slot.restarts = Restarts(record.crashes, record.recycled, record.by_hand)
         more = self._saved.slots.get((self._pool.name, generation.number, index))
         if more is None:
             return
@@ -482,7 +484,7 @@ class PoolAdoption:
         pumps: list[Pump | None] = [None, None]
         for number, (inode, stream) in enumerate(zip(record.pipes, ("stdout", "stderr"), strict=False)):
             try:
-                fd = open_pipe(pid, number + 1, inode)
+                fd = self._open_pipe(generation, pid, number + 1, inode)
             except OSError as error:
                 self._incomplete.add(generation.number)
                 self._daemon.journal.warning(
@@ -495,6 +497,11 @@ class PoolAdoption:
                 if (left := self._daemon.left.pop(inode, None)) is not None:
                     pump.recover(left)
         generation.slots[index].hear(*pumps)
+
+    def _open_pipe(self, generation: Generation, pid: int, fd: int, inode: int) -> int | None:
+        if generation.stranger is None:
+            return open_pipe(pid, fd, inode)
+        return self._daemon.readers.open(pid, fd, inode, generation.stranger)
 
     def _find_board(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
         """Go on reading what it shows of its requests; else that is unknown from now on."""

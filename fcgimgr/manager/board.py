@@ -6,6 +6,7 @@ inherits the descriptor, and a manager that follows a killed one finds it again 
 
 from __future__ import annotations
 
+import mmap
 import os
 
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
@@ -50,8 +51,11 @@ class Board:
     def ask_to_reopen(self) -> None:
         """Let the worker open its log files anew before it writes the next line."""
         field = scoreboard.REOPEN
-        (number,) = field.unpack(os.pread(self.fd, field.size, scoreboard.REOPEN_AT))
-        os.pwrite(self.fd, field.pack((number + 1) & 0xFFFFFFFF), scoreboard.REOPEN_AT)
+        # Not by write(2), which waits for a lock: the worker may be in a write of its own, of a page that never comes.
+        # Nobody can make the file shorter (SIGBUS).
+        with mmap.mmap(self.fd, scoreboard.HEAD_SIZE) as head:
+            (number,) = field.unpack_from(head, scoreboard.REOPEN_AT)
+            field.pack_into(head, scoreboard.REOPEN_AT, (number + 1) & 0xFFFFFFFF)
 
     def close(self) -> None:
         if self.fd >= 0:

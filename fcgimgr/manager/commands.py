@@ -32,7 +32,8 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager import updating, upgrading, waiting
 from fcgimgr.manager.abandoned import in_words
 from fcgimgr.manager.leftovers import mark_of
-from fcgimgr.manager.names import Chosen, choose, choose_pool, indexes_of
+from fcgimgr.manager.names import Chosen, choose, choose_pool, events_of, indexes_of
+from fcgimgr.manager.rollouts import tell_how_far
 from fcgimgr.manager.showing import log, tail
 from fcgimgr.manager.status import status as status_of
 from fcgimgr.manager.traffic import until_quiet
@@ -158,7 +159,12 @@ async def replace(
         begun = tuple(ProcessVerdict(name=pool.name, ok=True, result="reloading") for pool, _ in reloads)
         rest = await outcome(daemon, targets, caller, wait=False, begun="restarting")
         return Verdict(ok=True, processes=begun + rest.processes)
-    verdicts = [reload_verdict(pool, await asyncio.shield(verdict)) for pool, verdict in reloads]
+
+    def tell(progress: messages.Progress) -> None:
+        caller.notify("progress", progress)
+
+    ends = await asyncio.gather(*(tell_how_far(pool, verdict, tell) for pool, verdict in reloads))
+    verdicts = [reload_verdict(pool, end) for (pool, _), end in zip(reloads, ends, strict=True)]
     rest = await outcome(daemon, targets, caller, wait=True, begun="")
     return Verdict(ok=rest.ok and all(verdict.ok for verdict in verdicts), processes=(*verdicts, *rest.processes))
 
@@ -276,7 +282,8 @@ async def reopen(daemon: Daemon, params: messages.NoParams, caller: Caller) -> R
 
 
 async def events(daemon: Daemon, params: messages.EventsParams, caller: Caller) -> Result:
-    last = daemon.history.last(params.n)
+    of = events_of(daemon, params.names)
+    last = daemon.history.last(params.n, of)
     if not params.follow:
         return messages.Events(events=last)
     for event in last:
@@ -285,6 +292,8 @@ async def events(daemon: Daemon, params: messages.EventsParams, caller: Caller) 
 
     def pass_on(event: messages.Event) -> None:
         nonlocal missed
+        if not of(event):
+            return
         if not caller.behind:
             caller.notify("event", event)
             return
@@ -295,7 +304,7 @@ async def events(daemon: Daemon, params: messages.EventsParams, caller: Caller) 
     def catch_up() -> None:
         nonlocal missed
         count, missed = missed, 0
-        remembered = daemon.history.last(count)
+        remembered = daemon.history.last(count, of)
         if lost := count - len(remembered):
             detail = f"{lost} events: they came faster than they were read"
             caller.notify("event", messages.Event(time=remembered[0].time, kind="skipped", name="", detail=detail))

@@ -30,6 +30,7 @@ from fcgimgr.core.process import (
     Stopping,
 )
 from fcgimgr.linux.gate import Gates
+from fcgimgr.linux.helper import was_helper
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import Death, reap
 from fcgimgr.manager.abandoned import Abandoned
@@ -37,11 +38,13 @@ from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
 from fcgimgr.manager.draining import Draining
+from fcgimgr.manager.environments import Environments, Looking
 from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.fdstore import FdStore
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.ground import Ground
 from fcgimgr.manager.helpers import Helpers
+from fcgimgr.manager.helping import Makers
 from fcgimgr.manager.history import History
 from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.journal import Journal
@@ -50,15 +53,22 @@ from fcgimgr.manager.limits import Limits
 from fcgimgr.manager.logfile import Logs
 from fcgimgr.manager.looks import Looks
 from fcgimgr.manager.notify import NotifySockets
+from fcgimgr.manager.orders import giver
 from fcgimgr.manager.passing import Passing
 from fcgimgr.manager.pools import Pool
 from fcgimgr.manager.readiness import Readiness
+from fcgimgr.manager.reading import Readers
+from fcgimgr.manager.requestfiles import RequestFiles
+from fcgimgr.manager.requestlogs import RequestLogs
+from fcgimgr.manager.saturation import Saturation
 from fcgimgr.manager.sights import Sights
 from fcgimgr.manager.signalling import Signalling
 from fcgimgr.manager.spawning import give_up_spawning, spawn_due
 from fcgimgr.manager.statefile import StateFile
 from fcgimgr.manager.taking import Taking
+from fcgimgr.manager.target import Trouble
 from fcgimgr.manager.traffic import IdleOnes
+from fcgimgr.manager.unreaped import Unreaped
 from fcgimgr.manager.zygote import Zygote
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
@@ -98,23 +108,33 @@ class Daemon:
         self.reloads = 0  # updates and reloads of everything that are under way
         self._background: set[asyncio.Task[None]] = set()
         self.state = "STARTING"  # then RUNNING, then STOPPING
+        self.stopping = ""  # why, then
         self.exit_code = 0
         self.history = History()
+        logs.when_told(lambda text: self.history.record("log", "", detail=text))
+        self.request_logs = RequestLogs(logs.report)
         self.devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.children: dict[int, tuple[Generation, int]] = {}
         self.zygotes: dict[int, Zygote] = {}
-        self.signalling = Signalling()
+        self.unreaped = Unreaped(self)
+        self.signalling = Signalling(self.unreaped)
         self.notify = NotifySockets(self)
         self.abandoned = Abandoned(journal)
-        self.leftovers = Leftovers(loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers)
         self.readiness = Readiness(self)
         self.taking = Taking(self)
         self.canaries = Canaries(self)
         self.gates = Gates()  # where they are not closed by a helper
-        self.helpers = Helpers(self, {"looks": Looks, "sights": Sights, "idle": IdleOnes})
+        kinds: Makers = {"looks": Looks, "sights": Sights, "idle": IdleOnes, "environments": Looking}
+        self.helpers = Helpers(self, kinds)
+        self.environments = Environments(self)
+        self.leftovers = Leftovers(
+            loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers, self.environments
+        )
+        self.readers = Readers(loop, lambda name, message: journal.warning(message, name=name))
         self.draining = Draining(self)
         self.passing = Passing(self)
         self.limits = Limits(self)
+        self.saturation = Saturation(self)
         self.departure = Departure(self)
         self.watchers: list[Watcher] = []
         self.ended = loop.create_future()
@@ -127,6 +147,7 @@ class Daemon:
         self.adopted = Adopted(self)
         self.state_file = StateFile(self)
         self.ground = Ground(self)
+        self.request_files = RequestFiles(self.ground.watch_request_log)
         self.made_dir = made_dir  # state_dir was made by a manager, and is nobody else's
         self.outlives_terminal = False
         self.upgrades = 0  # how often newer code was executed in this process
@@ -152,6 +173,11 @@ class Daemon:
     def shown_state(self) -> str:
         """`state`, and DRAINING for a manager that serves and is not to be sent anything new."""
         return "DRAINING" if self.state == "RUNNING" and self.departure.since is not None else self.state
+
+    @property
+    def log_troubles(self) -> list[Trouble]:
+        """Which logs cannot be written just now."""
+        return self.logs.troubles + self.request_logs.troubles
 
     # Coming up
 
@@ -198,7 +224,8 @@ class Daemon:
             return
         wanted = [pool for pool in self.pools.values() if pool.settings.autostart]
         if wanted and all(self._is_hopeless(pool, hopeless) for pool in wanted):
-            self.journal.error("nothing at all could be started: giving up")
+            whys = "; ".join(f"{pool.name}: {pool.why_fatal()}" for pool in wanted if pool.state is PoolState.FATAL)
+            self.journal.error(f"nothing at all could be started: giving up: {whys}")
             self.exit_code = 1
             self.shutdown("nothing could be started")
             return
@@ -308,6 +335,8 @@ class Daemon:
                 self.journal.error("FATAL, and exit_on_fatal is set", name=pool.name)
                 self.exit_code = 1
                 self.shutdown(f"{pool.name} is FATAL")
+        for pool in pools:
+            self.saturation.pool_changed(pool)
         for watcher in tuple(self.watchers):
             for pool in pools:
                 watcher.pool_changed(pool)
@@ -372,23 +401,44 @@ class Daemon:
         self.leftovers.look()
 
     def _take_in(self, death: Death) -> None:
-        if self.gates.ended(death.pid):
+        if self.gates.ended(death.pid) or was_helper(death.pid):
             return
         exit = Exit(code=death.code, signal=death.signal)
-        process = self.signalling.of(death.pid)
-        if (zygote := self.zygotes.pop(death.pid, None)) is not None and process is not None:
+        if not self._is_dead(death.pid, exit) and not self.abandoned.reaped(death.pid):
+            self.journal.debug("reaped a stranger", pid=death.pid)
+
+    def _is_dead(self, pid: int, exit: Exit) -> bool:
+        """False: it is none of ours, or its death was known."""
+        process = self.signalling.of(pid)
+        if (zygote := self.zygotes.pop(pid, None)) is not None and process is not None:
             self.signalling.release(process)
             process.close()
-            zygote.died(death.pid, exit)
-            return
-        child = self.children.pop(death.pid, None)
+            zygote.died(pid, exit)
+            return True
+        child = self.children.pop(pid, None)
         if child is None or process is None:
-            if not self.abandoned.reaped(death.pid):
-                self.journal.debug("reaped a stranger", pid=death.pid)
-            return
+            return False
         self.signalling.release(process)
         self.adopted.forget(process, child)
-        self.died(*child, death.pid, exit, process)
+        self.died(*child, pid, exit, process)
+        return True
+
+    def name_of(self, pid: int) -> str:
+        """What this process of ours is called in messages."""
+        if pid in self.zygotes:
+            return self.zygotes[pid].name
+        if pid in self.children:
+            generation, index = self.children[pid]
+            return generation.process_name(index)
+        return self.config.manager.identifier
+
+    def take_for_dead(self, pid: int, exit: Exit) -> None:
+        """This child has ended, and is not shown to us; nobody forgets it."""
+        name = self.name_of(pid)
+        if self._is_dead(pid, exit):
+            self.abandoned.note(name, pid, [pid])
+            self.leftovers.look()
+            self.go_on_stopping()
 
     # What does not die
 
@@ -410,8 +460,10 @@ class Daemon:
         if self.state == "STOPPING":
             return
         self.journal.info(f"stopping: {why}")
-        self.history.record("manager", self.config.manager.identifier, self.state, "STOPPING", why)
+        by = giver()
+        self.history.record("manager", self.config.manager.identifier, self.state, "STOPPING", why, by=by or None)
         self.state = "STOPPING"
+        self.stopping = f"{why}, by {by}" if by else why
         self.departure.forget()
         self._waves = deque(order.stop_waves(self.settings))
         self._deadline = self.loop.call_later(self.config.manager.shutdown_timeout, self._out_of_time)
@@ -474,11 +526,13 @@ class Daemon:
                 timer.cancel()
         self.ground.end()
         self.limits.close()
+        self.saturation.close()
         self.passing.close()
         self.helpers.kill()
         self.leftovers.kill_strays()
         for pool in self.pools.values():
             pool.end()
+        self.readers.end()
         self.state_file.remove()
         self.adopted.close()
         self.signalling.close()

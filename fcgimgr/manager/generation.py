@@ -6,12 +6,14 @@ back; answers that an action calls for (Opened) are fed in turn before anybody e
 
 from __future__ import annotations
 
+import os
 import socket
 from asyncio import TimerHandle
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from signal import SIGCONT
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
@@ -42,21 +44,27 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.procfs import state as state_of
-from fcgimgr.linux.recipes import Recipe
-from fcgimgr.manager import losses, requestlogs
+from fcgimgr.linux.recipes import Recipe, is_us
+from fcgimgr.manager import losses, requestfiles, requestlogs
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.causes import Cause, Causes, last_word
 from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.listening import Listening, open_listening
 from fcgimgr.manager.pipes import Pipes
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
+from fcgimgr.manager.repeats import Repeats
 from fcgimgr.manager.slots import Slot
 from fcgimgr.manager.spawning import forget_program, hear_of_program
+from fcgimgr.manager.telling import tell_change, tell_of_death, tell_of_kill
 from fcgimgr.manager.zygote import Zygote
 
 if TYPE_CHECKING:
     from fcgimgr.manager.pools import Pool
 
+
+#: With why, if that is known.
+Change: TypeAlias = tuple[core.Changed, Cause | None]
 
 # What of core the state file keeps, besides the processes; those have records of their own.
 _SAVED: Final = tuple(name for name in core.Generation.__struct_fields__ if name != "processes")
@@ -97,6 +105,8 @@ class Generation:
         self._inbox: deque[core.Event] = deque()
         self._feeding = False
         self.zygote = Zygote(self) if isinstance(settings, PoolSettings) and settings.preload else None
+        self.causes = Causes(self)
+        self.repeats = Repeats(self)
         self._grow()
 
     @property
@@ -130,21 +140,24 @@ class Generation:
         if self._feeding:
             return
         self._feeding = True
-        changed: list[core.Changed] = []
+        changed: list[Change] = []
         try:
             while self._inbox:
                 self._take(self._inbox.popleft(), changed)
         finally:
             self._feeding = False
         # Only now may others react: what they order must not come between an action and its answer.
-        for change in changed:
-            self._announce(change)
+        for change, cause in changed:
+            self._announce(change, cause)
         if self.zygote is not None:
             self.zygote.look()
         self.daemon.look_at_soon(self.pool)
 
-    def _take(self, event: core.Event, changed: list[core.Changed]) -> None:
+    def _take(self, event: core.Event, changed: list[Change]) -> None:
         before = self.core
+        self.causes.hear(event)
+        if isinstance(event, core.Start):
+            self.repeats.forget()
         try:
             self.core, actions = core.step(self.settings, self.core, event, self.daemon.loop.time())
         except ImpossibleEventError as error:
@@ -153,13 +166,15 @@ class Generation:
         self._grow()
         self._arm_drain_timer()
         self._arm_retry_timer()
+        if self.core.left or self.core.refusing:
+            self.daemon.saturation.let_go(self)
         if any(getattr(before, name) is not getattr(self.core, name) for name in _SAVED):
             self.daemon.state_file.generation_changed(self)
         for action in actions:
             match action:
                 case core.Changed(index, _, after):
                     self._arm_timer(index, after.due)
-                    changed.append(action)
+                    changed.append((action, self._note_change(event, actions, action)))
                     self.daemon.state_file.process_changed(self, index)
                 case core.SpawnProcess(index):
                     self.daemon.spawn_soon(self, index)
@@ -169,7 +184,7 @@ class Generation:
                     in_hand = losses.in_hand(self, index) if signal == SIGKILL else ""
                     if self._signal(index, pid, signal, group):
                         if signal == SIGKILL:
-                            self._log_kill(index, pid, before.processes[index], in_hand)
+                            tell_of_kill(self, index, pid, before.processes[index], in_hand)
                         elif signal == self.settings.stopsignal and state_of(pid) == "T":
                             self._signal(index, pid, SIGCONT, group)  # it is stopped, and would not heed it before
                 case core.AbandonProcess(index, pid):
@@ -179,7 +194,10 @@ class Generation:
                 case core.Refuse():
                     self._refuse()
                 case core.Close():
-                    for change in changed:  # with its listener closed, the one before could not take its place any more
+                    for (
+                        change,
+                        _,
+                    ) in changed:  # with its listener closed, the one before could not take its place any more
                         self.pool.watch(self, change)
                     self._close()
                 case core.Forget(index):
@@ -197,6 +215,19 @@ class Generation:
                     self.daemon.journal.warning(
                         f"a new process is no good: {names} not recycled; to be tried again", name=self.name
                     )
+
+    def _note_change(self, event: core.Event, actions: list[core.Action], change: core.Changed) -> Cause | None:
+        """Why it came to that, if that is known and its state has another name."""
+        if change.before.name == change.after.name:
+            return None
+        slot = self.slots[change.index]
+        if isinstance(change.before, Starting) and change.after.pid is not None:
+            self.repeats.listen_no_more(slot)
+        slot.since = self.daemon.loop.time()
+        cause = self.causes.of(event, actions, change)
+        if cause is not None:
+            slot.restarts.next = cause.kind
+        return cause
 
     def is_there(self, index: int, pid: int) -> bool:
         """Whether this process has not been reaped. One that is Stopping has its pid until nothing of it is left, and
@@ -344,6 +375,8 @@ class Generation:
                     self.daemon.draining.watch(self)
                 case Starting(executed=False):  # what it had to say went to the manager before us
                     self.daemon.loop.call_soon(self._go_on_starting, index, state)
+        for path, rights in self.request_logs():
+            self.daemon.request_files.create(path, rights)  # what is wrong with it is said at the next start, or reopen
         self._arm_drain_timer()
         self._arm_retry_timer()
         if self.listening is not None:
@@ -434,6 +467,7 @@ class Generation:
     def _close(self) -> None:
         if self.listening is None:
             return
+        self.daemon.saturation.let_go(self)
         if self._stays():
             self._tell("left with systemd:")
             self.daemon.fd_store.leave(self.listening)
@@ -473,6 +507,7 @@ class Generation:
     def take_in(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
         """The process is there: read what it writes, and hear of its death."""
         self.listen_to(self.slots[index], plan, pipes, board)
+        self.repeats.listen(self.slots[index], plan)
         self.daemon.children[pid] = (self, index)
         self.daemon.signalling.hold(PidFd(pid))  # it is not reaped before the loop turns
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
@@ -501,27 +536,44 @@ class Generation:
         recipes = self._recipes()
         plan = recipes.plan(index)
         for path in requestlogs.files(plan):
-            for problem in self._create_request_log(recipes, path):  # it serves without
-                self.daemon.journal.error(problem, name=f"{self.name}:{plan.name}")
+            problem = self.daemon.request_files.create(path, self._rights(recipes))
+            self.daemon.request_logs.note(path, self, problem)  # it serves without
         return recipes.recipe(plan), plan
+
+    def request_logs(self) -> Iterator[tuple[str, requestfiles.Rights]]:
+        """The files that its workers write to themselves, and whose they are; one may come more than once."""
+        if self.recipes is not None:
+            for index, slot in enumerate(self.slots):
+                if slot.board is not None:
+                    rights = self._rights(self.recipes)
+                    yield from ((path, rights) for path in requestlogs.files(self.recipes.plan(index)))
 
     def reopen_request_logs(self) -> tuple[int, list[str]]:
         """Let the workers open their log files anew: how many there are, and what is wrong with others."""
         if self.recipes is None:
             return 0, []
-        problems: dict[str, list[str]] = {}
+        problems: dict[str, str] = {}
         for index, slot in enumerate(self.slots):
             if slot.board is not None and (paths := requestlogs.files(self.recipes.plan(index))):
                 for path in paths:
                     if path not in problems:
-                        problems[path] = self._create_request_log(self.recipes, path)
+                        problems[path] = self.daemon.request_files.create(path, self._rights(self.recipes))
+                        self.daemon.request_logs.note(path, self, problems[path])
                 slot.board.ask_to_reopen()
-        return sum(not found for found in problems.values()), [
-            problem for found in problems.values() for problem in found
-        ]
+        wrong = [f"{path}: {problem}" for path, problem in problems.items() if problem]
+        return len(problems) - len(wrong), wrong
 
-    def _create_request_log(self, recipes: Recipes, path: str) -> list[str]:
-        return requestlogs.create(path, recipes.account, recipes.log_owner, self.settings.logfile_mode)
+    def _rights(self, recipes: Recipes) -> requestfiles.Rights:
+        return requestfiles.Rights(recipes.account, recipes.log_owner, self.settings.logfile_mode)
+
+    def hear_of_request_log(self, index: int, key: str, problem: str) -> None:
+        """A worker says what is wrong with its access log or slow log; "" is nothing."""
+        if self.recipes is None:
+            return
+        plan = self.recipes.plan(index)
+        path = plan.access_log if key == "X_ACCESS_LOG" else plan.slowlog
+        if path is not None and path != "-":
+            self.daemon.request_logs.note(path, self.slots[index], problem)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
@@ -550,7 +602,7 @@ class Generation:
     def could_not_spawn(self, index: int, why: str, words: list[bytes] | None = None) -> None:
         """The zygote could not fork the process that is Spawning; `words`: its own last, if that explains it."""
         slot = self.slots[index]
-        slot.spawned += 1
+        slot.count_spawn()
         self.set_pumps_aside(index)
         if words is not None:
             slot.old_stdout = slot.old_stderr = words
@@ -576,8 +628,23 @@ class Generation:
             format=settings.log_format,
             label=f"{process}| " if settings.log_label and self.daemon.logs.is_own(target) else "",
             gathers=isinstance(settings, PoolSettings) and settings.wsgi is not None,
+            pipe=self.daemon.readers.pipe(fd, self.stranger, process) if self.stranger is not None else None,
             release=self.daemon.logs.release,
         )
+
+    @property
+    def stranger(self) -> str | None:
+        """Whose its processes are, if that is another user than we, who is not to hold us up. None: they are ours."""
+        account = self.recipes.account if self.recipes is not None else None
+        is_ours = self.settings.user is None or os.geteuid() != 0 or (account is not None and is_us(account))
+        return None if is_ours else self.settings.user
+
+    def close_pipe(self, fd: int) -> None:
+        """Close a descriptor of a pipe that one of its processes may have."""
+        if self.stranger is None:
+            os.close(fd)
+        else:
+            self.daemon.readers.close(fd)
 
     def died(self, index: int, pid: int, exit: Exit) -> None:
         """The process is dead and reaped."""
@@ -597,36 +664,17 @@ class Generation:
         in_hand = losses.in_hand(self, index)
         losses.died(self, index, exit)
         slot.let_go_of_board()
-        slot.hear_last_words()
-        if exit.code not in (None, *self.settings.exitcodes) or exit.signal is not None:
-            self._log_death(index, pid, exit, in_hand)
-        self.feed(core.Happened(index, Died(exit)))
-
-    def _log_kill(self, index: int, pid: int, before: State, in_hand: str) -> None:
-        """Say what is lost by it, and now: how a process ends that is not our child we may never hear."""
-        state = self.core.processes[index]
-        if not (isinstance(state, Stopping) and state.killed) or (isinstance(before, Stopping) and before.killed):
-            return  # its stopsignal, or that of one that has not come to its program; or it is only sent again
-        why = ", as it had not stopped" if isinstance(before, Stopping) else ""
-        self._log_end(index, pid, Exit(signal=SIGKILL), why + in_hand)
-
-    def _log_death(self, index: int, pid: int, exit: Exit, in_hand: str) -> None:
-        state = self.core.processes[index]
-        if state.name == "STOPPING" and (
-            (exit.signal != SIGKILL and not self.slots[index].at_risk)
-            or self.settings.stopsignal == SIGKILL
-            or (isinstance(state, Stopping) and state.killed)  # said when it was
-        ):
-            return  # by the signal that it was sent: nothing that an operator need look at
-        self._log_end(index, pid, exit, in_hand)
-
-    def _log_end(self, index: int, pid: int, exit: Exit, more: str) -> None:
-        age = self.daemon.loop.time() - self.slots[index].started
-        self.daemon.journal.warning(f"{exit} after {age:.1f} s{more}", name=self.process_name(index), pid=pid)
+        was_ready = not isinstance(self.core.processes[index], Starting)
+        repeated = self.repeats.hear_last_words(slot, was_ready=was_ready)
+        self.daemon.request_logs.forget(slot)
+        word = last_word(self.settings, exit, slot.lines_before_its_end(), was_ready=was_ready)
+        slot.end = f"{exit} after {self.daemon.loop.time() - slot.started:.1f} s{in_hand}{process.said(word)}"
+        tell_of_death(self, index, pid, exit, repeated)
+        self.feed(core.Happened(index, Died(exit, word=word)))
 
     # Telling others
 
-    def _announce(self, change: core.Changed) -> None:
+    def _announce(self, change: core.Changed, cause: Cause | None) -> None:
         if change.index >= len(self.slots):
             return
         before, after = change.before.name, change.after.name
@@ -639,15 +687,7 @@ class Generation:
             self.listening.note_flags()
         if isinstance(change.after, Running) and not isinstance(change.before, Retiring) and self.settings.max_rss:
             self.slots[change.index].fresh_rss = rss(change.after.pid)
-        name = self.process_name(change.index)
-        detail = describe(change.after)
-        if detail is None and after in ("STOPPED", "EXITED") and self.slots[change.index].exit is not None:
-            detail = str(self.slots[change.index].exit)
-        if after == "FATAL":
-            self.daemon.journal.error(f"FATAL: {detail}; {self.advice(name)}", name=name)
-        elif after != "STARTING":  # "spawned" says it, with the pid
-            self.daemon.journal.info(after + (f": {detail}" if detail else ""), name=name)
-        self.daemon.history.record("process_state", name, before, after, detail)
+        tell_change(self, change, cause)
         self.pool.process_changed(self, change)
 
     def last_lines(self, index: int, stream: str, count: int) -> list[bytes]:
@@ -679,6 +719,7 @@ class Generation:
     def end(self) -> None:
         """Let go of everything that is still held."""
         self._close()
+        self.daemon.request_logs.forget(self)
         for timer in (self._drain_due, self._retry_due):
             if timer is not None:
                 timer.cancel()
@@ -694,7 +735,7 @@ def describe(state: State) -> str | None:
     match state:
         case BackoffState(why=why) | Fatal(why=why):
             return why
-        case Exited(exit=exit):
-            return str(exit)
+        case Exited(exit=exit, word=word):
+            return f"{exit}{process.said(word)}"
         case _:
             return f"pid {state.pid}" if state.pid is not None and state.name == "STARTING" else None

@@ -9,6 +9,7 @@ once, and again only when it has been all right meanwhile.
 
 from __future__ import annotations
 
+import time
 from asyncio import TimerHandle
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,8 @@ from fcgimgr.linux.listeners import Listener, LostListener
 from fcgimgr.linux.presence import Presence
 from fcgimgr.linux.socketfile import SocketFile
 from fcgimgr.manager import inhand
+from fcgimgr.manager.budget import Budget
+from fcgimgr.manager.openlog import open_reason
 from fcgimgr.manager.places import UnsafeError
 from fcgimgr.manager.state import BESIDE
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Seconds that whoever removes files may go on: what is made in a directory that he is about to remove stops him.
 LATER: Final = 0.2
+#: How often it is tried, then, to make them again, until that is given up and told.
+TRIES: Final = 3
 #: Seconds after a pool was reloaded for its socket's file, in which that is not done again: who removes it goes on.
 NOT_AGAIN_WITHIN: Final = 60.0
 #: What is told of files that are all there, in a directory that was given to somebody else.
@@ -48,6 +53,9 @@ class Ground:
         self._server: ControlServer | None = None
         self._presence: Presence | None = None
         self._later: TimerHandle | None = None
+        self._budget = Budget(time.monotonic())
+        self._deaf: TimerHandle | None = None  # until when nothing is heard, for too much came
+        self._tries = 0  # how often in a row something of ours could not be made
         self._told: set[str] = set()  # what it is known of that it is wrong
         self._removed: set[str] = set()  # whose file was removed before
         self._reloaded: dict[str, float] = {}  # the pools that were reloaded for it, when
@@ -62,13 +70,15 @@ class Ground:
                 "(sysctl)"
             )
         else:
-            self._daemon.loop.add_reader(self._presence, self._hear, self._presence)
+            self._listen(self._presence)
         self._watch_own()
 
     def end(self) -> None:
         self._places = self._server = None
         if self._later is not None:
             self._later.cancel()
+        if self._deaf is not None:
+            self._deaf.cancel()
         if self._presence is not None:
             self._daemon.loop.remove_reader(self._presence)
             self._presence.close()
@@ -78,6 +88,16 @@ class Ground:
         """Look after the files of these listeners, as long as they are open."""
         for listener in listening.listeners:
             self._watch_socket(listener)
+            # Nobody tells of what was removed before it was watched.
+            with suppress(LinuxError):
+                if self._presence is not None and listener.file is not None and not listener.file.is_in_place():
+                    self._look_soon()
+
+    def watch_request_log(self, fd: int) -> None:
+        """Look after this file, which workers write to. One that is renamed is not missed: they make a new one."""
+        if self._presence is not None:
+            with suppress(OSError):
+                self._presence.watch_file(f"/proc/self/fd/{fd}", moves=False)
 
     def _watch_socket(self, listener: Listener) -> None:
         if self._presence is None or listener.file is None:
@@ -99,10 +119,19 @@ class Ground:
                 self._presence.watch_file(f"/proc/self/fd/{lock.fileno()}")
 
     def _hear(self, presence: Presence) -> None:
-        if not presence.hear(passing=BESIDE):  # written anew, by us
-            return
-        self.put_sockets_back()
-        self._look_soon()
+        begun = time.monotonic()
+        if presence.hear(passing=BESIDE):  # and not only what is written anew, by us
+            self._tries = 0
+            self.put_sockets_back()
+            self._look_soon()
+        # Who may write to a directory that is watched could have us look for ever.
+        if pause := self._budget.spend(begun, time.monotonic()):
+            self._daemon.loop.remove_reader(presence)
+            self._deaf = self._daemon.loop.call_later(pause, self._listen, presence)
+
+    def _listen(self, presence: Presence) -> None:
+        self._deaf = None
+        self._daemon.loop.add_reader(presence, self._hear, presence)
 
     def _look_soon(self) -> None:
         if self._later is None:
@@ -135,6 +164,7 @@ class Ground:
             return
         for each in self._sockets():
             self._look_at_socket(*each)
+        self._look_at_request_logs()
         self._look_at_own(self._places)
 
     def _sockets(self) -> list[tuple[Generation, Listener, SocketFile]]:
@@ -189,6 +219,23 @@ class Ground:
             self._daemon.journal.warning(f"{gone}: reloading, to have another", name=pool.name)
             pool.reload(pool.settings, pool.config)
 
+    def _look_at_request_logs(self) -> None:
+        logs = {
+            path: (generation.name, rights)
+            for pool in self._daemon.pools.values()
+            for generation in pool.generations.values()
+            for path, rights in generation.request_logs()
+        }
+        for path, (name, rights) in logs.items():
+            try:
+                made = self._daemon.request_files.put_back(path, rights)
+            except OSError as error:
+                self._tell(path, f"{path}: was removed, and cannot be made again: {open_reason(error)}", name)
+                continue
+            self._told.discard(path)
+            if made is not None:
+                self._daemon.journal.warning(f"{path}: {made}", name=name)
+
     def _look_at_own(self, places: Places) -> None:
         daemon = self._daemon
         made: list[str] = []
@@ -204,7 +251,11 @@ class Ground:
                 self._tell(UNSAFE, f"{subject}: {UNSAFE}: {error}")
                 break  # nothing is made in a place of somebody else's
             except (LinuxError, OSError) as error:
-                self._tell(subject, f"{subject}: removed, and cannot be made again: {error}")
+                self._tries += 1
+                if self._tries < TRIES:  # whoever removes them may have come between
+                    self._look_soon()
+                else:
+                    self._tell(subject, f"{subject}: removed, and cannot be made again: {error}")
                 break  # the others lie in what could not be made
             self._told -= {subject, UNSAFE}
         for path in made:

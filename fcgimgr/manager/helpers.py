@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import select
 import signal
 import traceback
 from functools import partial
@@ -90,6 +89,10 @@ class Helpers:
         """The pids of those that are not to be looked at."""
         self._given_up = {pid: born for pid, born in self._given_up.items() if procfs.start_time(pid) == born}
         return tuple(self._given_up)
+
+    def has(self, pid: int) -> bool:
+        """Whether this is one of them."""
+        return any(helper.pid == pid for helper in (*self._helpers, *self._leaving))
 
     def one_more(self) -> Helper:
         """A helper for one more job. LinuxError: there can be none."""
@@ -271,7 +274,8 @@ class Helper:
         self._asked: dict[int, tuple[asyncio.Future[Any], Tell]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._received, self._outgoing = bytearray(), bytearray()
-        self.pid, self._socket = fork_helper("fcgimgr-helper", partial(helping.serve, makers, self._progress))
+        serve = partial(helping.serve, makers, self._progress)
+        self.pid, self._socket = fork_helper("fcgimgr-helper", serve, in_order=True)
         self._process = PidFd(self.pid)
         self._loop.add_reader(self._socket, self._read)
 
@@ -407,9 +411,7 @@ class Helper:
     def wait(self, patience: float) -> None:
         """Until it has ended. Blocks, for so many seconds."""
         if not self._over.is_set():
-            poll = select.poll()
-            poll.register(self._process, select.POLLIN)
-            poll.poll(patience * 1000)
+            self._process.wait(patience)
 
     def be_over(self) -> None:
         """It has ended, or been killed: let go of those that it still holds, and tell whoever waits for an answer."""

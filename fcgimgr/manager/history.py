@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final, TypeAlias
 
-from fcgimgr.control.messages import Event
+from fcgimgr.control.messages import Event, Exit
 
 REMEMBERED: Final = 1000
 
@@ -22,17 +23,36 @@ class History:
         self._followers: dict[object, Listener] = {}
 
     def record(
-        self, kind: str, name: str, before: str | None = None, after: str | None = None, detail: str | None = None
+        self,
+        kind: str,
+        name: str,
+        before: str | None = None,
+        after: str | None = None,
+        detail: str | None = None,
+        *,
+        cause: str | None = None,
+        by: str | None = None,
+        exit: Exit | None = None,
     ) -> None:
-        """Remember an event that happens now and tell every follower. `kind`: see control.messages.Event."""
-        event = Event(time=time.time(), kind=kind, name=name, from_state=before, to_state=after, detail=detail)
+        """Remember an event that happens now and tell every follower. All is as of control.messages.Event."""
+        event = Event(
+            time=time.time(),
+            kind=kind,
+            name=name,
+            from_state=before,
+            to_state=after,
+            detail=detail,
+            cause=cause,
+            by=by,
+            exit=exit,
+        )
         self._events.append(event)
         for follower in tuple(self._followers.values()):
             follower(event)
 
-    def last(self, count: int) -> tuple[Event, ...]:
-        """The newest `count` events, oldest first."""
-        return tuple(self._events)[-count:] if count else ()
+    def last(self, count: int, of: Callable[[Event], bool] = lambda event: True) -> tuple[Event, ...]:
+        """The newest `count` of the events for which `of` is true, oldest first."""
+        return tuple(islice(filter(of, reversed(self._events)), count))[::-1]
 
     def follow(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each event from now on; the answer ends that."""

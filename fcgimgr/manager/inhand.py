@@ -16,6 +16,7 @@ import ctypes
 import mmap
 import os
 import struct
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 READ_SIZE: Final = 256 * 1024
@@ -45,8 +46,10 @@ class Hand:
     The loop runs one callback at a time, so one is enough for all pumps.
     """
 
-    def __init__(self, memory: bytearray | mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap, directory: str | None = None) -> None:
+        """directory: where the file is that is mapped as `memory`; None: there is none."""
         self.memory = memory
+        self.directory = directory
         whole = memoryview(memory)
         self._header = whole[:_HEADER]
         self.buffer = whole[_HEADER : _HEADER + _BUFFER]
@@ -58,8 +61,8 @@ class Hand:
         self._read = 0  # bytes that were read of it
 
     def go_on(self, before: Hand) -> None:
-        """Have what another has; between two callbacks of the loop."""
-        self.memory[:] = before.memory[:]
+        """Have the lines that another has; between two callbacks of the loop."""
+        self._lines[:] = before._lines
         self._free = before._free
 
     def newline(self, start: int, end: int) -> int:
@@ -121,7 +124,12 @@ class Hand:
         return place
 
 
-hand = Hand(bytearray(_SIZE))
+def nowhere() -> Hand:
+    """One that ends with the manager. (It is shared with who reads for it, reading.py.)"""
+    return Hand(mmap.mmap(-1, _SIZE))
+
+
+hand = nowhere()
 
 
 def keep_in(state_dir: str) -> None:
@@ -135,15 +143,26 @@ def keep_in(state_dir: str) -> None:
         os.rename(f"{path}.new", path)
     finally:
         os.close(fd)
-    before, hand = hand, Hand(memory)
-    if isinstance(before.memory, mmap.mmap):
-        hand.go_on(before)
+    before, hand = hand, Hand(memory, state_dir)
+    hand.go_on(before)
+
+
+def exchange() -> None:
+    """Have another, and leave this one to who is still reading into it."""
+    global hand
+    before = hand
+    if before.directory is not None:
+        with suppress(OSError):
+            keep_in(before.directory)
+            return
+    hand = nowhere()
+    hand.go_on(before)
 
 
 def put_back(state_dir: str) -> list[str]:
     """Have the file again, if somebody has removed it: its path if that was so. OSError."""
     path = os.path.join(state_dir, NAME)
-    if os.path.lexists(path) or not isinstance(hand.memory, mmap.mmap):
+    if os.path.lexists(path) or hand.directory is None:
         return []
     keep_in(state_dir)
     return [path]

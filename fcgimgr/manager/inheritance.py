@@ -88,6 +88,7 @@ async def _catch_up(daemon: Daemon) -> None:
 
 async def end_unknown(daemon: Daemon, estate: Estate) -> None:
     """End what an earlier manager of this state_dir has started and nobody has taken over."""
+    await daemon.environments.learned(procfs.pids())
     found = unknown(daemon, estate.pid)
     if not found:
         return
@@ -121,9 +122,10 @@ def unknown(daemon: Daemon, manager: int | None) -> list[PidFd]:
     def is_unknown(pid: int) -> bool:
         if pid in daemon.children or procfs.session(pid) in daemon.children or procfs.parent(pid) == os.getpid():
             return False
-        environment = procfs.environment_of(pid) or {}
-        slot = tuple(environment.get(key) for key in ("FCGIMGR_POOL", "FCGIMGR_GENERATION", "FCGIMGR_PROCESS"))
-        if not environment.get("NOTIFY_SOCKET", "").startswith(tuple(sockets)) or None in slot or slot in known:
+        environment = daemon.environments.of(pid)  # of what was started since, the manager before us is no more
+        if environment is None or environment.mark is None or environment.mark in known:
+            return False
+        if not environment.notify.startswith(tuple(sockets)):
             return False
         return procfs.state(pid) not in (None, "Z", "X")
 

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Final
 from fcgimgr.core.process import ABANDONED_AFTER, SIGKILL, Exited, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.procfs import children, environ_has, environment_of, is_dying, pids, session
+from fcgimgr.linux.procfs import children, is_dying, pids, session
 from fcgimgr.linux.procfs import state as state_of
+from fcgimgr.manager.environments import Environments, Here, Mark, marked
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 # Killed processes die within this many seconds, unless the kernel holds them in uninterruptible sleep.
 STRAYS_DIE_WITHIN: Final = 1.0
 
-#: Of which process a descendant is, by its environment: FCGIMGR_POOL, FCGIMGR_GENERATION, FCGIMGR_PROCESS.
-Mark = tuple[str, str, str]
 #: Tells of what is not waited for any more: of which process, that one's pid, and the pids.
 Abandon = Callable[[Mark, int, list[int]], None]
 
@@ -48,7 +47,7 @@ class Remains:
 
     __slots__ = (
         "asked", "deadline", "empty", "gone", "group", "killed", "leader", "looked", "mark", "sessions", "stopsignal",
-        "timer", "told",
+        "there", "timer", "told",
     )  # fmt: skip
 
     def __init__(
@@ -66,14 +65,17 @@ class Remains:
         self.gone = gone
         self.asked: set[int] = set()  # the strays that got it
         self.sessions: set[int | None] = set()  # of the strays that were there when its leader died
+        self.there: set[int] | None = None  # who may be one of them; None: nobody has looked
         self.looked = False  # these are known; or are not to be
         self.timer: asyncio.TimerHandle | None = None
         self.killed: float | None = None  # when it got its first SIGKILL
         self.empty = False
 
-    def has(self, session: int | None) -> bool:
+    def has(self, pid: int, session: int | None) -> bool:
         """Whether one that bears its mark in this session is its own, and not its successor's."""
-        return self.gone is not None or not self.looked or session in self.sessions
+        if self.gone is not None or session in self.sessions:
+            return True
+        return not self.looked and (self.there is None or pid in self.there)
 
     def signal_group(self, number: int) -> bool:
         """Signal what is left of the group; False if there is nobody, and then never again."""
@@ -92,7 +94,9 @@ class Leftovers:
         ours: Container[int],
         is_our_notify_socket: Callable[[str], bool],
         abandon: Abandon = lambda mark, leader, pids: None,
+        environments: Environments | Here | None = None,
     ) -> None:
+        self._environments = environments or Here()
         self._is_our_notify_socket = is_our_notify_socket
         self._abandon = abandon
         self._loop = loop
@@ -131,20 +135,21 @@ class Leftovers:
         if gone is None:
             told_of()
             # One that has done what it was for, and is not started again, may have started what is to live on.
-            remains.looked = isinstance(generation.core.processes[index], Exited)
+            after = generation.core.processes[index : index + 1]  # none, if that was the last of its slot
+            remains.looked = any(isinstance(state, Exited) for state in after)
 
     def look(self) -> None:
         """After a round of reaping: of whom is anybody left?"""
         self._remains += self._new
         self._new = []
         strays, dying = self._strays()
-        members = self._members()
+        members, known = self._members()
         for remains in tuple(self._remains):
             if remains not in self._remains:  # what was told of another has ended the wait for this one
                 continue
             if remains.leader is None:
                 left = members[remains.group]
-                if not left:
+                if not left and known:
                     self._bury(remains)
                     continue
                 if remains.told:
@@ -177,29 +182,42 @@ class Leftovers:
         here = [remains for remains in self._remains if remains.leader is not None]
         sessions: dict[Remains, set[int | None]] = {remains: set() for remains in here}
         dying: dict[int, float] = {}
-        for pid in children(os.getpid()) or () if here else ():
-            if pid in self._ours:
-                continue
-            mark, of_session = mark_in(environment_of(pid)), session(pid)
-            if mark is None and is_dying(pid):
+        strays = [pid for pid in children(os.getpid()) or () if pid not in self._ours] if here else []
+        unknown: set[int] = set()
+        for pid in strays:
+            of_session, mark = session(pid), None
+            if is_dying(pid):
                 dying[pid] = self._dying.get(pid, self._loop.time())
+            elif (environment := self._environments.of(pid)) is None:
+                unknown.add(pid)
+            else:
+                mark = environment.mark
             for remains in here:
                 if mark is None and pid in dying and (not remains.looked or of_session in remains.sessions):
                     sessions[remains].add(of_session)  # that of its children, if it has any
-                elif mark == remains.mark and group_of(pid) != remains.group and remains.has(of_session):
+                elif pid in unknown and of_session in remains.sessions:
+                    sessions[remains].add(of_session)
+                elif mark == remains.mark and group_of(pid) != remains.group and remains.has(pid, of_session):
                     sessions[remains].add(of_session)
                     found.setdefault(remains, []).append(pid)
                     break
         for remains in here:
-            remains.looked, remains.sessions = True, sessions[remains]
+            if remains.there is None:
+                remains.there = set(strays)
+            if remains.looked or unknown.isdisjoint(remains.there):
+                remains.looked, remains.sessions = True, sessions[remains]
+            else:
+                remains.sessions |= sessions[remains]
+        if unknown:
+            self._environments.learn(unknown, self.look)
         self._dying = dying
-        lately = (
-            self._loop.time() - STRAYS_DIE_WITHIN
-        )  # one that cannot be reaped, as it is traced, is no reason to wait
-        return found, any(since > lately for since in dying.values())
+        # One that cannot be reaped, as it is traced, is no reason to wait.
+        lately = self._loop.time() - STRAYS_DIE_WITHIN
+        return found, bool(unknown) or any(since > lately for since in dying.values())
 
-    def _members(self) -> dict[int, list[int]]:
-        """What adopted processes have left, by their groups: all of the group, and who left it if that is waited for.
+    def _members(self) -> tuple[dict[int, list[int]], bool]:
+        """What adopted processes have left, by their groups: all of the group, and who left it if that is waited for;
+        whether all of it is known.
 
         They are no children of ours, so all of /proc is searched, once for all of them. The number of a group is not
         given to another process while the group has members; so if there is such a process again, it has none.
@@ -208,27 +226,36 @@ class Leftovers:
         found: dict[int, list[int]] = {remains.group: [] for remains in adopted}
         whole = {group for group in found if not is_alive(group)}
         anywhere = {remains.mark: remains.group for remains in adopted if remains.gone is not None}
+        unknown: set[int] = set()
         for pid in pids() if adopted else ():
-            if self._is_of(pid, whole, anywhere) is not None:
+            if self._is_of(pid, whole, anywhere, unknown) is not None:
                 self._watch(pid)
-                group = self._is_of(pid, whole, anywhere)  # once more: what is true now is true of what is watched
+                # Once more: what is true now is true of what is watched.
+                group = self._is_of(pid, whole, anywhere, unknown)
                 if group is not None:
                     found[group].append(pid)
-        return found
+        if unknown:
+            self._environments.learn(unknown, self.look)
+        return found, not unknown
 
-    def _is_of(self, pid: int, whole: Container[int], anywhere: Mapping[Mark, int]) -> int | None:
-        """Of which of these groups a process is, or was: `whole`, and those that it may have left, by their mark."""
+    def _is_of(self, pid: int, whole: Container[int], anywhere: Mapping[Mark, int], unknown: set[int]) -> int | None:
+        """Of which of these groups a process is, or was: `whole`, and those that it may have left, by their mark.
+
+        unknown: gets it if that cannot be told yet.
+        """
         if pid in self._ours:
             return None
         group = group_of(pid)
         if group in whole:
             return group if pid != group and is_alive(pid) else None  # else it is the number again, taken since
         if anywhere and session(pid) not in self._ours and may_signal(pid):
-            environment = environment_of(pid) or {}
-            mark, notify_socket = mark_in(environment), environment.get("NOTIFY_SOCKET", "")
+            environment = self._environments.of(pid)
+            if environment is None:
+                unknown.add(pid)
             # Another manager on this machine may have a process of the same name; its notify socket is another.
-            if mark is not None and mark in anywhere and self._is_our_notify_socket(notify_socket):
-                return anywhere[mark]
+            elif environment.mark in anywhere and self._is_our_notify_socket(environment.notify):
+                assert environment.mark is not None
+                return anywhere[environment.mark]
         return None
 
     def _watch(self, pid: int) -> None:
@@ -283,7 +310,7 @@ class Leftovers:
             self._tell_if_gone()
             return
         remains.signal_group(SIGKILL)
-        for pid in self._members()[remains.group] if remains.leader is None else self._strays()[0].get(remains, ()):
+        for pid in self._members()[0][remains.group] if remains.leader is None else self._strays()[0].get(remains, ()):
             self._signal(remains, pid, SIGKILL)
         remains.timer = self._loop.call_later(STRAYS_DIE_WITHIN, self._kill, remains)
         self.look()
@@ -325,7 +352,7 @@ class Leftovers:
         have children that it never started.
         """
         until = time.monotonic() + STRAYS_DIE_WITHIN
-        while strays := [pid for pid in children(os.getpid()) or () if environ_has(pid, "FCGIMGR_PROCESS")]:
+        while strays := marked(children(os.getpid()) or (), STRAYS_DIE_WITHIN):
             for pid in strays:
                 signal_stray(pid, SIGKILL)
             for pid in strays:
@@ -339,14 +366,6 @@ class Leftovers:
 def mark_of(generation: Generation, index: int) -> Mark:
     """What is in the environment of this process and its descendants."""
     return generation.settings.name, str(generation.number), generation.slots[index].name
-
-
-def mark_in(environment: dict[str, str] | None) -> Mark | None:
-    """The mark in an environment; None: there is none."""
-    if not environment or "FCGIMGR_PROCESS" not in environment:
-        return None
-    pool, generation = environment.get("FCGIMGR_POOL", ""), environment.get("FCGIMGR_GENERATION", "")
-    return pool, generation, environment["FCGIMGR_PROCESS"]
 
 
 def signalled(leader: PidFd, number: int) -> bool:

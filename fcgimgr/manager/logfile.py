@@ -11,7 +11,6 @@ A chunk is whole lines, save for a line longer than a pump waits for: it comes i
 (for OVERRUN bytes at most).
 """
 
-import errno
 import os
 import stat
 import time
@@ -21,8 +20,8 @@ from fcgimgr.linux.directories import directory_of
 from fcgimgr.manager import inhand
 from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.lines import Split
-from fcgimgr.manager.openlog import open_in, open_reason
-from fcgimgr.manager.target import NOWHERE, Outage, Report, Target, last_bytes, reason, write_some
+from fcgimgr.manager.openlog import make_directory, open_in, open_reason
+from fcgimgr.manager.target import NOWHERE, Outage, Report, Target, Trouble, last_bytes, reason, write_some
 
 RETRY = 1.0  # seconds between two looks at a trouble, and at whether the file is still there
 OVERRUN = 1024 * 1024  # bytes that an unfinished line may carry a file beyond its maxbytes
@@ -150,6 +149,11 @@ class LogFile(Target):
             return None
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
+    @property
+    def troubles(self) -> list[Trouble]:
+        """What is wrong with it just now."""
+        return [found for one in (self._outage, self._rotation) if (found := one.trouble) is not None]
+
     def close(self) -> None:
         """Close the file for good; lines written later are lost."""
         self._close_fd()
@@ -239,7 +243,7 @@ class LogFile(Target):
             self._rotate_at = self._clock() + RETRY
             what = f" ({error.filename2})" if error.filename2 else ""
             self._rotation.begin(
-                f"cannot rotate: {reason(error)}{what}; it grows beyond its maxbytes until this is mended"
+                f"cannot rotate: {reason(error)}{what}", "it grows beyond its maxbytes until this is mended"
             )
             return False
         self._rotation.end("rotates again")
@@ -273,23 +277,10 @@ class LogFile(Target):
         except FileNotFoundError:
             if self._home is None or self._fd >= 0:  # it never was there, or was moved away with the file that is open
                 raise
-            self._make_directory(self._home)
+            make_directory(self.path, self._home)
+            self._outage.note("its directory was removed; made again")
             with directory_of(self.path) as (directory, name):
                 self._open_in(directory, name)
-
-    def _make_directory(self, like: os.stat_result) -> None:
-        with directory_of(os.path.dirname(self.path)) as (parent, name):
-            os.mkdir(name, 0o700, dir_fd=parent)
-            made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            if os.listdir(made):  # and would be given what is in that
-                raise FileExistsError(errno.EEXIST, "somebody has put another directory in its place", name)
-            if os.geteuid() == 0:
-                os.fchown(made, like.st_uid, like.st_gid)
-            os.fchmod(made, stat.S_IMODE(like.st_mode))
-        finally:
-            os.close(made)
-        self._outage.note("its directory was removed; made again")
 
     def _open_in(self, directory: int, name: str, like: os.stat_result | None = None) -> None:
         """Turn to the file now at `path`; where there is none, create it, and as `like` where nothing else is asked.
@@ -338,7 +329,7 @@ class LogFile(Target):
     def _fail(self, trouble: str) -> None:
         self._resting = True
         self._check_at = self._clock() + RETRY
-        self._outage.begin(f"{trouble}; its lines are lost until this is mended")
+        self._outage.begin(trouble, "its lines are lost until this is mended")
 
     def _close_fd(self) -> None:
         if self._fd < 0:
@@ -355,7 +346,7 @@ class Logs:
 
     `own`: where `-` leads, the manager's own log; a `LogFile` is shared with processes that name its path.
     `streams`: targets of `/dev/stdout` (1) and `/dev/stderr` (2); what is not among them leads to `own`.
-    `clock`: monotonic seconds.
+    `followers`: hear what is reported, too. `clock`: monotonic seconds.
     """
 
     def __init__(
@@ -364,16 +355,28 @@ class Logs:
         *,
         report: Report,
         streams: dict[int, Target] | None = None,
+        followers: list[Report] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._own = own
         self._report = report
+        self._followers = [] if followers is None else followers
         self._streams = streams or {}
         self._clock = clock
         self._files: dict[str, LogFile] = {}
         self._users: dict[str, int] = {}  # how many have opened a path; the manager's own is not counted
         if isinstance(own, LogFile):
             self._files[os.path.abspath(own.path)] = own
+
+    def report(self, message: str) -> None:
+        """Tell of something that is wrong with a log, or is over."""
+        self._report(message)
+        for follower in self._followers:
+            follower(message)
+
+    def when_told(self, follower: Report) -> None:
+        """Let this, too, hear of each trouble with a file, and of its end."""
+        self._followers.append(follower)
 
     @property
     def streams(self) -> tuple[Target, ...]:
@@ -410,7 +413,7 @@ class Logs:
                 backups=backups,
                 owner=owner,
                 mode=mode,
-                report=self._report,
+                report=self.report,
                 clock=self._clock,
             )
             self._files[path] = file
@@ -442,6 +445,11 @@ class Logs:
         """Open all files anew, as after logrotate: (how many were, what is wrong with the others)."""
         problems = [problem for file in self._files.values() if (problem := file.reopen()) is not None]
         return len(self._files) - len(problems), problems
+
+    @property
+    def troubles(self) -> list[Trouble]:
+        """What is wrong with any of them just now."""
+        return [trouble for file in self._files.values() for trouble in file.troubles]
 
     def __len__(self) -> int:
         return len(self._files)

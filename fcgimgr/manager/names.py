@@ -5,10 +5,11 @@ Where it can mean one thing only, also as others write it: `app_00`, `app:0`, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from fcgimgr.control.messages import NO_SUCH_NAME, ControlError
+from fcgimgr.control.messages import NO_SUCH_NAME, ControlError, Event
+from fcgimgr.manager.history import REMEMBERED
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -36,6 +37,27 @@ def choose_pool(daemon: Daemon, name: str) -> Pool:
     if pool is None:
         raise _unknown(name, daemon.pools, "pool or program")
     return pool
+
+
+def events_of(daemon: Daemon, names: tuple[str, ...] | None) -> Callable[[Event], bool]:
+    """Whether an event is about what `names` mean; None: all. ControlError: nothing is called so, nor ever was."""
+    if names is None or "all" in names:
+        return lambda event: True
+    wanted: set[str] = set()
+    known = {subject for event in daemon.history.last(REMEMBERED) for subject in _subjects(event)}
+    for name in names:
+        plain = name.removesuffix(":*")
+        if plain in known:
+            wanted.add(plain)
+            continue
+        for pool, indexes in _one(daemon, name):
+            wanted.update((pool.name,) if indexes is None else map(pool.serving.process_name, indexes))
+    return lambda event: not wanted.isdisjoint(_subjects(event))
+
+
+def _subjects(event: Event) -> tuple[str, str]:
+    """What an event is about: app:app_00, and app."""
+    return event.name, event.name.partition(":")[0]
 
 
 def indexes_of(generation: Generation, indexes: tuple[int, ...] | None) -> Iterable[int]:

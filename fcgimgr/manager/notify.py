@@ -18,7 +18,6 @@ the socket then, and whoever says it waits too.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import struct
@@ -34,6 +33,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LONGEST_PATH
 from fcgimgr.linux.procfs import session
 from fcgimgr.linux.rights import cut_short
+from fcgimgr.manager.budget import SAVED, Budget
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -44,9 +44,6 @@ MOST_LINES: Final = 32  # of one message
 STATUS_LONGEST: Final = 200  # characters
 AT_ONCE: Final = 16  # messages read before the loop is given back
 TURN: Final = 0.002  # seconds; what comes along with one may take that long to be dropped
-SHARE: Final = 0.05  # of the time
-SAVED: Final = 0.1  # seconds that may be spent at once, by a socket that was silent before
-WORTH: Final = 0.005  # seconds that are saved up before one is heard again that has spent all
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -191,6 +188,8 @@ class NotifySockets:
             slot.status_text = value[:STATUS_LONGEST]
         elif key == "X_REQUESTS" and value.isascii() and value.isdigit() and len(value) < 19:
             slot.requests = int(value)
+        elif key in ("X_ACCESS_LOG", "X_SLOWLOG"):
+            generation.hear_of_request_log(index, key, value[:STATUS_LONGEST])
         elif key == "X_RECYCLE" and value:
             generation.feed(Recycle(index, value[:STATUS_LONGEST]))
 
@@ -224,23 +223,6 @@ def receive(receiver: socket.socket) -> list[tuple[bytes, int, int]]:
                     pid, uid, _ = _CREDENTIALS.unpack(content)
                     found.append((message, pid, uid))
     return found
-
-
-class Budget:
-    """The time that one socket may take."""
-
-    __slots__ = ("_at", "_left", "timer")
-
-    def __init__(self, now: float) -> None:
-        self._left = SAVED
-        self._at = now
-        self.timer: asyncio.TimerHandle | None = None
-
-    def spend(self, begun: float, now: float) -> float:
-        """So much was spent; seconds for which nothing more is to be."""
-        self._left = min(SAVED, self._left + SHARE * (begun - self._at)) - (now - begun)
-        self._at = now
-        return 0.0 if self._left > 0 else (WORTH - self._left) / SHARE
 
 
 def may_speak_for(generation: Generation, uid: int) -> bool:

@@ -88,6 +88,21 @@ def owner_of_logs(name: str | None) -> tuple[int, int] | None:
         raise LinuxError(f"logfile_owner: {error}") from error
 
 
+def make_directory(path: str, like: os.stat_result) -> None:
+    """Let the directory of the log at `path` be there again, as it was. OSError."""
+    with directory_of(os.path.dirname(path)) as (parent, name):
+        os.mkdir(name, 0o700, dir_fd=parent)
+        made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if os.listdir(made):  # and would be given what is in that
+            raise FileExistsError(errno.EEXIST, "somebody has put another directory in its place", name)
+        if os.geteuid() == 0:
+            os.fchown(made, like.st_uid, like.st_gid)
+        os.fchmod(made, stat.S_IMODE(like.st_mode))
+    finally:
+        os.close(made)
+
+
 def open_reason(error: OSError) -> str:
     """Why a log file could not be opened, with what to do about it where that is not plain."""
     if isinstance(error, LinkRefusedError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fcgimgr.config.settings import ProcessSettings
@@ -15,10 +15,12 @@ from fcgimgr.linux.recipes import is_us
 class Pipes:
     """`stdout`, `stderr`: for the process, the same where redirect_stderr says so; `from_stderr` is then None.
 
-    OSError: no descriptors are left. Whoever reads from them takes `from_stdout` and `from_stderr` over.
+    OSError: no descriptors are left. Whoever reads from them takes `from_stdout` and `from_stderr` over. close: closes
+    what a process may have (reading.py says why that is not always close(2)).
     """
 
-    def __init__(self, settings: ProcessSettings) -> None:
+    def __init__(self, settings: ProcessSettings, close: Callable[[int], None] = os.close) -> None:
+        self._close = close
         self.from_stdout, self.stdout = log_pipe()
         self.from_stderr: int | None = None
         self.stderr = self.stdout
@@ -38,7 +40,7 @@ class Pipes:
     def close_theirs(self) -> None:
         """The process has them."""
         for fd in {self.stdout, self.stderr} - {-1}:
-            os.close(fd)
+            self._close(fd)
         self.stdout = self.stderr = -1
 
     def close(self) -> None:
@@ -46,7 +48,7 @@ class Pipes:
         self.close_theirs()
         for fd in (self.from_stdout, self.from_stderr):
             if fd is not None:
-                os.close(fd)
+                self._close(fd)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from fcgimgr.manager import losses
 from fcgimgr.manager.faults import fault_of_ours
 from fcgimgr.manager.generation import Generation, describe
 from fcgimgr.manager.listening import Listening
+from fcgimgr.manager.orders import giver
 from fcgimgr.manager.pinging import starting
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Pool:
         self.core = core.Pool()
         self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
         self.state = PoolState.STOPPED
+        self.since = 0.0  # when it came into that, monotonic; 0: not known
         self.removed = False  # by an update: nothing more is to be heard of it
         self.discarded: str | None = None  # why the last reload came to nothing, if it was not an operator's wish
         self.verdict: Future[Verdict] | None = None  # of the reload that is under way
@@ -252,7 +254,9 @@ class Pool:
     def _tell(self, number: int, what: str, *, error: bool = False) -> None:
         log = self.daemon.journal.error if error else self.daemon.journal.info
         log(f"the new generation {what}", name=self.name, generation=number)
-        self.daemon.history.record("reload", self.name, detail=f"generation {number} {what}")
+        by = giver()
+        detail = f"generation {number} {what}" + (f", by {by}" if by else "")
+        self.daemon.history.record("reload", self.name, detail=detail, by=by or None)
 
     def _begin(self, number: int) -> None:
         settings, config = self._next
@@ -397,8 +401,23 @@ class Pool:
             return False
         if (fault := self.serving.core.fault) is not None and self.state is PoolState.FATAL:
             self.daemon.journal.error(f"FATAL: {fault}; {self.serving.advice(self.name)}", name=self.name)
-        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, self.serving.core.fault)
+        self.since = self.daemon.loop.time()
+        self.daemon.state_file.pool_changed(self)
+        why, by = self._why(before)
+        self.daemon.history.record("pool_state", self.name, before.value, self.state.value, why, by=by or None)
         return True
+
+    def _why(self, before: PoolState) -> tuple[str | None, str]:
+        """Why it is in its state, and who has ordered that, as far as it is of use to know."""
+        causes = self.serving.causes
+        match self.state:
+            case PoolState.FATAL:
+                return self.why_fatal(), ""
+            case PoolState.STOPPING | PoolState.STOPPED:
+                return str(causes.order), causes.order.by
+            case PoolState.DEGRADED | PoolState.STARTING if before in (PoolState.RUNNING, PoolState.DEGRADED):
+                return str(causes.missing) or None, causes.missing.by
+        return None, ""
 
     def _verdict_on_leaving(self, left: Generation) -> Verdict:
         serves = f"generation {self.core.serving} serves"

@@ -17,6 +17,7 @@ from fcgimgr.linux.terminal import Terminal
 from fcgimgr.manager import commands, updating
 from fcgimgr.manager.daemon import Daemon
 from fcgimgr.manager.names import Chosen
+from fcgimgr.manager.orders import given_by
 from fcgimgr.manager.signals import Signals
 
 
@@ -86,14 +87,14 @@ def hang_up(daemon: Daemon, terminal: Terminal, order: Callable[[Daemon, str], N
 
 
 async def _update(daemon: Daemon, name: str) -> None:
-    with daemon.reloading():
+    with given_by(f"SIG{name}"), daemon.reloading():
         await updating.update_and_log(daemon, name)
     daemon.ground.look()
 
 
 async def _reload(daemon: Daemon, name: str) -> None:
     daemon.journal.info(f"{name}: reloading all")
-    with daemon.reloading():
+    with given_by(f"SIG{name}"), daemon.reloading():
         chosen: Chosen = {pool.serving: None for pool in daemon.pools.values() if pool.serving.core.up}
         try:
             shares = commands.canary_shares(chosen, None)

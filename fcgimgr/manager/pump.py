@@ -13,8 +13,11 @@ their turn.
 - In JSON a traceback is one line. Its end is not known before the next line comes, so what may be a part of one waits
   for that, GATHERING seconds at most.
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
+- One that rests leaves for a moment in the pipe what comes; so what its child says right before its death can be known
+  as a whole then, before it is handed on (repeats.py).
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -23,12 +26,14 @@ from typing import TYPE_CHECKING
 from fcgimgr.manager import inhand, tracebacks
 from fcgimgr.manager.inhand import LINE_LIMIT, Hand, Left
 from fcgimgr.manager.lines import LineFormat, Timestamps, dress, split_lines
+from fcgimgr.manager.reading import Direct, Guarded, LateError
 from fcgimgr.manager.target import NOWHERE, Target
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
 
 RECENT = 8 * 1024
+MUCH = 16 * 1024  # bytes that one which rests has found in its pipe; that takes 64 KiB
 DRAIN_LIMIT = 4 * 1024 * 1024
 GATHERING = 0.1
 
@@ -50,14 +55,19 @@ class Pump:
         "_followers",
         "_gathered",
         "_gathers",
+        "_held",
         "_inode",
         "_inside_line",
+        "_late",
         "_loop",
         "_on_eof",
         "_paused",
+        "_pipe",
         "_place",
         "_recent",
         "_release",
+        "_rest",
+        "_resting",
         "_split",
         "_target",
     )  # fmt: skip
@@ -76,10 +86,14 @@ class Pump:
         gathers: bool = False,
         clock: Callable[[], int] = time.time_ns,
         on_eof: Callable[[], None] | None = None,
+        pipe: Direct | Guarded | None = None,
         release: Callable[[Target], None] | None = None,
     ) -> None:
         self._loop = loop
         self._fd = fd
+        self._pipe = pipe or Direct(fd)
+        self._pipe.begin(self._come)
+        self._late = False  # something is still being read
         self._target = target
         self._gathers = gathers and format == "json"
         self._split = tracebacks.records if self._gathers else split_lines
@@ -103,6 +117,9 @@ class Pump:
         self._recent = b""
         self._followers: tuple[Callable[[Lines], None], ...] = ()
         self._paused = False
+        self._rest = 0.0  # seconds
+        self._resting: TimerHandle | None = None
+        self._held: list[bytes] | None = None  # what is not to be handed on yet
         loop.add_reader(fd, self._on_readable)
 
     @property
@@ -167,12 +184,39 @@ class Pump:
 
         For the child's death: what it wrote before is in the pipe. Also reads for a blocked target.
         """
-        while self._fd >= 0 and limit > 0:
+        while self._fd >= 0 and not self._late and limit > 0:
             size = self._read()
             if size == 0:
                 return False
             limit -= size
         return self._fd >= 0
+
+    @property
+    def rests(self) -> bool:
+        """Whether it reads with a delay."""
+        return self._rest > 0
+
+    def rest(self, seconds: float) -> None:
+        """From now on read what comes only so many seconds after it has come; 0: at once, as all do."""
+        self._rest = seconds
+        if not seconds and self._resting is not None:
+            self._resting.cancel()
+            self._end_rest()
+
+    def drain_unless(self, is_known: Callable[[bytes], bool]) -> bool:
+        """As `drain`, but what was there is not handed on to the target if it is known; whether it was."""
+        self._held = []
+        try:
+            self.drain()
+        finally:
+            held, self._held = self._held, None
+            known = bool(held) and is_known(b"".join(held))
+            for chunk in held:
+                if known:
+                    self._tell_followers(chunk)
+                else:
+                    self._hand_on(chunk)
+        return known
 
     def drop(self) -> None:
         """Go on reading, so that nobody has to wait who writes, and keep nothing of it."""
@@ -189,9 +233,12 @@ class Pump:
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        if not self._paused:
+        if not self._paused and not self._late:
             self._loop.remove_reader(fd)
-        os.close(fd)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        self._pipe.close()
         self._hand_on_the_rest()
         if self._release:
             self._release(self._target)
@@ -203,36 +250,78 @@ class Pump:
             self._loop.remove_reader(self._fd)
             self._paused = True
             self._target.when_free(self._resume)
+        elif self._rest:
+            self._loop.remove_reader(self._fd)
+            self._paused = True
+            self._resting = self._loop.call_later(self._rest, self._end_rest)
         else:
             self._read()
+
+    def _end_rest(self) -> None:
+        self._resting = None
+        if self._fd >= 0 and self._read() > MUCH:
+            self._rest = 0.0  # else it would have to wait for us
+        self._resume()
 
     def _resume(self) -> None:
         if self._paused and self._fd >= 0:
             self._paused = False
-            self._loop.add_reader(self._fd, self._on_readable)
+            if not self._late:
+                self._loop.add_reader(self._fd, self._on_readable)
 
     def _read(self) -> int:
         """Read once; how many bytes there were. At the end of the stream, close."""
         hand = inhand.hand
-        start = LINE_LIMIT - len(self._begun)
-        if self._begun:
-            hand.buffer[start:LINE_LIMIT] = self._begun
-        hand.begin(self._inode, start)
+        start = self._begin_to_read(hand)
         try:
-            size = os.readv(self._fd, hand.read_into)
+            size = self._pipe.read(hand)
         except BlockingIOError:
             hand.let_go(0)
+            return 0
+        except LateError:
+            inhand.hand.let_go(0)
+            self._late = True
+            if not self._paused:
+                self._loop.remove_reader(self._fd)
             return 0
         except OSError:  # the stream cannot be read any more; asked again it would fail again, without end
             self._end()
             raise
+        self._has_read(hand, start, size)
+        return size
+
+    def _come(self, other: Hand | None, size: int) -> None:
+        """What was late is here: so much in another's hand, or -errno."""
+        if self._fd < 0:
+            return
+        self._late = False
+        if not self._paused:
+            self._loop.add_reader(self._fd, self._on_readable)
+        if other is None or size == -errno.EAGAIN:
+            return
+        if size < 0:
+            self._end()
+            return
+        hand = inhand.hand
+        start = self._begin_to_read(hand)
+        hand.buffer[LINE_LIMIT : LINE_LIMIT + size] = other.buffer[LINE_LIMIT : LINE_LIMIT + size]
+        other.let_go(size)
+        self._has_read(hand, start, size)
+
+    def _begin_to_read(self, hand: Hand) -> int:
+        start = LINE_LIMIT - len(self._begun)
+        if self._begun:
+            hand.buffer[start:LINE_LIMIT] = self._begun
+        hand.begin(self._inode, start)
+        return start
+
+    def _has_read(self, hand: Hand, start: int, size: int) -> None:
         if size == 0:
             hand.let_go(0)
             self._end()
         else:
             self._take(hand, start, LINE_LIMIT + size)
             hand.let_go(size)
-        return size
 
     def _end(self) -> None:
         if self._fd >= 0:
@@ -296,11 +385,17 @@ class Pump:
             self._place = inhand.hand.keep(self._place, self._inode, line)
 
     def _hand_on(self, chunk: bytes | memoryview) -> None:
+        if self._held is not None:
+            self._held.append(bytes(chunk))
+            return
         inside, self._inside_line = self._inside_line, chunk[-1] != 0x0A
         written = chunk if self._dress is None else self._dress(bytes(chunk), inside)
         if self._target.shows_how_far:
             inhand.hand.hand_on(len(written), len(chunk))
         self._target.write(written)
+        self._tell_followers(chunk)
+
+    def _tell_followers(self, chunk: bytes | memoryview) -> None:
         if self._followers:
             lines = bytes(chunk).removesuffix(b"\n").split(b"\n")
             for follower in self._followers:

@@ -32,6 +32,7 @@ from fcgimgr.manager.places import control_owner
 if TYPE_CHECKING:
     from fcgimgr.config.settings import ManagerSettings
     from fcgimgr.manager.daemon import Daemon
+from fcgimgr.manager.orders import given_by
 
 IDLE_LIMIT: Final = 60.0  # seconds without a request under way
 IDLE_ENOUGH: Final = 1.0  # … that make room for another client, where there are as many as may be
@@ -225,7 +226,8 @@ class Client(asyncio.Protocol):
 
     async def _answer(self, request: Request) -> None:
         try:
-            result = await COMMANDS[request.method](self._daemon, request.params, self)
+            with given_by(self._who):
+                result = await COMMANDS[request.method](self._daemon, request.params, self)
         except ControlError as error:
             self._send(encode_error(request.id, error.code, str(error)))
         except LinuxError as error:

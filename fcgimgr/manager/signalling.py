@@ -6,13 +6,19 @@ number of one that has been reaped may be another's by now, and the manager is r
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fcgimgr.linux.pidfd import PidFd
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.unreaped import Unreaped
 
 
 class Signalling:
-    """`in`: by pid."""
+    """`in`: by pid. What is held is watched for an end that nobody tells of."""
 
-    def __init__(self) -> None:
+    def __init__(self, unreaped: Unreaped) -> None:
+        self._unreaped = unreaped
         self._held: dict[int, PidFd] = {}
 
     def __contains__(self, pid: object) -> bool:
@@ -21,12 +27,14 @@ class Signalling:
     def hold(self, process: PidFd) -> None:
         """It is ours to signal from now on."""
         self._held[process.pid] = process
+        self._unreaped.watch(process)
 
     def of(self, pid: int) -> PidFd | None:
         return self._held.get(pid)
 
     def release(self, process: PidFd) -> None:
         """Its death is known. It stays open, for whoever goes on with what it has left."""
+        self._unreaped.forget(process)
         if self._held.get(process.pid) is process:  # else the number is a new process's by now
             del self._held[process.pid]
 
@@ -41,5 +49,6 @@ class Signalling:
     def close(self) -> None:
         """Let go of those that live on."""
         for process in self._held.values():
+            self._unreaped.forget(process)
             process.close()
         self._held.clear()

@@ -14,6 +14,7 @@ from fcgimgr.core.process import Exit
 from fcgimgr.fastcgi.scoreboard import Reading
 from fcgimgr.linux.spawn import Forked
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.causes import Restarts
 from fcgimgr.manager.pump import Pump
 
 # Pipes of dead processes of which every line is kept; of those before them it is read and dropped, and of still older
@@ -21,6 +22,7 @@ from fcgimgr.manager.pump import Pump
 MOST_LINGERING: Final = 4
 MOST_DROPPED: Final = 64
 LAST_WORDS: Final = 10  # log lines of a dead process that are kept
+MOST_LINES: Final = 200  # of those that a pump remembers
 
 Lines = list[bytes]
 
@@ -29,9 +31,9 @@ class Slot:
     """`stderr` is None where it goes with stdout (redirect_stderr)."""
 
     __slots__ = (
-        "armed", "at_risk", "board", "born", "exit", "followers", "forked", "fresh_rss", "has_told_of_lingering",
-        "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests", "spawned", "started", "status_text",
-        "stderr", "stdout", "timer",
+        "armed", "at_risk", "board", "born", "end", "exit", "followers", "forked", "fresh_rss", "has_told_of_lingering",
+        "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests", "restarts", "since", "spawned", "started",
+        "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -42,7 +44,10 @@ class Slot:
         self.board: Board | None = None  # what its process shows of its requests
         self.fresh_rss: int | None = None  # bytes of memory when it was ready; None: not known
         self.spawned = 0  # how often; with those that could not be
+        self.restarts = Restarts()  # … but for the first, by why
+        self.since = 0.0  # when it came into the state that it is in, monotonic; 0: not known
         self.exit: Exit | None = None
+        self.end = ""  # that in words, with what it had in hand and what it said last
         self.at_risk = 0  # connections that its process had in hand when it was told to end all the same
         self.forked: Forked | None = None  # while its process has not come to its program
         self.requests: int | None = None
@@ -60,13 +65,19 @@ class Slot:
     def begin(self, now: float, stdout: Pump, stderr: Pump | None, board: Board | None = None) -> None:
         """A new process writes to these pipes, and to this board."""
         self.started = now
-        self.spawned += 1
+        self.count_spawn()
         self.at_risk = 0
         self.born = self.fresh_rss = None
         self.requests = self.status_text = None
         self.let_go_of_board()
         self.board = board
         self.hear(stdout, stderr)
+
+    def count_spawn(self) -> None:
+        """A process was spawned, or could not be."""
+        self.spawned += 1
+        if self.spawned > 1:
+            self.restarts.count()
 
     def hear(self, stdout: Pump | None, stderr: Pump | None) -> None:
         """Its process writes to these pipes."""
@@ -75,13 +86,26 @@ class Slot:
         for follower in self.followers:
             follower.attach(self)
 
-    def hear_last_words(self) -> None:
-        """The process is dead: read what it wrote before, and keep the end of it."""
+    def hear_last_words(self, is_known: Callable[[bytes], bool] | None = None) -> bool:
+        """The process is dead: read what it wrote before, and keep the end of it.
+
+        is_known: whether another has said the same already, so that it need not be logged. The answer: that was so.
+        """
+        known = False
+        errors = self.pump("stderr")
         for pump in (self.stdout, self.stderr):
-            if pump is not None:
+            if pump is not None and pump is errors and is_known is not None:
+                known = pump.drain_unless(is_known)
+            elif pump is not None:
                 pump.drain()
         self.old_stdout = self.stdout.tail(LAST_WORDS) if self.stdout else []
         self.old_stderr = self.stderr.tail(LAST_WORDS) if self.stderr else []
+        return known
+
+    def lines_before_its_end(self) -> Lines:
+        """The last lines on the standard error of the process that has just ended, as many as are kept."""
+        pump = self.pump("stderr")
+        return pump.tail(MOST_LINES) if pump is not None else []
 
     def set_pumps_aside(self) -> str | None:
         """Make room for the next process's pumps. Who still writes to the old pipes is read on, within bounds.

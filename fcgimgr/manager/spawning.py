@@ -61,7 +61,7 @@ def spawn_due(generation: Generation, indexes: Iterable[int]) -> None:
         except (LinuxError, OSError) as error:
             # EMFILE or ENOMEM may be over at the next try: a failed start like any other.
             outcomes[index] = SpawnFailed(why_not(error))
-            generation.slots[index].spawned += 1
+            generation.slots[index].count_spawn()
     children = start([each.order for each in begun.values()])
     for (index, each), child in zip(begun.items(), children, strict=True):
         try:
@@ -108,7 +108,7 @@ def begin(generation: Generation, index: int) -> Begun:
     """All that has to be there before the process is. LinuxError, OSError: it cannot be had, and nothing is left."""
     generation.set_pumps_aside(index)
     recipe, plan = generation.prepare(index)
-    pipes = Pipes(generation.settings)
+    pipes = Pipes(generation.settings, generation.close_pipe)
     try:
         board = generation.new_board()
     except LinuxError:
@@ -147,7 +147,7 @@ def take_in(
         begun.pipes.close()
         if begun.board is not None:
             begun.board.close()
-        generation.slots[index].spawned += 1
+        generation.slots[index].count_spawn()
         return SpawnFailed(str(child))
     pid = child if isinstance(child, int) else child.pid
     generation.take_in(index, pid, begun.plan, begun.pipes, begun.board)

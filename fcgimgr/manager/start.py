@@ -57,7 +57,7 @@ from fcgimgr.manager.state import StateError, decode
 from fcgimgr.manager.stream import Stream
 
 if TYPE_CHECKING:
-    from fcgimgr.manager.target import Target
+    from fcgimgr.manager.target import Report, Target
 
 FAILED = 1
 BAD_CONFIG = 2
@@ -273,7 +273,11 @@ class TellStarter(Watcher):
             self._starter.tell(FAILED, "\n".join(["the manager did not come up", *self._reasons()]))
 
     def _reasons(self) -> Iterator[str]:
-        """Why each pool that is FATAL is so, with the last log lines of one of its processes."""
+        """Which logs cannot be written, and why each pool that is FATAL is so, with the last log lines of one of its
+        processes.
+        """
+        for trouble in self._daemon.log_troubles:
+            yield f"{trouble.path}: {trouble.problem}"
         for pool in self._daemon.pools.values():
             if pool.state is PoolState.FATAL:
                 yield f"{pool.name}: {pool.why_fatal()}"
@@ -294,7 +298,10 @@ def open_logs(
 
     def report_aside(message: str) -> None:
         aside.warning(message)  # trouble with the log itself cannot be told to it
+        for follower in followers:
+            follower(message)
 
+    followers: list[Report] = []
     output = Stream(1, report=report, loop=loop)
     errors = Stream(2, report=report, loop=loop)
     held.callback(errors.close)
@@ -315,7 +322,7 @@ def open_logs(
         )
         held.callback(own.close)
         journal = Journal(settings.loglevel, settings.log_format, own)
-    return journal, Logs(own, report=report, streams={1: output, 2: errors})
+    return journal, Logs(own, report=report, streams={1: output, 2: errors}, followers=followers)
 
 
 def refuse_unless_writable(logfile: str, owner: tuple[int, int] | None, mode: int | None) -> None:

@@ -53,13 +53,15 @@ class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
 
 
 class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, tag="pool"):
-    """A pool or program. `serving`, `last`: numbers of generations; `discarded`: what came of the last reload."""
+    """A pool or program. `serving`, `last`: numbers of generations; `discarded`: what came of the last reload; `since`:
+    as of a process."""
 
     name: str
     seed: float
     serving: int
     last: int
     discarded: str | None = None
+    since: float = 0.0
 
 
 class ListenerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +110,8 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes.
 
     `board`: the inode of its scoreboard; 0: it has none. `fresh_rss`: bytes of memory that it had when it was ready.
+    `crashes`, `recycled`, `by_hand`: how often it was started anew because of what; `since`: when it came into its
+    state, monotonic seconds (0: not known).
     """
 
     pool: str
@@ -121,6 +125,10 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     pipes: tuple[int, ...] = ()
     board: int = 0
     fresh_rss: int | None = None
+    crashes: int = 0
+    recycled: int = 0
+    by_hand: int = 0
+    since: float = 0.0
 
 
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):

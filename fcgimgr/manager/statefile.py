@@ -213,7 +213,14 @@ def manager_record(daemon: Daemon, boot: str) -> ManagerRecord:
 
 def pool_record(pool: Pool) -> PoolRecord:
     core = pool.core
-    return PoolRecord(name=pool.name, seed=pool.seed, serving=core.serving, last=core.last, discarded=pool.discarded)
+    return PoolRecord(
+        name=pool.name,
+        seed=pool.seed,
+        serving=core.serving,
+        last=core.last,
+        discarded=pool.discarded,
+        since=pool.since,
+    )
 
 
 def generation_record(generation: Generation) -> GenerationRecord:
@@ -258,4 +265,8 @@ def process_record(generation: Generation, index: int) -> ProcessRecord:
         pipes=slot.pipes if current.pid is not None else (),
         board=slot.board.inode if slot.board is not None else 0,
         fresh_rss=slot.fresh_rss if current.pid is not None else None,
+        crashes=slot.restarts.crashes,
+        recycled=slot.restarts.recycled,
+        by_hand=slot.restarts.by_hand,
+        since=slot.since,
     )

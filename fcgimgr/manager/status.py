@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings
-from fcgimgr.config.signals import signal_name
 from fcgimgr.control import messages
 from fcgimgr.core.pool import Canary
-from fcgimgr.core.process import Backoff, Exited, Fatal, Starting, State
+from fcgimgr.core.process import Backoff, Exited, Fatal, Starting, State, said
 from fcgimgr.fastcgi.scoreboard import Request
 from fcgimgr.linux.procfs import holds, rss
 from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.names import Chosen, indexes_of
+from fcgimgr.manager.rollouts import generation_status
+from fcgimgr.manager.telling import exit_as_told
 from fcgimgr.manager.turns import Turns
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ async def status(daemon: Daemon, chosen: Chosen, *, detail: bool) -> messages.St
             state=daemon.shown_state,
         ),
         pools=tuple(pools),
+        logs=tuple(
+            messages.LogStatus(path=one.path, problem=one.problem, lost=one.lost) for one in daemon.log_troubles
+        ),
     )
 
 
@@ -54,6 +58,7 @@ async def _pool(
         for generation in others:
             processes += await _processes(daemon, generation, list(indexes_of(generation, None)), detail)
     core = serving.core
+    now, saturated = daemon.loop.time(), daemon.saturation.since(serving)
     reason = core.fault
     if core.up and core.waiting:
         reason = f"waits for {', '.join(core.waiting)}"
@@ -74,6 +79,9 @@ async def _pool(
             for generation in (serving, *others)
             if generation.zygote is not None and indexes is None
         ),
+        generations=tuple(map(generation_status, others)) if indexes is None else (),
+        saturated_for=None if saturated is None else round(now - saturated, 3),
+        state_for=round(now - pool.since, 3) if pool.since else None,
         discarded=pool.discarded,
         abandoned=tuple(
             messages.AbandonedStatus(process=name, pid=one.pid, reason=str(one))
@@ -133,7 +141,7 @@ def _process(
         generation=generation.number if slot.spawned else None,
         uptime=round(now - slot.started, 3) if pid is not None else None,
         restarts=max(0, slot.spawned - 1),
-        exit=None if slot.exit is None else _exit(slot.exit.code, slot.exit.signal),
+        exit=None if slot.exit is None else exit_as_told(slot.exit),
         busy=busy,
         requests=slot.requests if board is None else board.requests,
         rss=memory,
@@ -141,6 +149,10 @@ def _process(
         retry_in=_retry_in(generation, state, now),
         in_hand=None if board is None else len(board.in_hand),
         last_duration=None if board is None or board.last is None else round(board.last, 6),
+        crashes=slot.restarts.crashes,
+        recycled=slot.restarts.recycled,
+        by_hand=slot.restarts.by_hand,
+        state_for=round(now - slot.since, 3) if slot.since else None,
         current=() if board is None else tuple(_request(request, now) for request in board.in_hand[:SHOWN]),
     )
 
@@ -156,16 +168,12 @@ def _request(request: Request, now: float) -> messages.RequestStatus:
     return messages.RequestStatus(method=request.method, uri=request.uri, seconds=seconds)
 
 
-def _exit(code: int | None, signal: int | None) -> messages.Exit:
-    return messages.Exit(code=code, signal=None if signal is None else signal_name(signal))
-
-
 def _reason(state: State) -> str | None:
     match state:
         case Backoff(why=why) | Fatal(why=why):
             return why
-        case Exited(exit=exit):
-            return str(exit)
+        case Exited(exit=exit, word=word):
+            return f"{exit}{said(word)}"
         case Starting(astray=what) if what:
             return what
     return None

@@ -5,6 +5,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from fcgimgr.manager.inhand import Left
 from fcgimgr.manager.lines import Split
@@ -56,6 +57,14 @@ class Discard(Target):
 NOWHERE = Discard()
 
 
+class Trouble(NamedTuple):
+    """What is wrong with a log just now. lost: lines that could not be written since it began; None: not known."""
+
+    path: str
+    problem: str
+    lost: int | None
+
+
 class Outage:
     """A time in which something does not work: its beginning and its end are each told once.
 
@@ -63,19 +72,27 @@ class Outage:
     target's own state is consistent.
     """
 
-    __slots__ = ("_messages", "_name", "_report", "lasts", "lost")
+    __slots__ = ("_messages", "_name", "_report", "_trouble", "lasts", "lost")
 
     def __init__(self, name: str, report: Report) -> None:
         self._name = name
         self._report = report
         self._messages: list[str] = []
+        self._trouble = ""
         self.lasts = False
         self.lost = 0
 
-    def begin(self, trouble: str) -> None:
+    def begin(self, trouble: str, so: str = "") -> None:
+        """`so`: what comes of it, to be told with it."""
         if not self.lasts:
             self.lasts = True
-            self.note(trouble)
+            self._trouble = trouble
+            self.note(f"{trouble}; {so}" if so else trouble)
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """What it is, while it lasts."""
+        return Trouble(self._name, self._trouble, self.lost) if self.lasts else None
 
     def end(self, recovery: str) -> None:
         if self.lasts:

@@ -26,6 +26,7 @@ from fcgimgr.manager import waiting
 from fcgimgr.manager.abandoned import in_words
 from fcgimgr.manager.daemon import Watcher
 from fcgimgr.manager.faults import fault_of_ours
+from fcgimgr.manager.orders import given_by, giver
 from fcgimgr.manager.pools import Pool
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ async def _apply(
                     daemon.journal.info(
                         "stopped until the pool that it changes places with has moved", name=change.name
                     )
-                    these.yielded[change.name] = daemon.loop.create_task(stopped(daemon, before.pool))
+                    these.yielded[change.name] = daemon.loop.create_task(_yield(these, before.pool))
                 these.made[change.name] = daemon.loop.create_task(_begin(these, change, before))
             await _all_over(these.made.values())
             verdicts += [task.result() for task in these.made.values()]
@@ -147,6 +148,7 @@ class Round:
         self.config = config
         self.progress = progress
         self.order = order
+        self.by = giver()
         self.yielded: dict[str, asyncio.Task[None]] = {}
         self.made: dict[str, asyncio.Task[ProcessVerdict]] = {}
 
@@ -216,8 +218,18 @@ def running_config(daemon: Daemon, config: Config) -> Config:
     )
 
 
+async def _yield(these: Round, pool: Pool) -> None:
+    with given_by(these.by):
+        await stopped(these.daemon, pool)
+
+
 async def _begin(these: Round, change: Change, before: Before | None) -> ProcessVerdict:
     """Make this change when its turn has come. What goes wrong is undone, so that the next update does all of it."""
+    with given_by(these.by):
+        return await _make(these, change, before)
+
+
+async def _make(these: Round, change: Change, before: Before | None) -> ProcessVerdict:
     daemon = these.daemon
     try:
         await _all_over(these.yielded.values())

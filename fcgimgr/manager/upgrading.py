@@ -185,6 +185,7 @@ class GoOver:
 
     def _execute(self, control: int) -> None:
         daemon = self._daemon
+        daemon.readers.finish()
         daemon.state_file.write()
         handover = HandoverRecord(
             control=control,

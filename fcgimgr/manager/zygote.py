@@ -49,6 +49,7 @@ from fcgimgr.linux.rights import dropping_rights
 from fcgimgr.linux.spawn import Forked, Order, start
 from fcgimgr.manager import nursery
 from fcgimgr.manager.board import Board
+from fcgimgr.manager.causes import last_word
 from fcgimgr.manager.pipes import Pipes, closing_fd
 from fcgimgr.manager.slots import Slot
 from fcgimgr.manager.spawning import await_program, forget_program, hear_of_program
@@ -152,8 +153,10 @@ class Zygote:
         if self.state.name != "STOPPING" and not (isinstance(self.state, Starting) and self.state.fault):
             age = self._daemon.loop.time() - self.slot.started
             self._daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.name, pid=pid)
+        self.slot.restarts.next = "by_hand" if self.state.name == "STOPPING" else "crash"
         self._fork_no_more()
-        self.feed(Died(exit))
+        lines = self.slot.lines_before_its_end()
+        self.feed(Died(exit, word=last_word(self.settings, exit, lines, was_ready=isinstance(self.state, Running))))
 
     def _fork_no_more(self) -> None:
         self._hang_up()
@@ -202,6 +205,7 @@ class Zygote:
         if after.name != "STARTING":  # "spawned" says it, with the pid
             log = self._daemon.journal.error if isinstance(after, Fatal) else self._daemon.journal.info
             log(after.name + (f": {why}" if why else ""), name=self.name)
+        self.slot.since = self._daemon.loop.time()
         self._daemon.history.record("process_state", self.name, before.name, after.name, why)
 
     def _arm_timer(self, due: float | None) -> None:
@@ -237,7 +241,7 @@ class Zygote:
             self._daemon.journal.warning(told, name=self.name)
         try:
             recipe, plan = self.generation.prepare_zygote()
-            pipes = Pipes(self.settings)
+            pipes = Pipes(self.settings, self.generation.close_pipe)
         except (LinuxError, OSError) as error:
             return SpawnFailed(str(error))
         try:
@@ -290,12 +294,13 @@ class Zygote:
         with ExitStack() as undo:
             try:
                 recipe, _ = generation.prepare(index)
-                pipes = Pipes(self.settings)
+                pipes = Pipes(self.settings, self.generation.close_pipe)
                 undo.callback(pipes.close)
                 pipes.give_to(recipe.account)
                 if (board := generation.new_board()) is not None:
                     undo.callback(board.close)
-                its_go, go = os.pipe2(os.O_CLOEXEC)
+                # No pipe: who reads from one may have its last close(2) wait (linux/pipereader.py).
+                its_go, go = (end.detach() for end in socket.socketpair())
                 undo.callback(os.close, go)
                 with closing_fd(its_go):
                     descriptors = generation.descriptors(board)

@@ -39,10 +39,18 @@ _BETWEEN: Final = (errno.ENOENT, errno.EACCES)
 
 class AppendedFile:
     """The file at `path`; "-" is the descriptor `standard`. `reopen` gives a number that changes when it is to be
-    opened anew."""
+    opened anew. `tell` hears what is wrong with it, as often as that changes; "" is nothing."""
 
-    def __init__(self, path: str, *, standard: int, reopen: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        standard: int,
+        reopen: Callable[[], int] = lambda: 0,
+        tell: Callable[[str], None] = lambda problem: None,
+    ) -> None:
         self._path = path
+        self._tell = tell
         self._standard = standard if path == "-" else -1
         self._reopen = reopen
         self._number = reopen()
@@ -143,3 +151,4 @@ class AppendedFile:
 
     def _say(self, what: str) -> None:
         say(f"{'its standard output' if self._standard >= 0 else self._path}: {what}")
+        self._tell(self._not_opened or self._not_written)

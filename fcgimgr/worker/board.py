@@ -57,24 +57,24 @@ class Board:
 class Lane:
     """What one thread shows of itself. To be made by that thread."""
 
-    __slots__ = ("_count", "_halves", "_memory", "_shown")
+    __slots__ = ("_count", "_memory", "_resting_at", "_shown", "_working_at")
 
     def __init__(self, board: Board, at: int) -> None:
         self._memory = board.memory
-        self._halves = at + HALVES[0], at + HALVES[1]
-        self._count = 0
+        # Work and rest take turns, so that each has a half of its own.
+        self._resting_at, self._working_at = at + HALVES[0], at + HALVES[1]
+        self._count = 0  # of the last rest, which is even
         self._shown = memoryview(board.memory)[at : at + COUNT.size].cast("I")
         THREAD.pack_into(board.memory, at + THREAD_AT, get_ident())
 
     def work(self, requests: int, since: float, last: float, method: str, uri: str) -> None:
         """A request is in hand, since that monotonic time, after so many, of which the last took so long; what is too
         long is cut."""
-        self._count = count = (self._count + 1) & 0xFFFFFFFF or 2  # 0: there was none
         text = uri.encode("latin-1", "replace")
         length = len(text)
         WORK.pack_into(
             self._memory,
-            self._halves[count & 1],
+            self._working_at,
             WORKING,
             requests,
             since,
@@ -83,13 +83,12 @@ class Lane:
             length if length < URI_LONGEST else URI_LONGEST,
             text,
         )
-        self._shown[0] = count
+        self._shown[0] = self._count + 1
 
     def rest(self, requests: int, since: float, last: float) -> None:
         """None is in hand."""
-        self._count = count = (self._count + 1) & 0xFFFFFFFF or 2
-        REST.pack_into(self._memory, self._halves[count & 1], IDLE, requests, since, last)
-        self._shown[0] = count
+        REST.pack_into(self._memory, self._resting_at, IDLE, requests, since, last)
+        self._count = self._shown[0] = (self._count + 2) & 0xFFFFFFFF or 2  # 0: there was none
 
 
 def inherited_board(environ: MutableMapping[str, str]) -> Board | None:

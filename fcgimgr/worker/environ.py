@@ -131,7 +131,7 @@ def _name_server(environ: dict[str, Any]) -> None:
     server_name, and the port of a listener that is a Unix socket."""
     if not environ["SERVER_NAME"]:
         address = environ.get("SERVER_ADDR", "")
-        if not _IP_ADDRESS.fullmatch(address):
+        if not (address and _IP_ADDRESS.fullmatch(address)):
             address = "localhost"
         environ["SERVER_NAME"] = f"[{address}]" if ":" in address else address
     if not environ["SERVER_PORT"]:

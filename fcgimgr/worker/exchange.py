@@ -162,27 +162,19 @@ class Exchange:
                 exc_info = None  # its traceback holds this frame
         elif self._head:
             raise ValueError("start_response was called twice without exc_info")
-        number = _known_statuses.get(status) or _check_status(status)
-        head = f"Status: {status}\r\n"
+        number, head = _known_statuses.get(status) or _status_line(status)
         left = -1
-        try:
-            for field in headers:
-                name, value = field
-                head += ": ".join(field)
-                head += "\r\n"
-                if name not in _known_names:
-                    _check_name(name)
-                if "\n" in value or "\r" in value or "\0" in value:
-                    raise _broken(f"{name}: {value}")
-                if len(name) == 14 and name.lower() == "content-length":
-                    if not (value.isascii() and value.isdigit()):
-                        raise ValueError(f"the Content-Length {value!r} is not a number")
-                    if left >= 0:
-                        raise ValueError(f"two headers say the Content-Length: {left} and {value}")
-                    left = int(value)
-        except (TypeError, ValueError):
-            _check_fields(headers)
-            raise
+        for field in headers:
+            try:
+                known = _known_fields.get(field)
+            except TypeError:  # a list, say
+                known = None
+            line, length = known or _field_line(field)
+            head += line
+            if length >= 0:
+                if left >= 0:
+                    raise ValueError(f"two headers say the Content-Length: {left} and {length}")
+                left = length
         self.status = number
         if number == 204 or number == 304:
             self.bodiless = True
@@ -285,9 +277,10 @@ class Exchange:
             if len(head) > FULL_CONTENT:
                 raise ValueError(f"the response's header is longer than {FULL_CONTENT} bytes")
             self.head_sent = True
-        self.sent += len(block)
-        length = len(head) + len(block)
-        if length <= FULL_CONTENT and (len(block) < _COPIED or not head):
+        size = len(block)
+        length = len(head) + size
+        self.sent += size
+        if length <= FULL_CONTENT and (size < _COPIED or not head):
             record = _RECORD.pack(VERSION, _STDOUT, request_id, length) if length else b""
             self._wire.send(record + head + block + tail, last, over)
         else:
@@ -319,10 +312,14 @@ def _tail(request_id: int) -> bytes:
 
 _TAIL_1: Final = _tail(1)
 
-#: What has been looked at before and is well. Bounded: an application may make up names without end.
-_known_names: set[str] = set()
-_known_statuses: dict[str, int] = {}
-_MOST_KNOWN: Final = 1000
+#: What has been looked at before and is well: a status, with its number and its line; a header, with its line and the
+#: length of the body, or -1 where it does not say that. An application says the same of most of its answers.
+_known_statuses: dict[str, tuple[int, str]] = {}
+_known_fields: dict[tuple[str, str], tuple[str, int]] = {}
+#: Bounded, for it may make up new ones without end: then it is all begun anew.
+_MOST_KNOWN: Final = 300
+#: Characters of a header beyond which it is not kept in mind, nor is a cookie, which nobody else gets.
+_LONGEST_KNOWN: Final = 500
 
 
 def _joined(blocks: Sequence[bytes]) -> bytes:
@@ -336,18 +333,6 @@ def _no_block(block: object) -> TypeError:
     return TypeError(f"a block of the response is bytes, not {type(block).__name__}")
 
 
-def _check_fields(headers: Iterable[object]) -> None:
-    """TypeError for the first that is no pair of texts."""
-    for field in headers:
-        if not isinstance(field, (tuple, list)) or len(field) != 2:
-            raise TypeError(f"a response header is a pair of name and value, not {field!r}")
-        name, value = field
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a response header is a str, not {name!r}")
-        if not isinstance(value, str):
-            raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
-
-
 def _not_latin(head: str, at: int) -> ValueError:
     """`head` holds there what none can (PEP 3333)."""
     line = head[head.rfind("\n", 0, at) + 1 :]
@@ -355,27 +340,47 @@ def _not_latin(head: str, at: int) -> ValueError:
     return ValueError(f"{where} holds {head[at]!r}, which is not in Latin-1: encode it, as RFC 8187 or a URL has it")
 
 
-def _broken(field: str) -> ValueError:
-    return ValueError(f"a line break or NUL in the response's header: {field!r}")
-
-
-def _check_name(name: str) -> None:
-    if _BREAK.search(name):
-        raise _broken(name)
-    if not _FIELD_NAME.fullmatch(name) or name.lower() == "status":
+def _field_line(field: tuple[str, str]) -> tuple[str, int]:
+    """The line of this header, as `_known_fields` has it. Raises TypeError and ValueError for what is none."""
+    if not isinstance(field, (tuple, list)) or len(field) != 2:
+        raise TypeError(f"a response header is a pair of name and value, not {field!r}")
+    name, value = field
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a response header is a str, not {name!r}")
+    if not isinstance(value, str):
+        raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
+    if _BREAK.search(name) or _BREAK.search(value):
+        raise ValueError(f"a line break or NUL in the response's header: {f'{name}: {value}'!r}")
+    lower = name.lower()
+    if not _FIELD_NAME.fullmatch(name) or lower == "status":
         raise ValueError(f"{name!r} is not the name of a response header")
-    if len(_known_names) < _MOST_KNOWN:
-        _known_names.add(name)
+    length = -1
+    if lower == "content-length":
+        if not (value.isascii() and value.isdigit()):
+            raise ValueError(f"the Content-Length {value!r} is not a number")
+        length = int(value)
+    found = f"{name}: {value}\r\n", length
+    # What is no plain tuple of texts may have a behaviour of its own.
+    is_plain = type(field) is tuple and type(name) is str and type(value) is str
+    if is_plain and lower != "set-cookie" and len(found[0]) <= _LONGEST_KNOWN:
+        _keep_in_mind(_known_fields, field, found)
+    return found
 
 
-def _check_status(status: str) -> int:
+def _status_line(status: str) -> tuple[int, str]:
     if isinstance(status, str) and _BREAK.search(status):
-        raise _broken(status)
+        raise ValueError(f"a line break or NUL in the response's header: {status!r}")
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ValueError(
             f"{status!r} is not a status: write three digits from 200 on, a space and a reason, such as '200 OK'"
         )
-    number = int(status[:3])
-    if len(_known_statuses) < _MOST_KNOWN:
-        _known_statuses[status] = number
-    return number
+    found = int(status[:3]), f"Status: {status}\r\n"
+    if type(status) is str and len(status) <= _LONGEST_KNOWN:
+        _keep_in_mind(_known_statuses, status, found)
+    return found
+
+
+def _keep_in_mind(known: dict[Any, Any], key: object, found: object) -> None:
+    if len(known) >= _MOST_KNOWN:
+        known.clear()
+    known[key] = found

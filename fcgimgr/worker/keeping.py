@@ -35,7 +35,8 @@ MOST_IN_ALL: Final = 384
 
 
 class Keeping:
-    """`busy`: requests since this process last had nothing to do; whoever waits for work sets it to 0.
+    """`busy`: there was a request since this process last had nothing to do; whoever waits for work and keeps nothing
+    unsets it. (With threads it always is.)
     `waited`: requests that had to wait for another, since a connection was let go; whoever takes them adds to it. (With
     threads it is all of them.)
     `ended`: when the last request did, monotonic seconds.
@@ -55,13 +56,13 @@ class Keeping:
         self._square = 0.0
         self._pause = 1.0
         self.ended = 0.0
-        self.busy = 0
+        self.busy = threads > 1
         self.waited = 0
         self.kept: set[object] = set()
 
     def served(self, begun: float, ended: float) -> None:
         """A request was in hand from one monotonic time to another."""
-        self.busy += 1
+        self.busy = True
         if self._threads > 1:
             self.waited += 1
         taken = ended - begun

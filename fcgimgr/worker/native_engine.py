@@ -14,11 +14,12 @@ import gc
 import io
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Any, Final
 
 from fcgimgr.fastcgi.arriving import Arrival, read_whole
+from fcgimgr.fastcgi.common import Common
 from fcgimgr.fastcgi.records import (
     KEEP_CONNECTION,
     ProtocolError,
@@ -129,7 +130,9 @@ class _Engine(Engine):
     ) -> None:
         super().__init__(application, threads, observer, keeping.served)
         self.keeping = keeping
-        self.always_asks = threads > 1
+        #: Connections of which their loop hears that the web server has gone.
+        self.unasked: Collection[object] = keeping.kept if threads == 1 else ()
+        self.common = Common()
 
 
 class _Connection(Answering):
@@ -152,25 +155,34 @@ class _Connection(Answering):
         return self._spoke and (arrival is None or arrival.between_requests) and not self._lingering
 
     def serve(self) -> bool:
+        incoming: bytes | None
         try:
-            incoming = self._receive_first()
-            if incoming is None:
-                return True
+            try:
+                incoming = self.socket.recv(READ, NOW)
+            except BlockingIOError:
+                incoming = self._wait_for_first()
+                if incoming is None:
+                    return True
+            except OSError:
+                return False  # reset: as good as closed
             if not incoming:
                 return False
-            if self._lingering:
-                return self._lingers_on(incoming)
-            if self._arrival is None:
-                environ = self._engine.environ.copy()
-                flags = read_whole(incoming, environ)
+            self._spoke = True
+            arrival = self._arrival
+            if arrival is None:
+                engine = self._engine
+                environ = engine.environ.copy()
+                flags = read_whole(incoming, environ, engine.common)
                 if flags is not None:
-                    self._keep = bool(flags & KEEP_CONNECTION)
+                    self._keep = flags == KEEP_CONNECTION
                     return self._serve_whole(environ)
-                self._arrival = Arrival(self._engine.values)
+                arrival = self._arrival = Arrival(self._engine.values)
                 self.until = monotonic() + HEAD_PATIENCE
-            elif self._arrival.between_requests:
+            elif self._lingering:
+                return self._lingers_on(arrival, incoming)
+            elif arrival.between_requests:
                 self.until = monotonic() + HEAD_PATIENCE
-            return self._gather(self._arrival, incoming)
+            return self._gather(arrival, incoming)
         except ProtocolError as error:
             say(f"connection closed: {error}")
             return False
@@ -190,26 +202,24 @@ class _Connection(Answering):
 
     # --- a request in
 
-    def _receive_first(self) -> bytes | None:
-        """What has come; b"" at the end; None when nothing has."""
+    def _wait_for_first(self) -> bytes | None:
+        """Nothing has come yet: what comes at once on a new connection, b"" at its end; None when nothing does."""
+        if self._spoke or self.until:
+            return None
+        if not comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
+            self.until = monotonic() + FIRST_BYTE_PATIENCE
+            return None
         try:
-            incoming = self.socket.recv(READ, NOW)
+            return self.socket.recv(READ, NOW)
         except BlockingIOError:
-            if self._spoke or self.until:
-                return None
-            if not comes(self.socket, select.POLLIN, FIRST_BYTE_AT_ONCE):
-                self.until = monotonic() + FIRST_BYTE_PATIENCE
-                return None
-            return self._receive_first()
+            return None
         except OSError:
-            return b""  # reset: as good as closed
-        self._spoke = True
-        return incoming
+            return b""
 
     def _serve_whole(self, environ: dict[str, Any]) -> bool:
-        if self._has_left() or not self.answer(environ, 1, io.BytesIO()):
+        if (self.hung_up or self not in self._engine.unasked) and self._has_left():
             return False
-        if self._closing and not self._leave():
+        if not self.answer(environ, 1, io.BytesIO()) or (self._closing and not self._leave()):
             return False
         arrival = self._arrival
         if arrival is None:
@@ -266,8 +276,8 @@ class _Connection(Answering):
         """Whether the web server has gone before its request was taken up."""
         engine = self._engine
         # Of one that it kept, SoloLoop hears with the request; one that is new and came from a queue must be asked.
-        in_doubt = engine.always_asks or (engine.keeping.busy and self not in engine.keeping.kept)
-        return self.hung_up or bool(in_doubt and comes(self.socket, select.POLLRDHUP, 0))
+        in_doubt = engine.keeping.busy and self not in engine.unasked
+        return self.hung_up or (in_doubt and comes(self.socket, select.POLLRDHUP, 0))
 
     def _hears_more(self, arrival: Arrival) -> bool:
         """The end of no body, which httpd writes for itself, is there within microseconds: with all of the request read
@@ -391,9 +401,7 @@ class _Connection(Answering):
         self.until = monotonic() + LINGER
         return True
 
-    def _lingers_on(self, incoming: bytes) -> bool:
-        arrival = self._arrival
-        assert arrival is not None
+    def _lingers_on(self, arrival: Arrival, incoming: bytes) -> bool:
         arrival.feed(incoming)
         arrival.body.clear()
         return not (arrival.body_ended or arrival.aborted)

@@ -6,7 +6,6 @@ comes while requests are waiting is taken without asking epoll first: a request 
 
 from __future__ import annotations
 
-import math
 import select
 import socket
 import time
@@ -48,18 +47,21 @@ class SoloLoop(AcceptLoop):
         waiting = self._waiting
         attend = self._attend
         keeping = self._keeping
+        now = time.monotonic()
         while not self.stopping:
             ended = keeping.ended
-            events = poll(0, _EVENTS)
-            if not events:
-                keeping.busy = 0
-                events = poll(self._patience(), _EVENTS)
+            # Where nothing is kept, whether there is a moment's rest is asked: what comes after that was in no queue.
+            if waiting or not (events := poll(0, _EVENTS)):
+                if not waiting:
+                    keeping.busy = False
+                left = self._look_at - now
+                events = poll(FIRST_SLEEP if left > FIRST_SLEEP else max(0.0, left), _EVENTS)
                 if not events:
                     # Nothing to do for a while, or something to close. The application has run in this thread: it may
                     # have taken the signals' descriptor, and a signal that came just before poll() was not heard.
                     self._hear_signals()
                     self._close_expired()
-                    events = poll(super()._patience(), _EVENTS)
+                    events = poll(self._patience(), _EVENTS)
             if len(events) > 1:
                 keeping.waited += len(events) - 1
             for fd, flags in events:
@@ -71,15 +73,9 @@ class SoloLoop(AcceptLoop):
                 else:
                     self._happened(fd, flags)
             # There may always be something to do; who is late is closed all the same. A request has read the clock.
-            if self._look_at <= (keeping.ended if keeping.ended != ended else time.monotonic()):
+            now = keeping.ended if keeping.ended != ended else time.monotonic()
+            if self._look_at <= now:
                 self._close_expired()
-
-    def _patience(self) -> float:
-        """Seconds of the first sleep."""
-        if self._look_at == math.inf:
-            return FIRST_SLEEP
-        left = self._look_at - time.monotonic()
-        return FIRST_SLEEP if left > FIRST_SLEEP else max(0.0, left)
 
     def _accept(self, listener: socket.socket) -> bool:
         took = super()._accept(listener)
@@ -103,7 +99,10 @@ class SoloLoop(AcceptLoop):
 
     def _attend(self, connection: Connection, fresh: bool) -> None:
         try:
-            if connection.serve() and self._wait(connection):
+            if connection.serve() and (
+                # Of one that waits already, and not for less long than others, nothing is to be noted.
+                (not fresh and connection.until >= self._look_at and not self.stopping) or self._wait(connection)
+            ):
                 return
         except Exception as error:  # noqa: BLE001  # a fault of one connection is no reason to lose the process
             say(f"a connection failed:\n{told(error)}")

@@ -7,15 +7,18 @@ the scoreboard alone it costs a request a few look-ups and one struct.pack_into,
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from fcgimgr.worker.accesslog import AccessLog, Served
 from fcgimgr.worker.appending import AppendedFile
 from fcgimgr.worker.asking import request_uri
 from fcgimgr.worker.board import Board, Lane, inherited_board
+from fcgimgr.worker.notify import send
 from fcgimgr.worker.patched import get_ident
 from fcgimgr.worker.retiring import Retirement
 from fcgimgr.worker.slow import SlowLog
@@ -99,9 +102,22 @@ def watch_over(options: Any, environ: MutableMapping[str, str]) -> Watch:
         most, jitter = options.max_requests
         retirement = Retirement(most, jitter, environ.get("NOTIFY_SOCKET"))
     if (path := environ.pop("FCGIMGR_ACCESS_LOG", None)) is not None:
-        access_log = AccessLog(options.access_format, AppendedFile(path, standard=1, reopen=reopen))
+        tell = teller(environ, "X_ACCESS_LOG")
+        access_log = AccessLog(options.access_format, AppendedFile(path, standard=1, reopen=reopen, tell=tell))
     watch = Watch(board, retirement, access_log)
     if (path := environ.pop("FCGIMGR_SLOWLOG", None)) is not None and options.slow_after is not None:
-        file = AppendedFile(path, standard=2, reopen=reopen)
+        file = AppendedFile(path, standard=2, reopen=reopen, tell=teller(environ, "X_SLOWLOG"))
         watch.slow_log = SlowLog(options.slow_after, file, lambda: watch.hands)
     return watch
+
+
+def teller(environ: Mapping[str, str], name: str) -> Callable[[str], None]:
+    """What lets the manager know what is wrong with a log, as far as it can be told without a wait."""
+    address = environ.get("NOTIFY_SOCKET")
+
+    def tell(problem: str) -> None:
+        if address:
+            with contextlib.suppress(OSError):
+                send(address, f"{name}={problem}", socket.MSG_DONTWAIT)
+
+    return tell

@@ -55,6 +55,7 @@ class Stage:
 
     def __init__(self, manager: RunningManager) -> None:
         self.manager = manager
+        self.fuse: Fuse | None = None
 
     def evil(self) -> list[int]:
         """The pids of the workers that attack."""
@@ -87,7 +88,9 @@ def children(pid: int, script: str) -> Iterator[int]:
     """The children of a process that execute this script, the oldest first."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         try:
-            if script in Path(f"/proc/{child}/cmdline").read_text():
+            # Some of those that attack show nothing of their memory; and their names are others.
+            name = Path(f"/proc/{child}/comm").read_text()
+            if name.startswith("python") and script in Path(f"/proc/{child}/cmdline").read_text():
                 yield int(child)
         except OSError:
             continue
@@ -116,7 +119,9 @@ def staged(attack: Attack) -> Iterator[Stage]:
         manager.begin()
         try:
             eventually(lambda: manager.is_up() and len(manager.pids("good")) == GOOD_ONES)
-            yield Stage(manager)
+            stage = Stage(manager)
+            stage.fuse = extra if isinstance(extra, Fuse) else None
+            yield stage
         except BaseException:
             print(manager.output())
             raise
@@ -174,6 +179,7 @@ class Fuse:
 
 
 RECYCLED = 'ready = "startsecs"\nstartsecs = 0.2\nstopwaitsecs = 2\nautorestart = false'
+PRINTS = 'ready = "startsecs"\nstartsecs = 0.2\nstopwaitsecs = 0.2'
 ATTACKS_KNOWN = [
     Attack("none", ["sleep", "1000"], RECYCLED),
     Attack("exec that waits", ["exec_that_waits.c"], RECYCLED),
@@ -181,6 +187,8 @@ ATTACKS_KNOWN = [
     Attack("vfork", ["vfork_threads.c"], f"{RECYCLED}\nnumprocs = 20"),
     Attack("page, polled", ["fuse_page.c", "poll"], fuse=True),
     Attack("page, sent", ["fuse_page.c", "send"], RECYCLED, fuse=True),
+    Attack("page, printed", ["fuse_page.c", "print"], PRINTS, fuse=True),
+    Attack("memory, locked", ["fuse_page.c", "lock"], RECYCLED, fuse=True),
     Attack("descriptors", ["python", "many_descriptors.py"], RECYCLED),
     Attack("notify flood", ["python", "notify_flood.py"], "startsecs = 0"),
     Attack("lingering rights", ["python", "lingering_rights.py"], "startsecs = 0"),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from fcgimgr.linux.directories import LinkRefusedError
-from fcgimgr.manager import requestlogs
 from fcgimgr.manager.logfile import LogFile, Logs
 from fcgimgr.manager.openlog import open_log, open_to_read
+from fcgimgr.manager.requestfiles import RequestFiles, Rights
 from fcgimgr.manager.tail import end_of_file
 from fcgimgr.manager.target import NOWHERE
 from tests.hostile.users import MALLORY, directory_of, need_root, run_as, words_as
@@ -151,7 +151,8 @@ def test_no_file_is_given_to_her_by_the_owner_and_mode_of_her_log(how: str, plac
     log.write(b"one\n")
     assert log.reopen() is None or how != "moved"
     log.close()
-    for problem in requestlogs.create(str(path), None, (MALLORY, MALLORY), 0o666):
-        assert how != "moved", problem
+    rights = Rights(None, (MALLORY, MALLORY), 0o666)
+    problem = RequestFiles(lambda fd: None).create(str(path), rights)
+    assert how != "moved" or not problem, problem
     found = secret.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o600)

@@ -3,16 +3,30 @@
 import os
 import signal
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from fcgimgr.linux import procfs
 from tests.integration.commands import Manager, configuration, running, words
 from tests.integration.scenes import Child, as_root, is_alive, kill
 from tests.silence import silence
 from tests.tracing import traced
 from tests.waiting import eventually
+
+TRACED_BY_ITS_OWN = """
+import ctypes, os, signal, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER_ANY
+traced = os.getpid()
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    libc.ptrace(0x4206, traced, None, None)  # PTRACE_SEIZE
+time.sleep(1000)
+"""
 
 PROGRAM = """
 [program.{name}]
@@ -25,7 +39,9 @@ stopwaitsecs = {stopwaitsecs}
 # Its child outlives it in its own process group, and heeds no signal but SIGKILL.
 LEAVES = """
 [program.leaves]
-command = ["sh", "-c", '''sh -c 'trap "" TERM; echo $$ > left; while :; do sleep 1000; done' & exec sleep 1000''']
+command = ["sh", "-c", '''
+    sh -c 'trap "" TERM; echo $$ > left.new; mv left.new left; while :; do sleep 1000; done' & exec sleep 1000
+''']
 directory = "%(here)s"
 startsecs = 0
 stopwaitsecs = 0.1
@@ -133,3 +149,40 @@ def test_what_a_process_that_died_has_left_does_not_hold_up_an_upgrade_for_ever(
             eventually(lambda: f"still there 5 s after SIGKILL: pid {left}" in manager.output())
             manager("upgrade").succeeds()
         assert not is_alive(left)
+
+
+@pytest.mark.parametrize("killasgroup", ["true", "false"])
+def test_one_that_dies_while_another_traces_it_is_replaced(killasgroup: str, tmp_path: Path) -> None:
+    """Its parent is told nothing of its death, and its tracer lets nobody reap it."""
+    program = PROGRAM.format(name="app", numprocs=1, stopwaitsecs=10) + f"killasgroup = {killasgroup}\n"
+    with running(tmp_path, program) as manager:
+        [pid] = manager.pids("app")
+        with traced(pid) as tracer:
+            kill(pid)
+            eventually(lambda: manager.pids("app") not in ([], [pid]))
+            assert f"app:app_00: dead, but pid {tracer} (python" in manager.output()
+            assert "app:app_00: killed by SIGKILL after" in manager.output()
+            assert [one.pid for one in manager.status().pools[0].abandoned] == [pid]
+            pids = manager.pids("app")
+        eventually(lambda: not manager.status().pools[0].abandoned)
+        assert manager.pids("app") == pids
+        assert manager.output().count("killed by SIGKILL") == 1
+
+
+@as_root
+def test_a_worker_cannot_hide_its_death_by_having_itself_traced(tmp_path: Path) -> None:
+    """As `nobody`: a process beside it traces it and never waits for it."""
+    program = f"""
+        [program.app]
+        command = ["{sys.executable}", "-S", "-E", "-c", '''{TRACED_BY_ITS_OWN}''']
+        user = "nobody"
+        directory = "/"
+        startsecs = 0
+        stopwaitsecs = 0.1
+    """
+    with running(tmp_path, program) as manager:
+        [pid] = manager.pids("app")
+        eventually(lambda: procfs.tracer(pid))
+        kill(pid)
+        eventually(lambda: manager.pids("app") not in ([], [pid]))
+        assert "traces it and does not let go of it" in manager.output()

@@ -386,7 +386,8 @@ def test_events_are_told_and_followed(two: Manager, tmp_path: Path) -> None:
         two("stop", "queue").succeeds()
         eventually(lambda: '"to":"STOPPED"' in shown.read_text())
         events = [json.loads(line) for line in lines_of(shown)]
-        assert all(event.keys() == {"time", "kind", "name", "from", "to", "detail"} for event in events)
+        keys = {"time", "kind", "name", "from", "to", "detail", "cause", "by", "exit"}
+        assert all(event.keys() == keys for event in events)
         changes = [(event["from"], event["to"]) for event in events if event["name"] == "queue:queue_00"]
         assert changes == [("RUNNING", "STOPPING"), ("STOPPING", "STOPPED")]
         two("shutdown").succeeds()

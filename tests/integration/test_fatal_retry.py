@@ -78,7 +78,8 @@ def test_it_says_what_to_do(on_fatal: str, tmp_path: Path) -> None:
         assert ("next try in " in shown) == (on_fatal == "retry")
         (line,) = [line for line in manager.output().splitlines() if "app:app_00: FATAL: " in line]
         advice = r"next try in \d\d s; at once, " if on_fatal == "retry" else ""
-        assert re.search(f"before it was ready; {advice}once it is mended: fcgimgr start app:app_00$", line)
+        why = "before it was ready: no database"
+        assert re.search(f"{why}; {advice}once it is mended: fcgimgr start app:app_00$", line)
         (tmp_path / "mended").touch()
         scene(tmp_path, "", name="unused")  # for answer.py
         manager("start", "app").succeeds()

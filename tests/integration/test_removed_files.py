@@ -12,6 +12,7 @@ from tests.integration.commands import fcgimgr
 from tests.integration.ports import connect, free_address
 from tests.integration.running import RunningManager
 from tests.integration.scenes import NOBODY, Child, as_root, heard, managing, open_directory, scene
+from tests.integration.servers import need
 from tests.integration.succession import PYTHON, killed, next_one, pool, reload, served_by, write
 from tests.integration.test_adoption import state_of
 from tests.integration.test_idle import rests
@@ -75,6 +76,18 @@ def test_a_pools_socket_that_was_removed_is_put_back_and_who_waits_is_served(tmp
         assert manager.pids("app") == pids
     assert manager.output().count("its file was removed") == 1
     assert list(path.parent.iterdir()) == [], "and nothing is left at the end"
+
+
+def test_a_socket_that_is_removed_before_it_is_watched_is_put_back(tmp_path: Path) -> None:
+    """Its manager stands still when it is about to begin to watch it."""
+    need("strace")
+    address, path = unix(tmp_path)
+    slowly = ["strace", "-D", "-qq", "-e", "inject=inotify_add_watch:delay_enter=300000", "-o", "/dev/null"]
+    with managing(scene(tmp_path, serve_slowly(address)), prefix=slowly, ready=False) as manager:
+        eventually(path.is_socket, every=0.001)
+        path.unlink()
+        eventually(path.is_socket)
+        eventually(lambda: "its file was removed" in manager.output())
 
 
 def test_a_server_that_removes_its_socket_at_its_end_takes_it_from_nobody(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tests.integration.backends import front, pool
-from tests.integration.commands import Manager, lines_of, running
+from tests.integration.commands import Manager, fcgimgr, lines_of, running
 from tests.integration.load import Load
 from tests.integration.ports import connect, free_address
 from tests.integration.scenes import NOBODY, as_root, managing, open_directory
@@ -162,3 +164,41 @@ def test_without_a_slowlog_it_is_on_the_standard_error(tmp_path: Path) -> None:
     pool = Pool(tmp_path, "slow_after = 0.1")
     with managing(pool.config) as manager, pool.holding("/slow"):
         eventually(lambda: "GET /slow has taken" in manager.output())
+
+
+@as_root
+def test_what_is_removed_of_them_is_made_again_for_a_user_who_could_not_make_it() -> None:
+    with open_directory() as directory:
+        logs = directory / "log"
+        logs.mkdir(mode=0o751)
+        served = Pool(directory, 'user = "nobody"', f'access_log = "{logs}/access"', 'access_format = "%q"')
+        (directory / "worker_app.py").chmod(0o644)
+        with managing(served.config, ready=False) as manager:
+            eventually(manager.is_up)
+            log = logs / "access"
+            asked = count()
+
+            def is_written_to() -> bool:
+                number = next(asked)
+                assert served.ask("/pid", QUERY_STRING=f"{number}").result().status == 200
+                return log.exists() and f"{number}" in lines_of(log)
+
+            eventually(is_written_to)
+            log.unlink()
+            eventually(is_written_to, every=0.1)
+            assert log.stat().st_uid == NOBODY
+            shutil.rmtree(logs)
+            eventually(is_written_to, every=0.1)
+            assert (logs.stat().st_mode & 0o777, logs.stat().st_uid, log.stat().st_uid) == (0o751, 0, NOBODY)
+            assert f"{log}: the file was removed; a new one is begun" in manager.output()
+            assert f"{log}: its directory was removed; made again" in manager.output()
+            # One that is renamed is nobody's loss.
+            log.rename(logs / "access.1")
+            (logs / "other").touch()
+            eventually(lambda: served.ask("/pid").result().status == 200)
+            assert not log.exists()
+            # So it is after another manager has taken over.
+            fcgimgr("-c", served.config, "reopen").succeeds()
+            fcgimgr("-c", served.config, "upgrade").succeeds()
+            shutil.rmtree(logs)
+            eventually(is_written_to, every=0.1)

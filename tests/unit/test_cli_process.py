@@ -82,8 +82,16 @@ def test_a_terminal_sees_one_line_of_progress_and_then_the_verdict(manager: Scri
     assert end == "app:app_00: \x1b[32mstarted\x1b[0m\r\n"
 
 
-@pytest.mark.parametrize("command", [["stop", "app"], ["tail", "-f", "app"], ["shutdown"]])
-def test_ctrl_c_ends_a_waiting_command_quietly(manager: ScriptedManager, command: list[str]):
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["stop", "app"], b"fcgimgr: the stop goes on; fcgimgr status shows how far it is\n"),
+        (["reload", "app"], b"fcgimgr: the reload goes on; fcgimgr status shows how far it is\n"),
+        (["tail", "-f", "app"], b""),
+        (["shutdown"], b"fcgimgr: the shutdown goes on; fcgimgr status shows how far it is\n"),
+    ],
+)
+def test_ctrl_c_ends_a_waiting_command_and_says_what_goes_on(manager: ScriptedManager, command: list[str], said: bytes):
     process: Any = None
 
     def waits(connection: Connection, request: Any) -> None:
@@ -92,7 +100,7 @@ def test_ctrl_c_ends_a_waiting_command_quietly(manager: ScriptedManager, command
         process.send_signal(signal.SIGINT)
         connection.until_the_client_hangs_up()
 
-    manager.answers |= dict.fromkeys(("stop", "tail", "shutdown"), waits)
+    manager.answers |= dict.fromkeys(("stop", "reload", "tail", "shutdown"), waits)
     process = subprocess.Popen(
         [*FCGIMGR, "-s", manager.path, *command],
         stdout=subprocess.PIPE,
@@ -100,7 +108,7 @@ def test_ctrl_c_ends_a_waiting_command_quietly(manager: ScriptedManager, command
         env=environment(),
     )
     out, err = process.communicate(timeout=10)
-    assert (process.returncode, out, err) == (130, b"", b"")
+    assert (process.returncode, out, err) == (130, b"", said)
 
 
 def test_a_reader_that_goes_away_is_no_error(manager: ScriptedManager):

@@ -4,7 +4,17 @@ import pytest
 
 from fcgimgr.cli.status_table import all_running, duration, render, size
 from fcgimgr.cli.terminal import Paint
-from fcgimgr.control.messages import Exit, ManagerStatus, PoolStatus, ProcessStatus, RequestStatus, SocketStatus, Status
+from fcgimgr.control.messages import (
+    Exit,
+    GenerationStatus,
+    LogStatus,
+    ManagerStatus,
+    PoolStatus,
+    ProcessStatus,
+    RequestStatus,
+    SocketStatus,
+    Status,
+)
 
 MANAGER = ManagerStatus(pid=4711, version="0.1.0", uptime=754, config="/etc/fcgimgr/pool.toml", state="RUNNING")
 
@@ -44,6 +54,72 @@ def test_the_table_is_aligned_and_says_all():
         "mail           RUNNING   1 of 1 running",
         "  mail:app_00  RUNNING   5000  12m34s         0     -         -      -",
     ]
+
+
+def test_restarts_are_told_apart_and_fit_into_80_columns():
+    lines = table(
+        pool(
+            running(0, restarts=19, crashes=2, recycled=12, by_hand=5, busy=True, requests=123456, rss=128 << 20),
+            running(1, restarts=3, crashes=1, recycled=0, by_hand=0),  # two of them counted by an older manager
+            running(2, restarts=4),
+        )
+    )
+    assert [line[38:47].strip() for line in lines[4:7]] == ["2c 12r 5h", "2 1c", "4"]
+    assert lines[7] == "RESTARTS: c after a crash, r recycled, h by hand"
+    assert max(map(len, lines)) <= 80
+
+
+def test_what_is_fatal_shows_since_when():
+    fatal = running(0, pid=None, state="FATAL", uptime=None, reason="exited with code 1", state_for=200.0)
+    lines = table(pool(fatal, running(1), state="DEGRADED"))
+    assert lines[4].endswith("exited with code 1; FATAL for 3m20s; once it is mended: fcgimgr start app:app_00")
+    assert "FATAL for 3m20s" in table(pool(fatal, state="FATAL", state_for=200.0))[3]
+
+
+def test_a_generation_beside_the_one_that_serves_has_rows_of_its_own():
+    old = GenerationStatus(
+        number=2,
+        state="DRAINING",
+        processes=1,
+        queued=2,
+        doing="1 process finishes (app_00: GET /hang 22 s)",
+        killed_in=8.2,
+    )
+    socket = SocketStatus(address="127.0.0.1:9001", backlog=4096, queued=0)
+    shown = pool(
+        running(1, generation=3),
+        running(0, generation=2, state="STOPPING"),
+        numprocs=1,
+        generation=3,
+        generations=(old,),
+        sockets=(socket,),
+    )
+    assert [line.rstrip() for line in table(shown)[3:]] == [
+        "app             RUNNING   1 of 1 running  127.0.0.1:9001 queue 0/4096",
+        "  app:app_01    RUNNING   5001  12m34s         0     -         -    -",
+        "  generation 2  DRAINING  1 process finishes (app_00: GET /hang 22 s)  queue 2  killed in 8 s",
+        "  app:app_00    STOPPING  5000  12m34s         0     -         -    -",
+    ]
+
+
+def test_a_saturated_pool_is_called_so():
+    assert "3 of 3 running  saturated for 31s" in table(pool(*map(running, range(3)), saturated_for=31.4))[3]
+
+
+def test_logs_that_cannot_be_written_stand_below_the_table():
+    logs = (
+        LogStatus(path="/var/log/app/app.log", problem="cannot write: No space left on device", lost=57),
+        LogStatus(path="/var/log/app/access.log", problem="cannot be opened: its directory does not exist"),
+    )
+    shown = list(render(Status(manager=MANAGER, pools=(), logs=logs), Paint(False)))
+    assert shown[-2:] == [
+        "log /var/log/app/app.log: cannot write: No space left on device, 57 lines lost",
+        "log /var/log/app/access.log: cannot be opened: its directory does not exist",
+    ]
+
+
+def test_how_nobody_knows_it_ended_is_said():
+    assert table(pool(running(0, state="EXITED", exit=Exit(unknown=True))))[4].endswith("ended, nobody knows how")
 
 
 def test_an_address_that_cannot_be_had_is_said_once():

@@ -263,6 +263,7 @@ def test_a_wrong_wsgi_application(tmp_path: Path, wsgi: str, message: str):
     ("text", "message"),
     [
         ("", "pool.toml: there is nothing to run: add a [pool.NAME] or a [program.NAME]"),
+        ("[manager]\nminfds = 127\n" + POOL, "manager.minfds: expected"),
         ("[pool.app]\n", "pool.app.socket: is missing"),
         ("[pool.app]\n", "pool.app.command: is missing"),
         ("[program.app]\n", 'program.app.command: is missing: say what to run, as in command = "python app.py"'),

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcgimgr.fastcgi.arriving import Arrival, decode_parameters, read_whole
+from fcgimgr.fastcgi.common import Common
 from fcgimgr.fastcgi.records import (
     ProtocolError,
     ProtocolStatus,
@@ -36,7 +37,7 @@ def request(pairs: dict[str, str], body: bytes = b"", *, of: int = 1, keep: bool
 @given(parameters, st.booleans())
 def test_the_usual_shape_is_read_in_one_pass(pairs: dict[str, str], keep: bool) -> None:
     found = {"ours": "stays"}
-    flags = read_whole(request(pairs, keep=keep), found)
+    flags = read_whole(request(pairs, keep=keep), found, Common())
     if pairs:
         assert flags == keep
         assert found == {"ours": "stays", **pairs}
@@ -153,7 +154,7 @@ def test_any_bytes_in_one_piece_are_no_harm(wire: bytes) -> None:
     opening = request({"a": "b"})[:24]
     for attempt in (wire, opening + wire):
         try:
-            read_whole(attempt, {})
+            read_whole(attempt, {}, Common())
         except ProtocolError:
             continue
 

@@ -128,3 +128,19 @@ def test_a_number_that_is_another_process_by_now_is_not_signalled(loop: asyncio.
         leader.close()
         os.kill(stranger, signal.SIGKILL)
         os.waitpid(stranger, 0)
+
+
+def test_a_process_may_be_the_last_of_its_slot(loop: asyncio.AbstractEventLoop) -> None:
+    """It was told of its retirement, for there are to be fewer, and died before it was told to stop."""
+    leftovers = Leftovers(loop, set(), lambda path: False)
+    leader = family(member=False)
+    of = generation(Running(pid=leader, since=0.0))
+
+    def told_of() -> None:
+        of.core.processes = ()
+
+    for death in reap():
+        if death.pid == leader:
+            leftovers.leader_died(leader, PidFd(leader), of, 0, told_of)
+    leftovers.look()
+    assert not leftovers

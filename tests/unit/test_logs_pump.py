@@ -170,6 +170,51 @@ def test_wherever_the_reads_cut_and_the_file_rotates_every_line_arrives_once_and
     loop.close()
 
 
+def test_one_that_rests_leaves_what_comes_in_the_pipe_for_a_moment(
+    loop: asyncio.AbstractEventLoop, memory: Memory, start: Start
+) -> None:
+    pump, writer = start()
+    pump.rest(60.0)
+    os.write(writer, b"one\n")
+    run_once(loop)
+    assert memory.text == b""
+    pump.rest(0.0)
+    assert memory.text == b"one\n"
+    pump.rest(0.01)
+    os.write(writer, b"two\n")
+    run_until(loop, lambda: memory.text == b"one\ntwo\n")
+    os.close(writer)
+    run_until(loop, lambda: pump.closed)
+
+
+def test_one_that_rests_holds_nobody_up_who_says_much(
+    loop: asyncio.AbstractEventLoop, memory: Memory, start: Start
+) -> None:
+    pump, writer = start()
+    pump.rest(0.01)
+    os.write(writer, b"x" * 40_000 + b"\n")
+    run_until(loop, lambda: memory.text != b"")
+    assert not pump.rests
+    os.close(writer)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_known_is_not_logged_again_but_followed_and_remembered(
+    known: bool, memory: Memory, start: Start
+) -> None:
+    pump, writer = start()
+    followed: list[bytes] = []
+    pump.follow(followed.extend)
+    os.write(writer, b"one\ntwo\nhalf")
+    os.close(writer)
+    asked: list[bytes] = []
+    assert pump.drain_unless(lambda said: asked.append(said) is None and known) is known
+    assert asked == [b"one\ntwo\nhalf\n"]
+    assert memory.text == (b"" if known else asked[0])
+    assert followed == [b"one", b"two", b"half"]
+    assert pump.tail(10) == [b"one", b"two", b"half"]
+
+
 def test_under_load_two_children_share_a_rotating_file_and_every_line_arrives_once(
     tmp_path: Path, loop: asyncio.AbstractEventLoop
 ) -> None:

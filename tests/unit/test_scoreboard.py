@@ -160,12 +160,16 @@ def test_one_busy_lane_does_not_hide_the_others():
 def test_the_count_goes_round_past_zero(fd: int):
     written = Board(fd).lane()
     assert written is not None
-    written._count = 2**32 - 3
+    written._count = 2**32 - 4
     for number in range(6):
-        written.rest(number, 1.0, 0.0)
+        written.work(number, 1.0, 0.0, "GET", f"/{number}")
         reading = read(fd)
         assert reading is not None
-        assert reading.requests == number
+        assert [request.uri for request in reading.in_hand] == [f"/{number}"]
+        written.rest(number + 1, 1.0, 0.0)
+        reading = read(fd)
+        assert reading is not None
+        assert (reading.requests, reading.in_hand) == (number + 1, ())
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,12 @@ def test_the_state_of_version_1_is_read() -> None:
     assert saved.processes["app", 1, 0].born
 
 
+def test_what_version_1_did_not_count_is_none_and_not_wrong() -> None:
+    bad = decode(V1).processes["bad", 1, 0]
+    assert (bad.crashes, bad.recycled, bad.by_hand, bad.since) == (0, 0, 0, 0.0)
+    assert decode(V1).pools["bad"].since == 0.0
+
+
 def test_the_configuration_that_ran_is_known_from_it() -> None:
     config = running_config(decode(V1))
     assert config.pools["app"].command == ("sleep", "1000")

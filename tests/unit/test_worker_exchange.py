@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fcgimgr.fastcgi.records import FULL_CONTENT, Record, RecordReader, RecordType
 from fcgimgr.fastcgi.response import Body, End, Head, ResponseReader
+from fcgimgr.worker import exchange as exchange_module
 from fcgimgr.worker.exchange import FILE_BLOCK, Exchange, FileWrapper
 
 PLAIN = [("Content-Type", "text/plain")]
@@ -415,6 +416,16 @@ def test_write_refuses_what_is_longer_than_declared() -> None:
 # --- PEP 3333
 
 
+class Pair(tuple[str, str]):
+    """One that may change its mind, as the next one may."""
+
+    __slots__ = ()
+
+
+class Text(str):
+    __slots__ = ()
+
+
 class Blocks(list[bytes]):
     """A list that may have a behaviour of its own."""
 
@@ -605,3 +616,24 @@ def test_a_header_that_is_not_latin_1_is_named(status: str, headers: list[tuple[
 
     with pytest.raises(ValueError, match=re.escape(said)):
         run(application)
+
+
+def test_only_a_bounded_number_of_headers_is_kept_in_mind_and_no_cookie() -> None:
+    def heads(*headers: tuple[str, str]) -> list[dict[str, str]]:
+        return [run(returning([b""], *headers))[1].response()[1] for _ in range(3)]
+
+    for number in range(2 * exchange_module._MOST_KNOWN):
+        headers = {"X-A": f"value {number}", f"X-{number}": "a", "Set-Cookie": f"id={number}", "X-Long": "x" * 600}
+        assert all(found.items() >= headers.items() for found in heads(*headers.items()))
+    known = exchange_module._known_fields
+    assert 0 < len(known) <= exchange_module._MOST_KNOWN
+    assert not [name for name, value in known if name == "Set-Cookie" or len(value) > 500]
+
+
+@pytest.mark.parametrize("field", [["X-A", "one"], Pair(("X-A", "one")), ("X-A", Text("one")), (Text("X-A"), "one")])
+def test_a_header_of_a_kind_of_its_own_is_looked_at_each_time(field: Any) -> None:
+    for _ in range(3):
+        assert run(returning([b""], field))[1].response()[1]["X-A"] == "one"
+    assert not [known for known in exchange_module._known_fields if type(known) is not tuple]
+    for name, value in exchange_module._known_fields:
+        assert type(name) is type(value) is str

@@ -10,7 +10,7 @@ def history(*requests: tuple[float, float], times: int, queued: bool = False) ->
     keeping, now, kept = Keeping(lambda: queued), 1000.0, []
     for pause, taken in islice(cycle(requests), times):
         if pause:
-            keeping.busy = 0
+            keeping.busy = False
         keeping.served(now + pause, now + pause + taken)
         now += pause + taken
         kept.append(keeping.keeps("connection"))
@@ -21,7 +21,7 @@ def test_one_connection_goes_for_so_many_requests_that_waited_for_another() -> N
     keeping, now, kept = Keeping(lambda: False), 1000.0, []
     for _ in range(10 * SHED):
         for position in range(3):  # that were there at once, after a pause
-            keeping.busy = 0
+            keeping.busy = False
             keeping.waited += position > 0
             keeping.served(now, now + 0.00003)
             now += 0.00003
@@ -76,7 +76,7 @@ def test_what_was_slow_once_is_forgotten() -> None:
     keeping = Keeping(lambda: False)
     now = 0.0
     for taken in [0.02] * 500 + [0.0001] * 3000:
-        keeping.busy = 0
+        keeping.busy = False
         keeping.served(now, now + taken)
         now += taken + 0.0002
     assert keeping.keeps("connection")

@@ -10,6 +10,7 @@ import struct
 HEADER = struct.Struct("=IIQQIIII")  # length, what, number of the question, node, uid, gid, pid, -
 LOOKUP, FORGET, GETATTR, OPEN, READ, INIT, INTERRUPT = 1, 2, 3, 14, 15, 26, 36
 DIRECTORY, FILE = 1, 2
+KEEP_CACHE = 2
 
 
 def attributes(node: int) -> bytes:
@@ -27,7 +28,7 @@ def answer(what: int, node: int) -> bytes | None:
     if what == GETATTR:
         return struct.pack("=QII", 1000, 0, 0) + attributes(node)
     if what == OPEN:
-        return struct.pack("=QII", 1, 0, 0)
+        return struct.pack("=QII", 1, KEEP_CACHE, 0)  # else who opens it waits for who reads it
     return None
 
 

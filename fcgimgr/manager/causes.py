@@ -1,0 +1,173 @@
+"""Why a process came to its end, or was told to: for events, the log, and for what `status` makes of its restarts.
+
+core decides that a process is to go, and no state of it says why: an operator, a limit, or the generation after it. The
+event that core was fed tells; and where it only began what goes on by itself (a rolling restart, a drain), the order
+that did is kept until the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from fcgimgr.core import generation as core
+from fcgimgr.core import process
+from fcgimgr.core.process import Backoff, CountAsFailed, Exit, Exited, Fatal, Retiring, Running, Spawning, Starting
+from fcgimgr.manager.lines import printable
+from fcgimgr.manager.orders import giver
+
+if TYPE_CHECKING:
+    from fcgimgr.config.settings import ProcessSettings
+    from fcgimgr.manager.generation import Generation
+
+#: A crash is whatever nobody wanted: also an end for a request that took too long, or because it was never ready.
+Kind = Literal["crash", "recycled", "by_hand"]
+
+# Characters of what a process said last that are told of it; it is in its log as it is.
+LONGEST: Final = 300
+# How our own workers begin what they say of themselves (worker/saying.py).
+OURS: Final = "fcgimgr worker: "
+
+
+class Cause(NamedTuple):
+    """`by`: who has ordered it; "": nobody."""
+
+    kind: Kind
+    why: str
+    by: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.why}, by {self.by}" if self.by else self.why
+
+
+TRIED_AGAIN: Final = Cause("crash", "tried again")
+
+
+class Restarts:
+    """How often a process was started anew, by why the one before had ended."""
+
+    __slots__ = ("by_hand", "crashes", "next", "recycled")
+
+    def __init__(self, crashes: int = 0, recycled: int = 0, by_hand: int = 0) -> None:
+        self.crashes = crashes
+        self.recycled = recycled
+        self.by_hand = by_hand
+        self.next: Kind = "by_hand"  # what the next start will be because of
+
+    def count(self) -> None:
+        match self.next:
+            case "crash":
+                self.crashes += 1
+            case "recycled":
+                self.recycled += 1
+            case "by_hand":
+                self.by_hand += 1
+
+
+class Causes:
+    """Of one generation's processes."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self.order = Cause("by_hand", "not started yet")  # the last that has stopped, or started, any of them
+        self._rolling = self.order  # the last that was to restart them
+        self.missing = Cause("by_hand", "")  # why the last that has left RUNNING has
+
+    def hear(self, event: core.Event) -> None:
+        """core is about to be fed this."""
+        generation = self._generation
+        ending = f"the manager is stopping: {why}" if (why := generation.daemon.stopping) else ""
+        match event:
+            case core.Start():
+                what = "start"
+            case core.Stop():
+                what = ending or "stop"
+            case core.Restart(hard=hard):
+                what = "restart --hard" if hard else "restart"
+            case core.Scale(numprocs):
+                what = f"scale to {numprocs}"
+            case core.Leave(served=served):
+                what = f"generation {generation.pool.core.serving} serves" if served else "its generation is discarded"
+            case core.Return():
+                what = "its generation serves again"
+            case core.RetryDue():
+                self.order = TRIED_AGAIN
+                return
+            case core.Kill():
+                what = f"{ending}, at once" if ending else "to end at once"
+            case _:
+                return
+        self.order = Cause("by_hand", what, giver())
+        if isinstance(event, core.Restart):
+            self._rolling = self.order
+
+    def of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:
+        """Why core has changed the state of a process so, on this event; None: that needs no reason."""
+        cause = self._of(event, actions, change)
+        if cause is not None and isinstance(change.before, Running):
+            why = f"{self._generation.process_name(change.index)}: {cause.why}"
+            self.missing = Cause(cause.kind, why, cause.by)
+        return cause
+
+    def _of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:
+        index, before, after = change.index, change.before, change.after
+        match after:
+            case Starting() | Running():
+                return self.order if isinstance(before, Retiring) else None
+            case Backoff(why=why) | Fatal(why=why):
+                return Cause("crash", why)
+            case Exited(exit=exit, expected=expected, word=word):
+                return None if expected else Cause("crash", f"{exit}{process.said(word)}")
+            case _ if after.name == "STOPPING":
+                return self._of_stop(event, actions, change)
+            case _ if before.name == "STOPPING":
+                return None  # as it was said when it was told to
+            case Spawning() if isinstance(before, Starting | Running):
+                return self._of_death(event, index)
+            case Spawning() if isinstance(before, Backoff) and not isinstance(event, core.Start | core.Restart):
+                return TRIED_AGAIN
+            case Spawning() if index >= self._generation.core.wanted:
+                return Cause("recycled", "it stands in for another, which is to be replaced")
+            case _:
+                return self.order
+
+    def _of_stop(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause:
+        index, after = change.index, change.after
+        if isinstance(after, process.Stopping) and isinstance(after.after, CountAsFailed):
+            return Cause("crash", after.after.why)
+        for action in actions:
+            if isinstance(action, core.Recycling) and action.index == index:
+                return Cause("recycled", f"recycling: {action.why}")
+        if isinstance(event, core.Overdue) and event.index == index:
+            return Cause("crash", "a request took longer than request_timeout")
+        generation = self._generation
+        if generation.core.rolling[:1] == (index,):
+            return self._rolling
+        if index >= generation.core.wanted and isinstance(event, core.Happened):
+            return Cause("recycled", "it stood in for another, which is replaced")
+        return self.order
+
+    def _of_death(self, event: core.Event, index: int) -> Cause | None:
+        if not isinstance(event, core.Happened) or not isinstance(event.event, process.Died):
+            return None
+        expected = process.expected(self._generation.settings, event.event.exit)
+        return Cause("recycled" if expected else "crash", self._generation.slots[index].end)
+
+
+def last_word(settings: ProcessSettings, exit: Exit, lines: list[bytes], *, was_ready: bool) -> str:
+    """Of the last lines on its standard error the one that tells most likely why a process has ended so; "": none.
+
+    Its last line, but for those that belong to one before them; of our own workers what they say themselves. Whoever is
+    killed has said nothing of it.
+    """
+    if process.expected(settings, exit) or exit.signal == process.SIGKILL or exit == Exit():
+        return ""
+    shown = [line.decode("utf-8", "backslashreplace").rstrip() for line in lines]
+    ours = [line.removeprefix(OURS) for line in shown if line.startswith(OURS)]
+    if ours and not was_ready:
+        word = printable(ours[-1])
+    else:
+        word = printable(next((line for line in reversed(shown) if line and not line[0].isspace()), ""))
+    if word.endswith(":") and ". " in word:  # what follows it is of no use without the log
+        word = word.rpartition(". ")[0]
+    return word if len(word) <= LONGEST else f"{word[:LONGEST]}…"

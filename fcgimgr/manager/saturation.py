@@ -1,0 +1,179 @@
+"""Tells when all processes of a pool are busy and connections wait, and when that is over: once each.
+
+A listener is readable while a connection waits (accept(2)), so the loop is woken by the first one that comes and not by
+time; then it is not watched any more until a look, a second later, finds its queue empty (core/saturation.py). A pool
+to which nobody comes wakes nobody, and one with a million clients the manager twice a second.
+
+Only of the generation that serves: what waits for another is its drain's affair.
+"""
+
+from __future__ import annotations
+
+import select
+from asyncio import TimerHandle
+from typing import TYPE_CHECKING, Final
+
+from fcgimgr.core import saturation as core
+from fcgimgr.core.process import Running
+from fcgimgr.core.saturation import Asleep, Saturated
+from fcgimgr.linux.procfs import holds
+from fcgimgr.linux.sockdiag import established_inodes
+from fcgimgr.manager.turns import Turns
+
+if TYPE_CHECKING:
+    from fcgimgr.manager.daemon import Daemon
+    from fcgimgr.manager.generation import Generation
+    from fcgimgr.manager.pools import Pool
+
+# Of so many processes it is looked at whether they are busy, when an episode begins.
+MOST_LOOKED_AT: Final = 256
+
+
+class Saturation:
+    """Watches every pool that serves."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._watched: dict[Generation, _Watch] = {}
+
+    def pool_changed(self, pool: Pool) -> None:
+        """Something happened in this pool."""
+        serving = pool.serving
+        if serving not in self._watched and is_to_be_watched(serving):
+            self._watched[serving] = _Watch(self._daemon, serving)
+
+    def let_go(self, generation: Generation) -> None:
+        """Before its listeners are closed: others may have the descriptors as well, and then the loop would be woken
+        for ever."""
+        if (watch := self._watched.pop(generation, None)) is not None:
+            watch.end()
+
+    def since(self, generation: Generation) -> float | None:
+        """Since when connections have waited, if that was told and is not over; monotonic seconds."""
+        watch = self._watched.get(generation)
+        return watch.since if watch is not None else None
+
+    def close(self) -> None:
+        for generation in tuple(self._watched):
+            self.let_go(generation)
+
+
+def is_to_be_watched(generation: Generation) -> bool:
+    """Whether clients come to it, and can be heard of."""
+    core, listening = generation.core, generation.listening
+    return core.open and not (core.left or core.refusing) and listening is not None and not listening.lost
+
+
+class _Watch:
+    """One generation."""
+
+    def __init__(self, daemon: Daemon, generation: Generation) -> None:
+        assert generation.listening is not None  # else it is not to be watched
+        self._daemon = daemon
+        self._generation = generation
+        self._fds = tuple(generation.listening.fds)
+        self._timer: TimerHandle | None = None
+        self._is_told_since: float | None = None  # the beginning of the episode that is told
+        self._state: core.State = Asleep()
+        self._listens = False
+        self._listen()
+
+    @property
+    def since(self) -> float | None:
+        """Since when connections have waited, if that is told and not over."""
+        return self._is_told_since
+
+    def end(self) -> None:
+        """Others wait for who comes now, or nobody does."""
+        self._listen_no_more()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._state = Asleep()
+        self._tell_end(self._daemon.loop.time(), "nobody comes to it any more")
+
+    def _listen(self) -> None:
+        self._listens = True
+        for fd in self._fds:
+            self._daemon.loop.add_reader(fd, self._somebody_came)
+
+    def _listen_no_more(self) -> None:
+        if self._listens:
+            self._listens = False
+            for fd in self._fds:
+                self._daemon.loop.remove_reader(fd)
+
+    def _somebody_came(self) -> None:
+        self._listen_no_more()
+        self._timer = self._daemon.loop.call_later(core.SOON, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._daemon.loop.time()
+        before, self._state = self._state, core.step(self._state, self._somebody_waits(), now)
+        if isinstance(self._state, Asleep):
+            if isinstance(before, Saturated):
+                self._tell_end(before.empty_since or now)
+            self._listen()
+            return
+        self._timer = self._daemon.loop.call_later(core.AGAIN, self._look)
+        if isinstance(self._state, Saturated) and not isinstance(before, Saturated):
+            self._daemon.in_background(self._tell_beginning(self._state.since))
+
+    def _somebody_waits(self) -> bool:
+        poll = select.poll()
+        for fd in self._fds:
+            poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def _tell_beginning(self, since: float) -> None:
+        generation = self._generation
+        who = await who_is_busy(generation)
+        if not isinstance(self._state, Saturated) or generation.listening is None:
+            return  # its listeners were closed meanwhile
+        self._is_told_since = since
+        waiting = generation.listening.waiting
+        many = f", {waiting} now" if waiting else ""  # where the kernel does not tell
+        text = f"connections have waited for {self._daemon.loop.time() - since:.0f} s{many}: {who}"
+        self._daemon.journal.warning(text, name=generation.name)
+        self._daemon.history.record("load", generation.name, "EASED", "SATURATED", text)
+
+    def _tell_end(self, at: float, how: str = "no connection waits any more") -> None:
+        since, self._is_told_since = self._is_told_since, None
+        if since is None:
+            return
+        text = f"{how}; connections had waited for {at - since:.0f} s"
+        self._daemon.journal.info(text, name=self._generation.name)
+        self._daemon.history.record("load", self._generation.name, "SATURATED", "EASED", text)
+
+
+async def who_is_busy(generation: Generation) -> str:
+    """In words: how many of its processes are, and what the one is at that has been at it for longest."""
+    now = generation.daemon.loop.time()
+    listening = generation.listening
+    accepted = established_inodes(listening.names) if listening is not None else None
+    turns = Turns()
+    running = busy = 0
+    oldest, what = now, ""
+    for index, state in enumerate(generation.core.processes):
+        if not isinstance(state, Running):
+            continue
+        running += 1
+        if running > MOST_LOOKED_AT or index >= len(generation.slots):
+            continue
+        await turns.give_way()
+        slot = generation.slots[index]
+        reading = slot.reading(now)
+        if reading is None:
+            busy += bool(accepted) and bool(holds(state.pid, accepted or set()))
+            continue
+        busy += bool(reading.in_hand)
+        if reading.in_hand and (first := reading.in_hand[0]).since < oldest:
+            oldest = first.since
+            what = f" ({slot.name}: {first.method} {first.uri} {now - oldest:.0f} s)"
+    if not running:
+        return "no process runs"
+    if running > MOST_LOOKED_AT:
+        return f"{running} processes run{what}"
+    if busy == running:
+        return f"{'its process is' if running == 1 else f'all {running} processes are'} busy{what}"
+    return f"{busy} of {running} processes {'is' if busy == 1 else 'are'} busy, and the others accept none{what}"

@@ -1,0 +1,87 @@
+"""A pool whose processes are all busy while connections wait says so, once, and once more when that is over."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from fcgimgr.control.client import Client
+from fcgimgr.control.messages import Event, Events, EventsParams
+from fcgimgr.core.saturation import LASTS
+from tests.integration.commands import Manager, running
+from tests.integration.ports import free_address
+from tests.integration.running import RunningManager
+from tests.integration.scenes import Child, ask, managing, scene
+from tests.integration.succession import PYTHON
+from tests.integration.test_hung import all_hang, asked, pool, queued
+from tests.integration.test_idle import rests
+from tests.waiting import eventually
+
+
+def told(manager: RunningManager) -> list[Event]:
+    with Client(str(manager.control)) as client:
+        happened = client.call("events", EventsParams(names=("app",), n=1000), answer=Events).events
+    return [event for event in happened if event.kind == "load"]
+
+
+def hang(manager: Manager, address: str, waiting: int) -> list[socket.socket]:
+    hung = all_hang(manager, address)
+    hung += [asked(address, "/") for _ in range(waiting)]
+    eventually(lambda: queued(manager) == waiting)
+    return hung
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> None:
+    address = free_address(transport, tmp_path)
+    with running(tmp_path, pool(tmp_path, address, "numprocs = 2")) as manager:
+        connections = hang(manager, address, waiting=3)
+        assert not told(manager)
+        eventually(lambda: told(manager), within=LASTS + 10)
+        saturated = "connections have waited for 5 s, 3 now: all 2 processes are busy"
+        assert f"warning app: {saturated}\n" in manager.output()
+        assert manager.pool("app").saturated_for is not None
+        assert "  saturated for " in manager("status").out
+
+        (tmp_path / "free").touch()
+        for connection in connections:
+            connection.close()
+        eventually(lambda: len(told(manager)) == 2, within=LASTS + 10)
+        begun, over = told(manager)
+        assert (begun.to_state, begun.detail) == ("SATURATED", saturated)
+        assert over.to_state == "EASED"
+        assert (over.detail or "").startswith("no connection waits any more; connections had waited for ")
+        assert manager.output().count("connections have waited") == 1
+        assert manager.pool("app").saturated_for is None
+
+
+def test_who_stops_a_saturated_pool_ends_that(tmp_path: Path) -> None:
+    address = free_address("unix", tmp_path)
+    with running(tmp_path, pool(tmp_path, address, "stopwaitsecs = 0.5")) as manager:
+        connections = hang(manager, address, waiting=1)
+        eventually(lambda: told(manager), within=LASTS + 10)
+        manager("stop", "app").succeeds()
+        eventually(lambda: [event.to_state for event in told(manager)] == ["SATURATED", "EASED"])
+        for connection in connections:
+            connection.close()
+
+
+def test_clients_wake_the_manager_twice_a_second_at_most_and_nobody_never(tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    tables = f'''
+        [pool.app]
+        socket = "{address}"
+        command = "{PYTHON} %(here)s/answer.py"
+        ready = "startsecs"
+        startsecs = 0.1
+    '''
+    with managing(scene(tmp_path, tables)) as manager:
+        itself = Child(manager.pid)
+        eventually(lambda: rests(itself, 1.5))
+        began, before = time.monotonic(), int(itself.status["voluntary_ctxt_switches"])
+        for _ in range(200):
+            ask(address)
+        eventually(lambda: rests(itself, 1.5))  # the last one who came has been looked at
+        woken = int(itself.status["voluntary_ctxt_switches"]) - before
+        assert 2 <= woken <= 2 * (time.monotonic() - began) + 2

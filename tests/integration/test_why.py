@@ -1,0 +1,185 @@
+"""Why a process has ended, or was told to, and by whom: in `status`, as an event, in the log."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fcgimgr.control.client import Client
+from fcgimgr.control.messages import Event, Events, EventsParams, Exit
+from fcgimgr.core import process
+from fcgimgr.manager.telling import exit_as_told
+from tests.integration.commands import running
+from tests.integration.running import RunningManager
+from tests.integration.scenes import fails, kill, managing, scene
+from tests.integration.succession import killed, next_one
+from tests.waiting import eventually
+
+PYTHON = f"{sys.executable} -S -E"
+
+SLEEPERS = """
+[program.app]
+command = "sleep 1000"
+numprocs = 2
+startsecs = 0
+[program.other]
+command = "sleep 1000"
+startsecs = 0
+"""
+
+
+def events(manager: RunningManager, *names: str) -> list[Event]:
+    with Client(str(manager.control)) as client:
+        told = client.call("events", EventsParams(names=names or None, n=1000), answer=Events).events
+    return [event for event in told if event.kind == "process_state"]
+
+
+def ended(manager: RunningManager, name: str) -> Event:
+    """The last event in which a process of this name has left RUNNING."""
+    return [event for event in events(manager, name) if event.from_state == "RUNNING"][-1]
+
+
+def test_what_a_process_said_of_its_end_is_told_with_it(tmp_path: Path) -> None:
+    (tmp_path / "fail.py").write_text("raise RuntimeError('no database at db.example:5432')\n")
+    tables = f"""
+        [program.bad]
+        command = "{PYTHON} %(here)s/fail.py"
+        startsecs = 30
+        startretries = 0
+        [program.good]
+        command = "sleep 1000"
+    """
+    with running(tmp_path, tables, ready=False) as manager:
+        eventually(lambda: manager.pool("bad").state == "FATAL")
+        why = r"exited with code 1 [\d.]+ m?s after its start, before it was ready: RuntimeError: no database at db.ex"
+        process = manager.pool("bad").processes[0]
+        assert re.match(why, process.reason or "")
+        assert process.state_for is not None
+        assert manager.pool("bad").state_for is not None
+        assert re.search(f"error bad:bad_00: FATAL: {why}", manager.output())
+        *_, last = events(manager, "bad")
+        assert (last.to_state, last.cause, last.exit) == ("FATAL", "crash", Exit(code=1))
+        assert re.match(why, last.detail or "")
+        assert "; FATAL for " in manager("status").out
+        # Who starts it sees all of it again.
+        manager("start", "bad").fails(1)
+        assert manager.output().count('fail.py", line 1') == 2
+
+
+def test_a_death_says_why_and_an_order_by_whom(tmp_path: Path) -> None:
+    with managing(scene(tmp_path, SLEEPERS)) as manager:
+        kill(manager.pids("app")[0])
+        eventually(lambda: manager.pool("app").processes[0].restarts == 1 and manager.all_running())
+        death = ended(manager, "app:app_00")
+        assert re.fullmatch(r"killed by SIGKILL after \d+\.\d s", death.detail or "")
+        assert (death.cause, death.exit, death.by) == ("crash", Exit(signal="SIGKILL"), None)
+
+        assert manager.restart("app").ok
+        order = ended(manager, "app:app_01")
+        by = f"pid {os.getpid()}, uid {os.geteuid()}"
+        assert (order.cause, order.by, order.detail) == ("by_hand", by, f"restart, by {by}")
+        assert manager.halt("other").ok
+        assert ended(manager, "other").detail == f"stop, by {by}"
+        assert manager.scale("app", "1").ok
+        assert ended(manager, "app:app_01").detail == f"scale to 1, by {by}"
+        # What is no order's is nobody's, though it comes after one.
+        kill(manager.pids("app")[0])
+        eventually(lambda: ended(manager, "app:app_00").cause == "crash")
+        assert ended(manager, "app:app_00").by is None
+
+
+@pytest.mark.parametrize("server", ["native", "flup"])
+def test_the_same_traceback_is_logged_once_and_is_not_lost_from_sight(server: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import sys\n\n\ndef f(:\n")
+    tables = f"""
+        [pool.web]
+        socket = "%(here)s/web.sock"
+        wsgi = "broken:application"
+        server = "{server}"
+        directory = "%(here)s"
+        numprocs = 3
+        startretries = 1
+        backoff_initial = 0.1
+    """
+    code, said = fails(scene(tmp_path, tables))
+    assert code == 1
+    assert said.count('File "') == 1
+    assert said.count("what it said before is what web_0") == 5
+    why = r"cannot load 'broken:application': SyntaxError: .* \(broken\.py, line 4\)"
+    assert re.search(rf"nothing at all could be started: giving up: web: exited with code 1 .*: {why}\n", said)
+
+
+def test_what_differs_or_goes_to_a_file_is_logged_every_time(tmp_path: Path) -> None:
+    program = f"{PYTHON} -c 'import sys; [print(sys.argv[1:], i, file=sys.stderr) for i in range(3)]; sys.exit(1)'"
+    tables = f"""
+        [program.same]
+        command = "{program}"
+        startsecs = 30
+        startretries = 1
+        backoff_initial = 0.1
+        stderr_logfile = "%(here)s/same.log"
+        [program.other]
+        command = "{program} %(process_num)d"
+        numprocs = 2
+        startsecs = 30
+        startretries = 0
+    """
+    code, said = fails(scene(tmp_path, tables))
+    assert code == 1
+    assert (tmp_path / "same.log").read_text().splitlines() == ["[] 0", "[] 1", "[] 2"] * 2
+    assert sorted(re.findall(r"\| (\[.*)", said)) == [f"['{number}'] {i}" for number in (0, 1) for i in range(3)]
+
+
+def test_what_one_says_that_starts_for_long_is_heard_meanwhile(tmp_path: Path) -> None:
+    command = '["sh", "-c", "echo I am at it >&2; exec sleep 1000"]'
+    tables = f"[program.app]\ncommand = {command}\nstartsecs = 1000\n"
+    with managing(scene(tmp_path, tables), ready=False) as manager:
+        eventually(lambda: "I am at it\n" in manager.output())
+        assert manager.pool("app").processes[0].state == "STARTING"
+
+
+def test_events_are_those_of_the_names_that_are_given(tmp_path: Path) -> None:
+    with running(tmp_path, SLEEPERS) as manager:
+        assert {event.name for event in events(manager, "app")} == {"app:app_00", "app:app_01"}
+        assert {event.name for event in events(manager, "app:app_01", "other")} == {"app:app_01", "other:other_00"}
+        shown = manager("events", "other", "--json", "-n", "2").succeeds().splitlines()
+        assert [msgspec.json.decode(line, type=Event).name.partition(":")[0] for line in shown] == ["other"] * 2
+        assert "there is no pool, program or group 'othr'; did you mean other?" in manager("events", "othr").err
+
+
+def test_restarts_are_told_apart_and_known_to_the_next_manager(tmp_path: Path) -> None:
+    tables = f"""
+        {SLEEPERS}
+        [program.young]
+        command = "sleep 1000"
+        startsecs = 0
+        max_lifetime = 0.5
+    """
+    with killed(scene(tmp_path, tables)) as first:
+        kill(first.pids("app")[0])
+        eventually(lambda: _restarts(first, "app") == (1, 0, 0))
+        assert first.restart("app:app_00").ok
+        assert _restarts(first, "app") == (1, 0, 1)
+        eventually(lambda: (_restarts(first, "young")[1] or 0) >= 1)
+        young = ended(first, "young")
+        assert (young.cause, young.detail) == ("recycled", "recycling: max_lifetime (0.5 s) is over")
+        first.kill()
+        with next_one(first) as second:
+            assert _restarts(second, "app") == (1, 0, 1)
+            assert second.pool("app").processes[0].restarts == 2
+            crashes, recycled, by_hand = _restarts(second, "young")
+            assert (crashes, by_hand) == (0, 0)
+            assert recycled
+
+
+def _restarts(manager: RunningManager, name: str) -> tuple[int | None, ...]:
+    process = manager.pool(name).processes[0]
+    return process.crashes, process.recycled, process.by_hand
+
+
+def test_an_end_of_which_nobody_knows_how_is_said_to_be_so() -> None:
+    assert msgspec.json.encode(exit_as_told(process.Exit())) == b'{"unknown":true}'
+    assert msgspec.json.encode(exit_as_told(process.Exit(code=0))) == b'{"code":0}'
