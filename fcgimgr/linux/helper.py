@@ -1,9 +1,10 @@
 """A process of our own for what may block in the kernel: a fork of this one, which can be killed.
 
 Much that can be asked about another process waits for a lock that the process itself holds, or for its memory, and so
-for as long as it likes: ptrace(2) and pidfd_getfd(2) while it executes another program, /proc/PID/mem, syscall, fdinfo
-and environ. Whoever asks in the loop of a manager stands still with it. A helper may stand still: what it is at is
-seen from outside (`Progress`), and when it does not get on it is killed, or left to itself where not even that helps.
+for as long as it likes: ptrace(2) and pidfd_getfd(2) while it executes another program, /proc/PID/mem, syscall, fdinfo,
+environ, stat and what is behind fd. Whoever asks in the loop of a manager stands still with it. A helper may: what it
+is at is seen from outside (`Progress`), and when it does not get on it is killed, or left to itself where not even that
+helps.
 
 It dies with its parent; or, where that is wanted, it ends in good order when its socket does, so that whoever it holds
 goes on. One of those that is at the same process for OVERDUE has nobody left who would kill it, so the kernel does.

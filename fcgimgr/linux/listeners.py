@@ -16,8 +16,9 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Final, Self
 
-from fcgimgr.linux import procfs, sockdiag, tcpsocket
+from fcgimgr.linux import sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.glance import holders
 from fcgimgr.linux.rights import cut_short
 from fcgimgr.linux.socketfile import LONGEST_PATH, SocketFile, bind, find_again
 from fcgimgr.linux.tcpsocket import LOWEST_FD, stream_socket
@@ -339,7 +340,7 @@ def _bind_abstract(name: str, path: str, backlog: int) -> Listener:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            who = procfs.holders(sockdiag.listening_inodes(address))
+            who = holders(sockdiag.listening_inodes(address))
             raise LinuxError(f"{name}: the name is in use{who}; stop that one or choose another name") from error
         refuse(name, error)
 

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import struct
+from functools import cache
 from typing import Final, Self
 
 from fcgimgr.linux import procfs
@@ -42,18 +43,46 @@ class PidFd:
             refuse(f"pid {pid}", error)
 
     @classmethod
-    def of(cls, pid: int, start_time: int, boot_id: str) -> Self | None:
-        """The very process that had this start time (`procfs.start_time`) in this boot; None: it is gone."""
+    def of(cls, pid: int, start_time: int | None, boot_id: str, identity: int | None = None) -> Self | None:
+        """The very process that had this `identity`, or start time (`procfs.start_time`), in this boot; None: it
+        has ended.
+        """
         if boot_id != procfs.boot_id():
             return None
         try:
             found = cls(pid)
         except LinuxError:
             return None
-        if procfs.start_time(pid) == start_time and not found.has_ended():
+        if found.was_known_as(start_time, identity) and not found.has_ended():
             return found
         found.close()
         return None
+
+    def was_known_as(self, start_time: int | None, identity: int | None) -> bool:
+        """Whether it is the one of which this was written down. Of an identity alone, where there is one."""
+        if identity is not None and (own := self.identity) is not None:
+            return own == identity
+        return start_time is not None and procfs.start_time(self.pid) == start_time
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was not reaped yet, be it dead or alive."""
+        try:
+            signal.pidfd_send_signal(self._fd, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+    @property
+    def identity(self) -> int | None:
+        """What no other process of this boot has, or will have. None: before Linux 6.9 only the start time tells.
+
+        Unlike that it can be had without asking the process (procfs): since there is pidfs, it is the inode.
+        """
+        about = os.fstat(self._fd)
+        return about.st_ino if about.st_dev != _anonymous() else None
 
     @classmethod
     def below(cls, pid: int, ancestor: int) -> Self | None:
@@ -119,13 +148,8 @@ class PidFd:
         """Before Linux 6.9. The number is the group's own until its leader is reaped, and then as long as it has
         members: if there is a process of that number then, it is another's.
         """
-        try:
-            signal.pidfd_send_signal(self._fd, 0)
-        except PermissionError:
-            pass  # it is there
-        except ProcessLookupError:
-            if procfs.state(self.pid) is not None:
-                return False
+        if not self.is_there and procfs.state(self.pid) is not None:
+            return False
         os.killpg(self.pid, number)
         return True
 
@@ -172,6 +196,28 @@ class PidFd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def which(pid: int) -> int | None:
+    """What tells a process from all others that have had its number, or will: its identity, or where there is no such
+    thing its start time. None: it is gone.
+    """
+    try:
+        with PidFd(pid) as process:
+            identity = process.identity
+            return identity if identity is not None else procfs.start_time(pid)
+    except LinuxError:
+        return None
+
+
+@cache
+def _anonymous() -> int:
+    """The device of the descriptors that all have the same inode, which pidfds were among."""
+    fd = os.eventfd(0)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
 
 
 def _not_permitted(whom: str, number: int) -> str:

@@ -1,6 +1,12 @@
 """What /proc tells about a process. None means unknown: the process is gone, or we may not look.
 
 These are called for a thousand processes in one status, so they read with bare system calls.
+
+A process that executes another program keeps a lock (exec_update_lock) while its close-on-exec descriptors are closed,
+and so for as long as a file system likes that one of them is of (FUSE). Some kernels wait for that lock where they show
+`stat`, all do at `environ`, `syscall` and what is behind `fd`, and no signal but SIGKILL ends that. `status`, `statm`,
+`comm`, `task` and `children` wait for nobody. What reads something else says that it may block: it is for a helper
+(helper.py, glance.py).
 """
 
 import errno
@@ -22,7 +28,10 @@ _ONE_READ: Final = 2048
 
 
 def start_time(pid: int) -> int | None:
-    """When it started, in clock ticks since boot: with the pid, the identity of a process (proc(5), stat field 22)."""
+    """When it started, in clock ticks since boot: with the pid, the identity of a process (proc(5), stat field 22).
+
+    May block, unless the process is our own, or of those that we have just forked, or a zombie.
+    """
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
@@ -35,8 +44,7 @@ def age(pid: int, uptime: float) -> float | None:
 
 def state(pid: int) -> str | None:
     """One letter: R running, S sleeping, D disk, T stopped, Z zombie … (proc(5), stat field 3)."""
-    fields = _stat(pid)
-    return fields[0].decode() if fields else None
+    return _state(_read(f"/proc/{pid}/status"))
 
 
 def tracer(pid: int) -> int | None:
@@ -73,8 +81,7 @@ def owner(pid: int) -> int | None:
 
 def parent(pid: int) -> int | None:
     """The pid of its parent."""
-    fields = _stat(pid)
-    return int(fields[1]) if fields else None
+    return _from_status(pid, b"PPid:", 10)
 
 
 def rss(pid: int) -> int | None:
@@ -154,14 +161,14 @@ def configuration_of(pid: int) -> str | None:
 
 
 def socket_inodes(pid: int, most: int | None = None) -> set[int] | None:
-    """Inodes of the sockets it has open; else as `sockets`."""
+    """Inodes of the sockets it has open; else as `sockets`. May block."""
     found = sockets(pid, most)
     return None if found is None else set(found.values())
 
 
 def sockets(pid: int, most: int | None = None) -> dict[int, int] | None:
     """{fd: inode} of the sockets it has open. None when it is gone or belongs to another user, or has more than `most`
-    descriptors: each costs a microsecond or two.
+    descriptors: each costs a microsecond or two. May block.
     """
     try:
         return dict(open_sockets(pid, most))
@@ -170,7 +177,7 @@ def sockets(pid: int, most: int | None = None) -> dict[int, int] | None:
 
 
 def holds(pid: int, inodes: Container[int], most: int = MOST_FDS) -> bool | None:
-    """Whether it has one of these sockets open. None: as of `sockets`, unless one is found before that."""
+    """Whether it has one of these sockets open. None: as of `sockets`, unless one is found before that. May block."""
     try:
         return any(inode in inodes for _, inode in open_sockets(pid, most))
     except OSError:
@@ -178,7 +185,7 @@ def holds(pid: int, inodes: Container[int], most: int = MOST_FDS) -> bool | None
 
 
 def open_sockets(pid: int, most: int | None = None) -> Iterator[tuple[int, int]]:
-    """(fd, inode) of the sockets it has open. OSError: as `sockets` has None."""
+    """(fd, inode) of the sockets it has open. OSError: as `sockets` has None. May block."""
     directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with os.scandir(directory) as entries:  # some at a time, however many there are
@@ -198,7 +205,7 @@ def open_sockets(pid: int, most: int | None = None) -> Iterator[tuple[int, int]]
 def open_fd(pid: int, fd: int, flags: int, kind: str, is_it: Callable[[os.stat_result], bool]) -> int | None:
     """Open once more, as `flags` say and close-on-exec, what a process has as its `fd`; None: there is another thing.
 
-    kind: what /proc shows of such a thing begins with this. OSError: it may not be looked at.
+    kind: what /proc shows of such a thing begins with this. OSError: it may not be looked at. May block.
     """
     try:
         # A process may put there what it likes, a device that acts on being opened too. O_PATH does not open it yet.
@@ -228,8 +235,8 @@ def thread_states(pid: int) -> list[str] | None:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return None
-    found = [_fields(_read(f"/proc/{pid}/task/{thread}/stat")) for thread in threads]
-    return [fields[0].decode() for fields in found if fields] or None
+    found = [_state(_read(f"/proc/{pid}/task/{thread}/status")) for thread in threads]
+    return [state for state in found if state is not None] or None
 
 
 def system_calls(pid: int) -> list[tuple[int, int]] | None:
@@ -270,14 +277,21 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def holders(inodes: Collection[int] | None) -> str:
+def holders(
+    inodes: Collection[int] | None, at: Callable[[int], None] = lambda pid: None, without: Container[int] = ()
+) -> str:
     """ " by pid 12 (nginx)" for those that have one of these sockets open, as far as we may see; else nothing. Of a
     manager the configuration is told too.
 
-    Walks all of /proc: for error messages only.
+    Walks all of /proc, but for `without`: for error messages only. May block; at: is told at whom it looks.
     """
     wanted = set(inodes or ())
-    found = [pid for pid in pids() if holds(pid, wanted)] if wanted else []
+    found: list[int] = []
+    for pid in pids() if wanted else ():
+        if pid not in without:
+            at(pid)
+            if holds(pid, wanted):
+                found.append(pid)
     named = [f"pid {pid} ({_what_runs(pid)})" for pid in found[:3]]
     return f" by {', '.join(named)}" + (" and others" if len(found) > 3 else "") if named else ""
 
@@ -291,17 +305,19 @@ def _what_runs(pid: int) -> str:
 
 def _stat(pid: int) -> list[bytes] | None:
     """The fields of /proc/PID/stat from the third (state) on: the second, the name, may hold spaces and brackets."""
-    return _fields(_read(f"/proc/{pid}/stat"))
+    text = _read(f"/proc/{pid}/stat")
+    return text[text.rindex(b")") + 2 :].split() if text else None
+
+
+def _state(status: bytes | None) -> str | None:
+    """The state letter. The name, which comes before it, holds no newline there: it is escaped."""
+    return chr(status[status.index(b"\nState:\t") + 8]) if status else None
 
 
 def _from_status(pid: int, key: bytes, base: int) -> int | None:
     """A number from /proc/PID/status."""
     lines = (_read(f"/proc/{pid}/status") or b"").splitlines()
     return next((int(line[len(key) :], base) for line in lines if line.startswith(key)), None)
-
-
-def _fields(text: bytes | None) -> list[bytes] | None:
-    return text[text.rindex(b")") + 2 :].split() if text else None
 
 
 def _read(path: str) -> bytes | None:

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NoReturn
 
-from fcgimgr.linux import procfs, sockdiag
+from fcgimgr.linux import sockdiag
 from fcgimgr.linux.directories import directory_of
 from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.glance import holders
 from fcgimgr.linux.libc import exchange, rename_to_free
 
 #: What fits into sockaddr_un: 108 bytes with the closing NUL.
@@ -326,7 +327,7 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
         raise LinuxError(f"{name}: {path} is {kind}, not a socket; move it away or choose another path")
     # Bound but not listening yet refuses as a dead one does: somebody is just opening it.
     if _answers(name, path, directory) or sockdiag.unix_bound(there.st_dev, there.st_ino):
-        who = procfs.holders(sockdiag.listening_inodes(path))
+        who = holders(sockdiag.listening_inodes(path))
         raise LinuxError(f"{name}: a live process serves this socket{who}; stop that one or choose another path")
     again = _look(name, path, directory)
     if again is None:

@@ -19,6 +19,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from fcgimgr.linux import procfs
 from fcgimgr.linux.child import become
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.executables import find_executable
@@ -65,10 +66,14 @@ class Order(NamedTuple):
 
 
 class Forked:
-    """A child that is on its way to its program. Readable (`fileno`) when it is there, or has failed, or has died."""
+    """A child that is on its way to its program. Readable (`fileno`) when it is there, or has failed, or has died.
+
+    `born`: its start time (procfs), which can be asked for now as it cannot when its program executes another one.
+    """
 
     def __init__(self, pid: int, recipe: Recipe, report: int) -> None:
         self.pid = pid
+        self.born = procfs.start_time(pid)
         self._recipe = recipe
         self._report = report
 

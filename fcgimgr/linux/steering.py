@@ -14,8 +14,9 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from fcgimgr.linux import bpf, procfs, sockdiag, tcpsocket
+from fcgimgr.linux import bpf, sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.glance import holders
 from fcgimgr.linux.listeners import Listener, LostListener
 
 # Seconds for a connection to ourselves: a firewall on the loopback interface must not stop the manager.
@@ -235,7 +236,7 @@ class Group:
         ours = {member.inode for member in self._order}
         if strangers := there - ours:
             raise LinuxError(
-                f"{first.name}: somebody else listens on this address too{procfs.holders(strangers)}; stop that one: "
+                f"{first.name}: somebody else listens on this address too{holders(strangers)}; stop that one: "
                 f"while it is there connections cannot be steered safely; {_ADVICE}"
             )
         if ours - there:

@@ -12,8 +12,9 @@ import os
 import socket
 from typing import Any, Final, NoReturn, TypeAlias
 
-from fcgimgr.linux import procfs, sockdiag
+from fcgimgr.linux import sockdiag
 from fcgimgr.linux.errors import LinuxError, refuse
+from fcgimgr.linux.glance import holders
 
 #: The lowest fd number of a listener.
 LOWEST_FD: Final = 64
@@ -95,7 +96,7 @@ def _refuse_twins(name: str, sock: socket.socket) -> None:
     others = (sockdiag.listening_at(sock.getsockname()) or set()) - {os.fstat(sock.fileno()).st_ino}
     if others:
         raise LinuxError(
-            f"{name}: somebody else began to listen here at this moment{procfs.holders(others)}; stop that one, or "
+            f"{name}: somebody else began to listen here at this moment{holders(others)}; stop that one, or "
             "choose another port"
         )
 
@@ -103,7 +104,7 @@ def _refuse_twins(name: str, sock: socket.socket) -> None:
 def _refuse(name: str, family: int, address: Address, error: OSError) -> NoReturn:
     host, port = address[0], address[1]
     if error.errno == errno.EADDRINUSE:
-        who = procfs.holders(sockdiag.listening_inodes(("", port)))
+        who = holders(sockdiag.listening_inodes(("", port)))
         look = f"`ss -ltnp 'sport = :{port}'` as root shows who" if not who else "stop that one"
         refusal = f"{name}: the port is in use{who}; {look}, or choose another port"
     elif error.errno == errno.EADDRNOTAVAIL:

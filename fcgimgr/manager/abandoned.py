@@ -8,13 +8,16 @@ is there, and a manager that ends before it says so with its exit code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
-
-import msgspec
 
 from fcgimgr.core.process import ABANDONED_AFTER
 from fcgimgr.linux import procfs
+from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.glance import NoGlanceError, glance
+from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.manager.state import AbandonedRecord
 
 if TYPE_CHECKING:
     from fcgimgr.manager.journal import Journal
@@ -28,17 +31,30 @@ _STATES: Final = {
 }
 
 
-class Left(msgspec.Struct, frozen=True):
-    """One that is left. `process`: of which it is, as app:app_00; `leader`: that one's pid, often its own."""
+class Left:
+    """One that is left. `process`: of which it is, as app:app_00; `leader`: that one's pid, often its own; `held` is
+    open while it is there; `born`: its start time in ticks, if it has no identity."""
 
-    process: str
-    leader: int
-    pid: int
-    born: int | None
+    def __init__(self, process: str, leader: int, held: PidFd, born: int | None) -> None:
+        self.process = process
+        self.leader = leader
+        self.held = held
+        self._born = born
+
+    @property
+    def pid(self) -> int:
+        return self.held.pid
 
     @property
     def is_there(self) -> bool:
-        return self.born is not None and procfs.start_time(self.pid) == self.born
+        return self.held.is_there
+
+    @property
+    def record(self) -> AbandonedRecord:
+        """As it is told to a manager after us."""
+        return AbandonedRecord(
+            process=self.process, leader=self.leader, pid=self.pid, born=self._born, identity=self.held.identity
+        )
 
     def __str__(self) -> str:
         letter = procfs.state(self.pid)
@@ -49,28 +65,60 @@ class Left(msgspec.Struct, frozen=True):
 
 
 class Abandoned:
-    """All of them; those that have ended since are left out whenever somebody asks."""
+    """All of them; those that have ended since are left out whenever somebody asks. changed: is told when there are
+    more."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, changed: Callable[[], None]) -> None:
         self._journal = journal
+        self._changed = changed
         self._left: list[Left] = []
 
     def __iter__(self) -> Iterator[Left]:
-        self._left = [one for one in self._left if one.is_there]
+        for one in tuple(self._left):
+            if not one.is_there:
+                self._left.remove(one)
+                one.held.close()
         return iter(tuple(self._left))
+
+    def __contains__(self, pid: object) -> bool:
+        return any(one.pid == pid for one in self)
 
     def add(self, process: str, leader: int, pids: Iterable[int]) -> None:
         """Nobody waits for these any more, which are the process or what it has left."""
-        if words := in_words(one for one in self.note(process, leader, pids) if one.is_there):
+        if words := in_words(self.note(process, leader, pids)):
             self._journal.error(f"given up: still there {ABANDONED_AFTER:g} s after SIGKILL: {words}", name=process)
 
     def note(self, process: str, leader: int, pids: Iterable[int]) -> list[Left]:
         """The same without a word: those that were not known."""
-        known = {(one.pid, one.born) for one in self._left}
-        found = [Left(process, leader, pid, procfs.start_time(pid)) for pid in dict.fromkeys(pids)]
-        new = [one for one in found if (one.pid, one.born) not in known]
-        self._left += new
-        return new
+        known = {one.pid for one in self}
+        new: list[PidFd] = []
+        for pid in dict.fromkeys(pids):
+            if pid not in known:
+                with suppress(LinuxError):  # it has gone
+                    new.append(PidFd(pid))
+        if not new:
+            return []
+        left = [Left(process, leader, held, born_of(held)) for held in new]
+        self._left += left
+        self._changed()
+        return left
+
+    @property
+    def records(self) -> tuple[AbandonedRecord, ...]:
+        """As they are told to a manager after us."""
+        return tuple(one.record for one in self)
+
+    def take_over(self, records: Iterable[AbandonedRecord]) -> None:
+        """Go on with those that a manager before us has abandoned in this boot, and that are there still."""
+        for record in records:
+            try:
+                held = PidFd(record.pid)
+            except LinuxError:
+                continue
+            if held.was_known_as(record.born, record.identity):
+                self._left.append(Left(record.process, record.leader, held, record.born))
+            else:
+                held.close()
 
     def add_leftovers(self, mark: Sequence[str], leader: int, pids: Iterable[int]) -> None:
         """mark: the names of the pool, first, and of the process, last."""
@@ -86,6 +134,14 @@ class Abandoned:
     def of(self, leader: int | None) -> str | None:
         """What is left, in words, of the process that had this pid; None: nothing."""
         return in_words(one for one in self if one.leader == leader) or None
+
+
+def born_of(held: PidFd) -> int | None:
+    """The start time of what may be in the midst of an exec for ever, where nothing else tells who it is."""
+    if held.identity is None:
+        with suppress(NoGlanceError):
+            return int(glance(lambda at: procfs.start_time(held.pid)) or 0) or None
+    return None
 
 
 def in_words(left: Iterable[Left]) -> str:

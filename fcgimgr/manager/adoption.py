@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -30,6 +30,7 @@ from fcgimgr.core import pool as rollout
 from fcgimgr.core.process import Exit, Exited, Ready, Retiring, Starting, State, Stopped
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.glance import NoGlanceError, glance_fd
 from fcgimgr.linux.holding import let_go
 from fcgimgr.linux.listeners import Listener, LostListener, take_back
 from fcgimgr.linux.pidfd import PidFd
@@ -40,7 +41,7 @@ from fcgimgr.manager.board import Board
 from fcgimgr.manager.causes import Restarts
 from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening, LostPlace, Place
-from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ProcessRecord, Saved
+from fcgimgr.manager.state import AbandonedRecord, GenerationRecord, ListenerRecord, ProcessRecord, Saved
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from fcgimgr.manager.pump import Pump
 
 Key = tuple[str, int, int]
+#: So many processes of a pool may keep us waiting before no more of them are looked at.
+MOST_UNSEEN: Final = 3
 
 
 class Estate:
@@ -63,17 +66,22 @@ class Estate:
         for key, record in saved.processes.items() if saved is not None else ():
             assert saved is not None
             pid = record.state.pid
-            if pid is None or record.born is None or (key[0], key[1]) not in saved.generations:
+            if pid is None or record.born is record.identity is None or (key[0], key[1]) not in saved.generations:
                 continue
             if saved.handover is not None and procfs.parent(pid) == ours:
                 self.living[key] = None
-            elif (pidfd := PidFd.of(pid, record.born, saved.manager.boot)) is not None:
+            elif (pidfd := PidFd.of(pid, record.born, saved.manager.boot, record.identity)) is not None:
                 self.living[key] = pidfd
 
     @property
     def saved(self) -> Saved:
         assert self._saved is not None  # nobody lives of whom nothing is known
         return self._saved
+
+    @property
+    def abandoned(self) -> tuple[AbandonedRecord, ...]:
+        """Those that it could not end."""
+        return self._saved.manager.abandoned if self._saved is not None else ()
 
     @property
     def pid(self) -> int | None:
@@ -188,6 +196,7 @@ class PoolAdoption:
         self._incomplete: set[int] = set()
         self._to_start: tuple[int, ...] = ()  # anew, when all that is left has its place
         self._shut_down: set[int] = set()  # of the listeners, by inode
+        self._unseen = 0  # how many of its processes have let us wait
         self._unsteered = ""  # why the kernel does not steer for this pool
 
     def adopt(self) -> None:
@@ -240,7 +249,8 @@ class PoolAdoption:
         refusal = ""
         for fd in self._copies(number, record):
             try:
-                return take_back(fd(), name=record.name, path=record.path, inode=record.inode)
+                if (copy := fd()) is not None:
+                    return take_back(copy, name=record.name, path=record.path, inode=record.inode)
             except LinuxError as error:  # a worker may have shut it down: that is its pool's trouble, and no other's
                 refusal = str(error)
         refusal = refusal or "none of its processes shows that it has it"
@@ -255,8 +265,8 @@ class PoolAdoption:
             if not self._daemon.fd_store.give_back(listener):
                 listener.close()
 
-    def _copies(self, number: int, record: ListenerRecord) -> Iterator[Callable[[], int]]:
-        """Where a descriptor of it may be had: each answers with one of ours. LinuxError: not there."""
+    def _copies(self, number: int, record: ListenerRecord) -> Iterator[Callable[[], int | None]]:
+        """Where a descriptor of it may be had: each answers with one of ours, or none. LinuxError: not to be had."""
         if self._saved.handover is not None and record.fd >= 0:
             yield lambda: record.fd
             return
@@ -264,9 +274,17 @@ class PoolAdoption:
         if left is not None:
             yield lambda: left
         for pid in self._who_may_have(number):
-            for fd, inode in (procfs.sockets(pid) or {}).items():
-                if inode == record.inode:
-                    yield partial(fd_of, pid, fd)
+            yield partial(self._copy, pid, record.inode)
+
+    def _copy(self, pid: int, inode: int) -> int | None:
+        """What this process has of a socket. LinuxError: not to be had."""
+        if self._unseen == MOST_UNSEEN:
+            return None
+        try:
+            return glance_fd(lambda: copy_of(pid, inode))
+        except NoGlanceError as error:
+            self._unseen += 1
+            raise LinuxError(f"pid {pid}: {error}") from error
 
     def _living_of(self, number: int) -> list[int]:
         pids = {key: self._saved.processes[key].state.pid for key in self._living}
@@ -442,7 +460,7 @@ class PoolAdoption:
 
     def _take(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
         slot = generation.slots[index]
-        slot.born = record.born
+        slot.born, slot.identity = record.born, record.identity
         if not self._estate.handed_over:
             self._find_pipes(generation, index, record, pid)
             self._find_board(generation, index, record, pid)
@@ -506,14 +524,20 @@ class PoolAdoption:
     def _find_board(self, generation: Generation, index: int, record: ProcessRecord, pid: int) -> None:
         """Go on reading what it shows of its requests; else that is unknown from now on."""
         try:
-            generation.slots[index].board = Board.of(pid, generation.settings, record.board)
-        except OSError as error:
+            if self._unseen < MOST_UNSEEN:
+                generation.slots[index].board = Board.of(pid, generation.settings, record.board)
+        except (OSError, NoGlanceError) as error:
+            self._unseen += isinstance(error, NoGlanceError)
+            reason = error.strerror if isinstance(error, OSError) else error
             self._daemon.journal.warning(
-                f"its scoreboard cannot be read on: {error.strerror}", name=generation.process_name(index)
+                f"its scoreboard cannot be read on: {reason}", name=generation.process_name(index)
             )
 
 
-def fd_of(pid: int, fd: int) -> int:
-    """A descriptor of ours of what a process has as `fd`. LinuxError as of `PidFd.get_fd`."""
-    with PidFd(pid) as pidfd:
-        return pidfd.get_fd(fd)
+def copy_of(pid: int, inode: int) -> int | None:
+    """A descriptor of ours of a socket that a process has; None: it has not. May block. LinuxError: `PidFd.get_fd`."""
+    for fd, found in (procfs.sockets(pid) or {}).items():
+        if found == inode:
+            with PidFd(pid) as pidfd:
+                return pidfd.get_fd(fd)
+    return None

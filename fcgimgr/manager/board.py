@@ -12,6 +12,7 @@ import os
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.fastcgi.scoreboard import Reading
+from fcgimgr.linux.glance import glance_fd
 from fcgimgr.linux.sharedmem import find_shared, open_shared, shared_memory
 from fcgimgr.linux.spawn import FIRST_LISTENER
 
@@ -35,13 +36,15 @@ class Board:
 
     @classmethod
     def of(cls, pid: int, settings: ProcessSettings, inode: int) -> Board | None:
-        """The board that a worker was given by a manager before us; None: it has none. OSError: it cannot be had."""
+        """The board that a worker was given by a manager before us; None: it has none. OSError: it cannot be had.
+        NoGlanceError.
+        """
         place = board_fd(settings)
         if place is None or not inode:
             return None
         # A worker that was forked from a zygote has it wherever there was room.
         preloaded = isinstance(settings, PoolSettings) and settings.preload
-        fd = find_shared(pid, inode) if preloaded else open_shared(pid, place, inode)
+        fd = glance_fd(lambda: find_shared(pid, inode) if preloaded else open_shared(pid, place, inode))
         return None if fd is None else cls(fd)
 
     def read(self, now: float) -> Reading | None:

@@ -37,6 +37,7 @@ from fcgimgr.manager.abandoned import Abandoned
 from fcgimgr.manager.adopted import Adopted
 from fcgimgr.manager.canary import Canaries
 from fcgimgr.manager.departure import Departure
+from fcgimgr.manager.descriptors import Descriptors
 from fcgimgr.manager.draining import Draining
 from fcgimgr.manager.environments import Environments, Looking
 from fcgimgr.manager.faults import fault_of_ours
@@ -119,16 +120,22 @@ class Daemon:
         self.unreaped = Unreaped(self)
         self.signalling = Signalling(self.unreaped)
         self.notify = NotifySockets(self)
-        self.abandoned = Abandoned(journal)
+        self.abandoned = Abandoned(journal, lambda: self.state_file.all_changed())
         self.readiness = Readiness(self)
         self.taking = Taking(self)
         self.canaries = Canaries(self)
         self.gates = Gates()  # where they are not closed by a helper
         kinds: Makers = {"looks": Looks, "sights": Sights, "idle": IdleOnes, "environments": Looking}
+        kinds |= {"descriptors": Descriptors}
         self.helpers = Helpers(self, kinds)
         self.environments = Environments(self)
         self.leftovers = Leftovers(
-            loop, self.children, self.notify.is_ours, self.abandoned.add_leftovers, self.environments
+            loop,
+            self.children,
+            self.notify.is_ours,
+            self.abandoned.add_leftovers,
+            self.environments,
+            self.abandoned,
         )
         self.readers = Readers(loop, lambda name, message: journal.warning(message, name=name))
         self.draining = Draining(self)

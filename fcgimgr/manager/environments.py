@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.helper import Progress, fork_helper, frame, messages
-from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.pidfd import PidFd, which
 from fcgimgr.manager.helpers import StuckError
 from fcgimgr.manager.helping import Ground, Tell
 
@@ -55,7 +55,7 @@ class Here:
 
 
 class Looking:
-    """What a helper does for it: answers [pid, when it was born, mark, notify socket] of each that was asked for."""
+    """What a helper does for it: answers [pid, which process, mark, notify socket] of each that was asked for."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -76,7 +76,7 @@ class Environments:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._known: dict[int, tuple[int | None, float, Known]] = {}  # by pid: when it was born, when it was learned
+        self._known: dict[int, tuple[int | None, float, Known]] = {}  # by pid: which process, when it was learned
         self._wanted: dict[int, None] = {}
         self._then: dict[Callable[[], None], None] = {}
         self._learning = False
@@ -85,10 +85,10 @@ class Environments:
         """None: it has to be learned."""
         if pid not in self._known:
             return None
-        born, learned, known = self._known[pid]
+        process, learned, known = self._known[pid]
         if known.mark is None and self._daemon.loop.time() > learned + FRESH:
             return None
-        return known if procfs.start_time(pid) == born else None
+        return known if which(pid) == process else None
 
     def learn(self, pids: Iterable[int], then: Callable[[], None]) -> None:
         """Get to know these, and call `then`, once for all that wait for it; also for who cannot be looked at."""
@@ -115,7 +115,7 @@ class Environments:
             while self._wanted:
                 given_up = self._daemon.helpers.given_up
                 for pid in self._wanted.keys() & set(given_up):
-                    self._note(pid, procfs.start_time(pid), Known())
+                    self._note(pid, which(pid), Known())
                 try:
                     found = await job.ask(list(self._wanted), lambda told: None) if self._wanted else []
                 except StuckError:
@@ -123,8 +123,8 @@ class Environments:
                 except LinuxError:
                     await asyncio.sleep(AGAIN)
                     continue
-                for pid, born, mark, notify in found:
-                    self._note(pid, born, Known(mark, notify))
+                for pid, process, mark, notify in found:
+                    self._note(pid, process, Known(mark, notify))
         finally:
             job.drop()
             self._learning = False
@@ -133,8 +133,8 @@ class Environments:
             for call in then:
                 call()
 
-    def _note(self, pid: int, born: int | None, known: Known) -> None:
-        self._known[pid] = born, self._daemon.loop.time(), known
+    def _note(self, pid: int, process: int | None, known: Known) -> None:
+        self._known[pid] = process, self._daemon.loop.time(), known
         self._wanted.pop(pid, None)
 
     def _forget_dead(self) -> None:
@@ -143,8 +143,8 @@ class Environments:
 
 
 def look_at(pid: int) -> tuple[int | None, Mark | None, str]:
-    """When it was born, its mark, its notify socket. May block."""
-    born, environment = procfs.start_time(pid), procfs.environment_of(pid) or {}
+    """Which process it is, its mark, its notify socket. May block."""
+    process, environment = which(pid), procfs.environment_of(pid) or {}
     mark = None
     if "FCGIMGR_PROCESS" in environment:
         mark = (
@@ -152,7 +152,7 @@ def look_at(pid: int) -> tuple[int | None, Mark | None, str]:
             environment.get("FCGIMGR_GENERATION", ""),
             environment["FCGIMGR_PROCESS"],
         )
-    return born, mark, environment.get("NOTIFY_SOCKET", "")
+    return process, mark, environment.get("NOTIFY_SOCKET", "")
 
 
 def marked(pids: Iterable[int], patience: float) -> list[int]:

@@ -41,8 +41,9 @@ from fcgimgr.core.process import (
 from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.glance import NoGlanceError, glance
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.procfs import rss
+from fcgimgr.linux.procfs import rss, start_time
 from fcgimgr.linux.procfs import state as state_of
 from fcgimgr.linux.recipes import Recipe, is_us
 from fcgimgr.manager import losses, requestfiles, requestlogs
@@ -99,6 +100,7 @@ class Generation:
         self.blind = False  # its processes may not be looked at (manager/taking.py)
         self.lost = 0  # connections of clients whose request nobody has served, since it was to leave
         self.cut = 0  # those that its processes had in hand when their time was over, for whatever that was
+        self.unseen_until = 0.0  # nobody of it is glanced at before, as one has kept us waiting
         self.ping_failure = ""  # why the last ping was not answered well
         self._drain_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None
@@ -293,7 +295,7 @@ class Generation:
         if slot.armed != due:
             return
         slot.armed = None
-        if self._is_killed(index):
+        if self._is_killed(index):  # and is to be abandoned
             self.daemon.reap_children()  # the loop may have been kept from its death for all this time
             if not self._is_killed(index):
                 return
@@ -303,7 +305,7 @@ class Generation:
 
     def _is_killed(self, index: int) -> bool:
         state = self.core.processes[index] if index < len(self.core.processes) else None
-        return isinstance(state, Stopping) and state.killed
+        return (isinstance(state, Stopping) and state.killed) or (isinstance(state, Starting) and bool(state.fault))
 
     def _arm_drain_timer(self) -> None:
         due = self.core.draining
@@ -504,12 +506,17 @@ class Generation:
         """Whether core wants this process spawned, still."""
         return index < len(self.core.processes) and isinstance(self.core.processes[index], Spawning)
 
-    def take_in(self, index: int, pid: int, plan: ProcessPlan, pipes: Pipes, board: Board | None) -> None:
-        """The process is there: read what it writes, and hear of its death."""
-        self.listen_to(self.slots[index], plan, pipes, board)
-        self.repeats.listen(self.slots[index], plan)
+    def take_in(
+        self, index: int, pid: int, born: int | None, plan: ProcessPlan, pipes: Pipes, board: Board | None
+    ) -> None:
+        """The process is there: read what it writes, and hear of its death. born: its start time, in ticks."""
+        slot = self.slots[index]
+        self.listen_to(slot, plan, pipes, board)
+        self.repeats.listen(slot, plan)
         self.daemon.children[pid] = (self, index)
-        self.daemon.signalling.hold(PidFd(pid))  # it is not reaped before the loop turns
+        process = PidFd(pid)  # it is not reaped before the loop turns
+        self.daemon.signalling.hold(process)
+        slot.born, slot.identity = born, process.identity
         self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
 
     def listen_to(self, slot: Slot, plan: ProcessPlan, pipes: Pipes, board: Board | None = None) -> None:
@@ -595,7 +602,13 @@ class Generation:
     def take_worker(self, index: int, pid: int, pipes: Pipes, board: Board | None) -> None:
         """The zygote has forked the process that is Spawning."""
         self.set_pumps_aside(index)
-        self.take_in(index, pid, self._recipes().plan(index), pipes, board)
+        born, now = None, self.daemon.loop.time()
+        if now >= self.unseen_until:
+            try:
+                born = glance(lambda at: start_time(pid))  # the application's code may have run there already
+            except NoGlanceError:
+                self.unseen_until = now + losses.UNSEEN_FOR
+        self.take_in(index, pid, born, self._recipes().plan(index), pipes, board)
         self.happened(index, Spawned(pid))
         self.daemon.state_file.write()
 

@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 from fcgimgr.linux.draining import taken
-from fcgimgr.linux.procfs import MOST_FDS, MOST_PROCESSES, descendants, socket_inodes
-from fcgimgr.manager.turns import Turns
+from fcgimgr.manager.descriptors import Inquiry
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -30,16 +29,10 @@ async def in_hand(generation: Generation, pids: Iterable[int], without: Collecti
     if accepted is None:
         return {}
     found: dict[int, Hands] = {}
-    turns = Turns()
-    for pid in pids:
-        family = (pid, *descendants(pid, MOST_PROCESSES))
-        sockets = []
-        for member in family:
-            await turns.give_way()
-            sockets.append(socket_inodes(member, MOST_FDS))
-        if sockets[0] is not None:
-            own = {inode for inodes in sockets for inode in inodes or () if inode in accepted}
-            found[pid] = {inode: accepted[inode] for inode in own.difference(without)}
+    with Inquiry(generation.daemon) as inquiry:
+        async for pid, seen in inquiry.sockets(pids, accepted.keys(), family=True):
+            if seen.itself:
+                found[pid] = {inode: accepted[inode] for inode in seen.found.difference(without)}
     return found
 
 

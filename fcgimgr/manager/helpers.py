@@ -67,7 +67,7 @@ class Helpers:
         self._helpers: list[Helper] = []
         self._leaving: list[Helper] = []  # those that have nothing left to do
         self._jobs = 0
-        self._given_up: dict[int, int | None] = {}  # by pid, when it was born
+        self._given_up: dict[int, PidFd] = {}  # by pid
         self._stuck_below: dict[int, int] = {}  # by the pid of a child of ours, looks at others below it
         self.inline = not may_look_at_siblings()  # whether jobs are done here
         self._has_answered = False
@@ -87,7 +87,10 @@ class Helpers:
     @property
     def given_up(self) -> tuple[int, ...]:
         """The pids of those that are not to be looked at."""
-        self._given_up = {pid: born for pid, born in self._given_up.items() if procfs.start_time(pid) == born}
+        for pid, process in tuple(self._given_up.items()):
+            if process.has_ended():
+                del self._given_up[pid]
+                process.close()
         return tuple(self._given_up)
 
     def has(self, pid: int) -> bool:
@@ -146,12 +149,16 @@ class Helpers:
             self._daemon.journal.warning(text, name=self._daemon.config.manager.identifier)
 
     def _give_up(self, at: int) -> None:
-        if at in self._given_up:
+        """What is read of it here waits for nobody (linux/procfs.py): it would keep us as it has kept the helper."""
+        if at in self.given_up:
             return
         leader = at
         while leader > 1 and leader not in self._daemon.children:
             leader = procfs.parent(leader) or 0
-        self._given_up[at] = procfs.start_time(at)
+        try:
+            self._given_up[at] = PidFd(at)
+        except LinuxError:
+            return  # it has gone
         child = self._daemon.children.get(leader)
         self._daemon.journal.warning(
             "a look at it does not end: it is taken for busy from now on; what it has in hand cannot be seen",

@@ -45,6 +45,7 @@ def find_estate(state_dir: str, journal: Journal, *, fresh: bool) -> Estate | No
 
 async def inherit(daemon: Daemon, estate: Estate, config: Config) -> None:
     """Take over, or end, what is left, and go on with what `config` asks for."""
+    daemon.abandoned.take_over(estate.abandoned)
     if estate.handed_over:
         daemon.state = "RUNNING"
         adoptions = adopt(daemon, estate)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from fcgimgr.core.process import ABANDONED_AFTER, SIGKILL, Exited, Stopping
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.linux.procfs import children, is_dying, pids, session
+from fcgimgr.linux.procfs import children, is_dying, pids, session, tracer
 from fcgimgr.linux.procfs import state as state_of
 from fcgimgr.manager.environments import Environments, Here, Mark, marked
 
@@ -95,7 +95,9 @@ class Leftovers:
         is_our_notify_socket: Callable[[str], bool],
         abandon: Abandon = lambda mark, leader, pids: None,
         environments: Environments | Here | None = None,
+        abandoned: Container[int] = (),
     ) -> None:
+        self._abandoned = abandoned
         self._environments = environments or Here()
         self._is_our_notify_socket = is_our_notify_socket
         self._abandon = abandon
@@ -106,6 +108,7 @@ class Leftovers:
         self._when_gone: Callable[[], None] | None = None
         self._watched: dict[int, PidFd] = {}
         self._dying: dict[int, float] = {}  # children that show no environment any more, and since when
+        self._again: asyncio.TimerHandle | None = None  # for when the last of them is waited for no longer
         self._buried: asyncio.Future[None] | None = None  # done at the next burial
 
     def __bool__(self) -> bool:
@@ -182,12 +185,15 @@ class Leftovers:
         here = [remains for remains in self._remains if remains.leader is not None]
         sessions: dict[Remains, set[int | None]] = {remains: set() for remains in here}
         dying: dict[int, float] = {}
-        strays = [pid for pid in children(os.getpid()) or () if pid not in self._ours] if here else []
+        asked = children(os.getpid()) or () if here or self._dying else ()
+        strays = [pid for pid in asked if pid not in self._ours]
         unknown: set[int] = set()
         for pid in strays:
             of_session, mark = session(pid), None
             if is_dying(pid):
                 dying[pid] = self._dying.get(pid, self._loop.time())
+            elif not here:
+                continue
             elif (environment := self._environments.of(pid)) is None:
                 unknown.add(pid)
             else:
@@ -211,9 +217,29 @@ class Leftovers:
         if unknown:
             self._environments.learn(unknown, self.look)
         self._dying = dying
-        # One that cannot be reaped, as it is traced, is no reason to wait.
-        lately = self._loop.time() - STRAYS_DIE_WITHIN
-        return found, bool(unknown) or any(since > lately for since in dying.values())
+        return found, bool(unknown) or self._is_held_up(dying)
+
+    def _is_held_up(self, dying: Mapping[int, float]) -> bool:
+        """Whether children of these may still come: not for long, as one may never be reaped, and then it looks again.
+
+        Who is dead and traced, or was abandoned, has none: they have been given away.
+        """
+        until = (
+            max(
+                (since for pid, since in dying.items() if pid not in self._abandoned and not is_shown_to_another(pid)),
+                default=0.0,
+            )
+            + STRAYS_DIE_WITHIN
+        )
+        if until <= self._loop.time():
+            return False
+        if self._again is None:
+            self._again = self._loop.call_at(until, self._look_again)
+        return True
+
+    def _look_again(self) -> None:
+        self._again = None
+        self.look()
 
     def _members(self) -> tuple[dict[int, list[int]], bool]:
         """What adopted processes have left, by their groups: all of the group, and who left it if that is waited for;
@@ -378,6 +404,11 @@ def signalled(leader: PidFd, number: int) -> bool:
 
 def is_alive(pid: int) -> bool:
     return state_of(pid) not in (None, "Z", "X")
+
+
+def is_shown_to_another(pid: int) -> bool:
+    """Whether its death is for its tracer to see, and for us only after that."""
+    return state_of(pid) == "Z" and bool(tracer(pid))
 
 
 def may_signal(pid: int) -> bool:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.generation import Event, Happened
 from fcgimgr.core.process import SIGKILL, Due, Exit, Retiring, State
-from fcgimgr.linux.procfs import MOST_FDS, MOST_PROCESSES, descendants, socket_inodes
+from fcgimgr.linux.glance import NoGlanceError, glance
 from fcgimgr.linux.sockdiag import established_inodes
+from fcgimgr.manager.descriptors import look
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
 
-FDS_EACH: Final = 64  # are looked at, of however many processes
+#: Seconds for which nobody of a generation is looked at after one that has let us wait.
+UNSEEN_FOR: Final = 10.0
 
 
 def may_be(before: State, event: Event, signal: int) -> bool:
@@ -24,12 +26,17 @@ def may_be(before: State, event: Event, signal: int) -> bool:
 
 def count(generation: Generation, index: int, pid: int) -> None:
     """This process is about to be told."""
-    lost = 0
-    if generation.listening is not None and (accepted := established_inodes(generation.listening.names)):
-        family = (pid, *descendants(pid, MOST_PROCESSES))
-        most = max(FDS_EACH, MOST_FDS // len(family))  # all others wait for it
-        lost = sum(len(accepted & (socket_inodes(one, most) or set())) for one in family)
-    generation.slots[index].at_risk = lost
+    slot, now = generation.slots[index], generation.daemon.loop.time()
+    slot.at_risk = 0
+    if generation.listening is None or now < generation.unseen_until:
+        return
+    if not (accepted := established_inodes(generation.listening.names)):
+        return
+    given_up = generation.daemon.helpers.given_up
+    try:  # it cannot be done in peace: the signal is to be sent now
+        slot.at_risk = glance(lambda at: len(look(at, pid, accepted, given_up, family=True).found))
+    except NoGlanceError:
+        generation.unseen_until = now + UNSEEN_FOR
 
 
 def in_hand(generation: Generation, index: int) -> str:

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.process import Starting
-from fcgimgr.linux.procfs import MOST_PROCESSES, descendants, holds
 from fcgimgr.linux.rights import refuse_rights
 from fcgimgr.linux.sockdiag import established_inodes, peer_inode
 from fcgimgr.manager.asking import Question, question
+from fcgimgr.manager.descriptors import Inquiry
 from fcgimgr.manager.passing import connect
 from fcgimgr.manager.receiving import closing, receive
-from fcgimgr.manager.turns import Turns
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -124,17 +123,13 @@ class Ping:
             return
         pids = by_readiness(self._generation)
         certain = True
-        turns = Turns()
-        for family in (False, True) if children else (False,):
-            for pid in pids:
-                for member in descendants(pid, MOST_PROCESSES) if family else [pid]:
-                    await turns.give_way()
-                    has_it = holds(member, {self.inode})
-                    if has_it is None:
-                        certain = False
-                    elif has_it:
+        with Inquiry(self._generation.daemon) as inquiry:
+            for family in (False, True) if children else (False,):
+                async for pid, seen in inquiry.sockets(pids, {self.inode}, family=family):
+                    if seen.found:
                         self.holder = pid
                         return
+                    certain = certain and seen.whole
         self.strayed = certain and children
 
 

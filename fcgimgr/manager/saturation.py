@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Final
 from fcgimgr.core import saturation as core
 from fcgimgr.core.process import Running
 from fcgimgr.core.saturation import Asleep, Saturated
-from fcgimgr.linux.procfs import holds
 from fcgimgr.linux.sockdiag import established_inodes
-from fcgimgr.manager.turns import Turns
+from fcgimgr.manager.descriptors import Inquiry
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -151,7 +150,7 @@ async def who_is_busy(generation: Generation) -> str:
     now = generation.daemon.loop.time()
     listening = generation.listening
     accepted = established_inodes(listening.names) if listening is not None else None
-    turns = Turns()
+    unshown: list[int] = []  # who has no board
     running = busy = 0
     oldest, what = now, ""
     for index, state in enumerate(generation.core.processes):
@@ -160,16 +159,19 @@ async def who_is_busy(generation: Generation) -> str:
         running += 1
         if running > MOST_LOOKED_AT or index >= len(generation.slots):
             continue
-        await turns.give_way()
         slot = generation.slots[index]
         reading = slot.reading(now)
         if reading is None:
-            busy += bool(accepted) and bool(holds(state.pid, accepted or set()))
+            unshown.append(state.pid)
             continue
         busy += bool(reading.in_hand)
         if reading.in_hand and (first := reading.in_hand[0]).since < oldest:
             oldest = first.since
             what = f" ({slot.name}: {first.method} {first.uri} {now - oldest:.0f} s)"
+    if accepted and unshown:
+        with Inquiry(generation.daemon) as inquiry:
+            async for _, seen in inquiry.sockets(unshown, accepted):
+                busy += bool(seen.found)
     if not running:
         return "no process runs"
     if running > MOST_LOOKED_AT:

@@ -32,14 +32,15 @@ class Slot:
 
     __slots__ = (
         "armed", "at_risk", "board", "born", "end", "exit", "followers", "forked", "fresh_rss", "has_told_of_lingering",
-        "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests", "restarts", "since", "spawned", "started",
-        "status_text", "stderr", "stdout", "timer",
+        "identity", "lingering", "name", "old_stderr", "old_stdout", "pipes", "requests", "restarts", "since",
+        "spawned", "started", "status_text", "stderr", "stdout", "timer",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.started = 0.0  # monotonic seconds
         self.born: int | None = None  # when, in the kernel's ticks: with the pid, which process it is (procfs)
+        self.identity: int | None = None  # the same, where there is such a thing (PidFd.identity)
         self.pipes: tuple[int, ...] = ()  # inodes of the pipes it writes to
         self.board: Board | None = None  # what its process shows of its requests
         self.fresh_rss: int | None = None  # bytes of memory when it was ready; None: not known
@@ -67,7 +68,7 @@ class Slot:
         self.started = now
         self.count_spawn()
         self.at_risk = 0
-        self.born = self.fresh_rss = None
+        self.born = self.identity = self.fresh_rss = None
         self.requests = self.status_text = None
         self.let_go_of_board()
         self.board = board

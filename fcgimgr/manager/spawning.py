@@ -21,6 +21,7 @@ from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.core.generation import Happened
 from fcgimgr.core.process import SIGKILL, Event, Executed, Spawned, SpawnFailed
+from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.recipes import Recipe
@@ -149,8 +150,9 @@ def take_in(
             begun.board.close()
         generation.slots[index].count_spawn()
         return SpawnFailed(str(child))
-    pid = child if isinstance(child, int) else child.pid
-    generation.take_in(index, pid, begun.plan, begun.pipes, begun.board)
+    # Who is no Forked is of our own user, who has nothing to gain by keeping us waiting.
+    pid, born = (child, procfs.start_time(child)) if isinstance(child, int) else (child.pid, child.born)
+    generation.take_in(index, pid, born, begun.plan, begun.pipes, begun.board)
     if isinstance(child, Forked):
         await_program(generation.daemon.loop, generation.slots[index], child, partial(generation.happened, index))
     return Spawned(pid, executed=not isinstance(child, Forked))

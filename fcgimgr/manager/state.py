@@ -5,7 +5,7 @@ change is one short line more, a last line that was cut off by a crash is no los
 anew (statefile.py). Times are those of the monotonic clock, which goes on while the machine is up: with another boot id
 all of it is void.
 
-A pid may be another process's by now. It counts together with the start time only (linux/pidfd.py).
+A pid may be another process's by now. It counts together with the start time, or the `identity`, only (linux/pidfd.py).
 
 Environments, paths and arguments are bytes to Unix, and those that are not UTF-8 are lone surrogates here (PEP 383).
 msgspec neither writes nor reads these; JSON has escapes for them (`"caf\\udce9"`), so lines with such text go through
@@ -34,6 +34,16 @@ BESIDE: Final = f"{NAME}.new"
 VERSION: Final = 1
 
 
+class AbandonedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that SIGKILL has not ended (abandoned.py). `leader`: the pid of the process that it is, or was, of."""
+
+    process: str
+    leader: int
+    pid: int
+    born: int | None = None
+    identity: int | None = None
+
+
 class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
     """The manager that wrote this. `release`: of fcgimgr; `notify`: its abstract notify sockets, which have no file.
 
@@ -50,6 +60,7 @@ class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
     made_dir: bool = False
     groups: dict[str, GroupSettings] = {}
     notify: tuple[str, ...] = ()
+    abandoned: tuple[AbandonedRecord, ...] = ()
 
 
 class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, tag="pool"):
@@ -107,11 +118,11 @@ class PipeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
-    """One process. `born`: its start time in ticks; `started`: monotonic seconds; `pipes`: inodes of its log pipes.
+    """One process. `born`: its start time in ticks; `identity`: that of its pidfd, where there is such a thing.
 
-    `board`: the inode of its scoreboard; 0: it has none. `fresh_rss`: bytes of memory that it had when it was ready.
-    `crashes`, `recycled`, `by_hand`: how often it was started anew because of what; `since`: when it came into its
-    state, monotonic seconds (0: not known).
+    `started`: monotonic seconds; `pipes`: inodes of its log pipes; `board`: the inode of its scoreboard, 0 is none;
+    `fresh_rss`: bytes of memory that it had when it was ready. `crashes`, `recycled`, `by_hand`: how often it was
+    started anew because of what; `since`: when it came into its state, monotonic seconds (0: not known).
     """
 
     pool: str
@@ -119,6 +130,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     index: int
     state: State
     born: int | None = None
+    identity: int | None = None
     started: float = 0.0
     spawned: int = 0
     exit: Exit | None = None

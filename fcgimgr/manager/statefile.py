@@ -20,7 +20,7 @@ import msgspec
 
 from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings, ProgramSettings
-from fcgimgr.linux.procfs import boot_id, start_time
+from fcgimgr.linux.procfs import boot_id
 from fcgimgr.manager import inhand, state
 from fcgimgr.manager.listening import LostPlace, Place
 from fcgimgr.manager.state import GenerationRecord, ListenerRecord, ManagerRecord, PoolRecord, ProcessRecord, Record
@@ -208,6 +208,7 @@ def manager_record(daemon: Daemon, boot: str) -> ManagerRecord:
         settings=daemon.config.manager,
         groups=daemon.config.groups,
         notify=daemon.notify.abstract,
+        abandoned=daemon.abandoned.records,
     )
 
 
@@ -251,14 +252,13 @@ def listener_record(place: Place) -> ListenerRecord:
 
 def process_record(generation: Generation, index: int) -> ProcessRecord:
     slot, current = generation.slots[index], generation.core.processes[index]
-    if current.pid is not None and slot.born is None:
-        slot.born = start_time(current.pid)
     return ProcessRecord(
         pool=generation.pool.name,
         generation=generation.number,
         index=index,
         state=current,
         born=slot.born if current.pid is not None else None,
+        identity=slot.identity if current.pid is not None else None,
         started=slot.started,
         spawned=slot.spawned,
         exit=slot.exit,

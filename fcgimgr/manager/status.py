@@ -15,8 +15,9 @@ from fcgimgr.control import messages
 from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Backoff, Exited, Fatal, Starting, State, said
 from fcgimgr.fastcgi.scoreboard import Request
-from fcgimgr.linux.procfs import holds, rss
+from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.sockdiag import established_inodes
+from fcgimgr.manager.descriptors import Inquiry
 from fcgimgr.manager.names import Chosen, indexes_of
 from fcgimgr.manager.rollouts import generation_status
 from fcgimgr.manager.telling import exit_as_told
@@ -32,7 +33,9 @@ SHOWN: Final = 8  # requests in hand that are told of one process
 
 async def status(daemon: Daemon, chosen: Chosen, *, detail: bool) -> messages.Status:
     """The state of these processes, their pools and the manager."""
-    pools = [await _pool(daemon, serving, indexes, detail) for serving, indexes in chosen.items()]
+    with Inquiry(daemon) as inquiry:
+        asked = inquiry if detail else None
+        pools = [await _pool(daemon, serving, indexes, asked) for serving, indexes in chosen.items()]
     return messages.Status(
         manager=messages.ManagerStatus(
             pid=os.getpid(),
@@ -49,14 +52,15 @@ async def status(daemon: Daemon, chosen: Chosen, *, detail: bool) -> messages.St
 
 
 async def _pool(
-    daemon: Daemon, serving: Generation, indexes: tuple[int, ...] | None, detail: bool
+    daemon: Daemon, serving: Generation, indexes: tuple[int, ...] | None, inquiry: Inquiry | None
 ) -> messages.PoolStatus:
     pool = serving.pool
     others = [generation for generation in pool.generations.values() if generation is not serving]
-    processes = await _processes(daemon, serving, list(indexes_of(serving, indexes)), detail)
+    detail = inquiry is not None
+    processes = await _processes(daemon, serving, list(indexes_of(serving, indexes)), inquiry)
     if indexes is None:
         for generation in others:
-            processes += await _processes(daemon, generation, list(indexes_of(generation, None)), detail)
+            processes += await _processes(daemon, generation, list(indexes_of(generation, None)), inquiry)
     core = serving.core
     now, saturated = daemon.loop.time(), daemon.saturation.since(serving)
     reason = core.fault
@@ -75,7 +79,7 @@ async def _pool(
         reason=reason,
         retry_in=serving.retry_in,
         zygotes=tuple(
-            _process(daemon, generation, generation.zygote.state, generation.zygote.slot, None, detail)
+            _process(daemon, generation, generation.zygote.state, generation.zygote.slot, {}, detail)
             for generation in (serving, *others)
             if generation.zygote is not None and indexes is None
         ),
@@ -93,19 +97,32 @@ async def _pool(
 
 
 async def _processes(
-    daemon: Daemon, generation: Generation, indexes: list[int], detail: bool
+    daemon: Daemon, generation: Generation, indexes: list[int], inquiry: Inquiry | None
 ) -> list[messages.ProcessStatus]:
-    accepted: set[int] | None = None
-    if detail and generation.listening is not None:
-        accepted = established_inodes(generation.listening.names)
+    detail = inquiry is not None
+    busy: dict[int, bool | None] = {}
+    if inquiry is not None and generation.listening is not None:
+        states = [generation.core.processes[index] for index in indexes if index < len(generation.core.processes)]
+        pids = [state.pid for state in states if state.pid is not None]
+        busy = await _busy(inquiry, pids, established_inodes(generation.listening.names))
     processes = []
     turns = Turns()
     for index in indexes:
         await turns.give_way()
         if index < len(generation.core.processes):  # it may have been scaled away in the meantime
             state, slot = generation.core.processes[index], generation.slots[index]
-            processes.append(_process(daemon, generation, state, slot, accepted, detail))
+            processes.append(_process(daemon, generation, state, slot, busy, detail))
     return processes
+
+
+async def _busy(inquiry: Inquiry, pids: list[int], accepted: set[int] | None) -> dict[int, bool | None]:
+    """Who of these has one of these connections; None: unknown."""
+    if not accepted:
+        return dict.fromkeys(pids, None if accepted is None else False)
+    found: dict[int, bool | None] = {}
+    async for pid, seen in inquiry.sockets(pids, accepted):
+        found[pid] = bool(seen.found) or (False if seen.itself else None)
+    return found
 
 
 def _sockets(generation: Generation, detail: bool) -> tuple[messages.SocketStatus, ...]:
@@ -124,16 +141,14 @@ def _sockets(generation: Generation, detail: bool) -> tuple[messages.SocketStatu
 
 
 def _process(
-    daemon: Daemon, generation: Generation, state: State, slot: Slot, accepted: set[int] | None, detail: bool
+    daemon: Daemon, generation: Generation, state: State, slot: Slot, busy: dict[int, bool | None], detail: bool
 ) -> messages.ProcessStatus:
     now = daemon.loop.time()
     pid = state.pid
-    memory = busy = board = None
+    memory = board = None
     if detail and pid is not None:
         memory = rss(pid)
         board = slot.reading(now)
-        if accepted is not None:
-            busy = holds(pid, accepted)
     return messages.ProcessStatus(
         name=slot.name,
         pid=pid,
@@ -142,7 +157,7 @@ def _process(
         uptime=round(now - slot.started, 3) if pid is not None else None,
         restarts=max(0, slot.spawned - 1),
         exit=None if slot.exit is None else exit_as_told(slot.exit),
-        busy=busy,
+        busy=busy.get(pid) if pid is not None else None,
         requests=slot.requests if board is None else board.requests,
         rss=memory,
         reason=_reason(state) or slot.status_text,

@@ -39,8 +39,8 @@ while True:
 @dataclass(frozen=True)
 class Attack:
     """words: the command of the worker, whose files are in `attacks`; what ends in .c is compiled. keys: more of the
-    pool's table. fuse: it is given the path of a file that nobody can read. unix: its pool has a Unix socket. older:
-    the kernel is an older one (tests/older_kernel.py)."""
+    pool's table. fuse: it is given the path of a file that nobody can read; closed: nor close. unix: its pool has a
+    Unix socket. older: the kernel is an older one (tests/older_kernel.py)."""
 
     name: str
     words: Sequence[str]
@@ -48,6 +48,7 @@ class Attack:
     fuse: bool = False
     unix: bool = False
     older: bool = False
+    closed: bool = False
 
 
 class Stage:
@@ -102,7 +103,10 @@ def staged(attack: Attack) -> Iterator[Stage]:
     if os.geteuid() != 0:
         pytest.skip("only root runs workers as another user")
     need("gcc")
-    with open_directory() as directory, Fuse(directory) if attack.fuse else open_directory() as extra:
+    with (
+        open_directory() as directory,
+        Fuse(directory, closed=attack.closed) if attack.fuse else open_directory() as extra,
+    ):
         (directory / "good.py").write_text(GOOD)
         words = [command(word, directory) for word in attack.words]
         if isinstance(extra, Fuse):
@@ -148,7 +152,8 @@ def command(word: str, directory: Path) -> str:
 class Fuse:
     """A file system of the user `nobody`, with one file in it that nobody can read: as fusermount3 would mount it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, closed: bool = False) -> None:
+        self._words = ["closed"] if closed else []
         if not os.path.exists("/dev/fuse"):
             (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("this kernel has no FUSE: no /dev/fuse")
         self._at = directory / "fuse"
@@ -162,9 +167,8 @@ class Fuse:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(b"hostile", bytes(self._at), b"fuse", 2 | 4, options.encode()):  # nosuid, nodev
             raise OSError(ctypes.get_errno(), "mount")
-        self._server = subprocess.Popen(
-            [sys.executable, str(ATTACKS / "fuse_server.py")], stdin=device, user=NOBODY, group=NOBODY, extra_groups=[]
-        )
+        server = [sys.executable, str(ATTACKS / "fuse_server.py"), *self._words]
+        self._server = subprocess.Popen(server, stdin=device, user=NOBODY, group=NOBODY, extra_groups=[])
         os.close(device)
         return self
 
@@ -180,6 +184,7 @@ class Fuse:
 
 RECYCLED = 'ready = "startsecs"\nstartsecs = 0.2\nstopwaitsecs = 2\nautorestart = false'
 PRINTS = 'ready = "startsecs"\nstartsecs = 0.2\nstopwaitsecs = 0.2'
+CLOSES = 'ready = "startsecs"\nstartsecs = 0.2\nstopwaitsecs = 1\nautorestart = false\nstdout_logfile = "-"'
 ATTACKS_KNOWN = [
     Attack("none", ["sleep", "1000"], RECYCLED),
     Attack("exec that waits", ["exec_that_waits.c"], RECYCLED),
@@ -189,6 +194,8 @@ ATTACKS_KNOWN = [
     Attack("page, sent", ["fuse_page.c", "send"], RECYCLED, fuse=True),
     Attack("page, printed", ["fuse_page.c", "print"], PRINTS, fuse=True),
     Attack("memory, locked", ["fuse_page.c", "lock"], RECYCLED, fuse=True),
+    Attack("exec, closing", ["exec_that_closes.c", "itself", "connected"], CLOSES, fuse=True, closed=True),
+    Attack("exec, left", ["exec_that_closes.c", "child"], CLOSES, fuse=True, closed=True),
     Attack("descriptors", ["python", "many_descriptors.py"], RECYCLED),
     Attack("notify flood", ["python", "notify_flood.py"], "startsecs = 0"),
     Attack("lingering rights", ["python", "lingering_rights.py"], "startsecs = 0"),

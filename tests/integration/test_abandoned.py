@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -26,6 +28,22 @@ if os.fork() == 0:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     libc.ptrace(0x4206, traced, None, None)  # PTRACE_SEIZE
 time.sleep(1000)
+"""
+
+ORPHAN = """
+import os
+if os.fork():
+    os._exit(0)
+os.setsid()
+os.execve("/bin/sleep", ["sleep", "1000"], {})
+"""
+
+LEAVES_AN_ORPHAN = """
+[program.leaves]
+command = ["sh", "-c", "{python} -S orphan.py; exec sleep 1000"]
+directory = "%(here)s"
+startsecs = 0
+stopwaitsecs = 0.1
 """
 
 PROGRAM = """
@@ -149,6 +167,53 @@ def test_what_a_process_that_died_has_left_does_not_hold_up_an_upgrade_for_ever(
             eventually(lambda: f"still there 5 s after SIGKILL: pid {left}" in manager.output())
             manager("upgrade").succeeds()
         assert not is_alive(left)
+
+
+def test_it_is_known_to_newer_code_and_to_the_next_manager_as_well(tmp_path: Path) -> None:
+    config = configuration(tmp_path, PROGRAM.format(name="app", numprocs=1, stopwaitsecs=0.1))
+    manager = Manager(config, tmp_path / "fcgimgr.sock")
+    following = Manager(config, tmp_path / "fcgimgr.sock", mark=manager.mark, ready=False)
+    manager.begin()
+    try:
+        eventually(manager.is_up)
+        [pid] = manager.pids("app")
+        with traced(pid) as tracer:
+            assert not manager.halt("app").ok
+            shown = manager.status().pools[0].abandoned
+            assert [(one.process, one.pid) for one in shown] == [("app_00", pid)]
+            manager("upgrade").succeeds()
+            eventually(lambda: manager.status().pools[0].abandoned == shown)
+            manager.kill()
+            following.begin()
+            eventually(following.is_up)
+            eventually(lambda: following.status().pools[0].abandoned == shown)
+            os.kill(following.pid, signal.SIGTERM)
+            assert following.wait() == 1
+            words = f"pid {pid} (state Z, dead, but not to be reaped yet; traced by pid {tracer} (python"
+            assert f"left behind: {words}" in following.output()
+    finally:
+        manager.end_by_force()
+
+
+def test_one_that_is_dead_for_its_tracer_alone_does_not_hold_up_the_stop_of_others(tmp_path: Path) -> None:
+    """It has come to the manager as an orphan, and bears no mark."""
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    text = PROGRAM.format(name="app", numprocs=1, stopwaitsecs=30) + LEAVES_AN_ORPHAN.format(python=sys.executable)
+    with running(tmp_path, text) as manager:
+        pids = (*manager.pids("leaves"), *manager.pids("app"))
+        left = eventually(lambda: next(orphans(manager.pid, but=pids), None)) or 0
+        with traced(left):
+            kill(left)
+            eventually(lambda: Child(left).stat[0] == "Z")
+            begun = time.monotonic()
+            assert manager.restart("app").ok
+            assert time.monotonic() - begun < 10
+
+
+def orphans(manager: int, but: Sequence[int]) -> Iterator[int]:
+    for pid in map(int, Path(f"/proc/{manager}/task/{manager}/children").read_text().split()):
+        if pid not in but and procfs.command(pid) == "sleep":
+            yield pid
 
 
 @pytest.mark.parametrize("killasgroup", ["true", "false"])

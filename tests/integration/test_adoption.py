@@ -396,7 +396,7 @@ def later_release(record: dict[str, object]) -> None:
 
 def reused_pids(record: dict[str, object]) -> None:
     if record["type"] == "process":
-        record["born"] = 1
+        record.update(born=1, identity=1)
 
 
 @TRANSPORTS

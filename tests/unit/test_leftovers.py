@@ -144,3 +144,56 @@ def test_a_process_may_be_the_last_of_its_slot(loop: asyncio.AbstractEventLoop) 
             leftovers.leader_died(leader, PidFd(leader), of, 0, told_of)
     leftovers.look()
     assert not leftovers
+
+
+def unreaped() -> int:
+    """A child that is dead and not reaped: as a stranger's, that came to us as an orphan; its pid."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    eventually(lambda: procfs.state(child) == "Z")
+    return child
+
+
+def seconds_until_buried(leftovers: Leftovers, loop: asyncio.AbstractEventLoop) -> float:
+    """With nobody else to look."""
+
+    async def until_gone() -> None:
+        while leftovers:
+            await asyncio.sleep(0.005)
+
+    begun = time.monotonic()
+    loop.run_until_complete(asyncio.wait_for(until_gone(), 10))
+    return time.monotonic() - begun
+
+
+def test_one_that_is_never_reaped_holds_up_a_burial_for_a_moment_and_no_second_one(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    leftovers = Leftovers(loop, set(), lambda path: False)
+    orphan = unreaped()
+    try:
+        for within in (module.STRAYS_DIE_WITHIN + 1, 0.5):
+            leader = family(member=False)
+            stopping = Stopping(pid=leader, due=loop.time() + 60, after=Rest())
+            leftovers.leader_died(leader, PidFd(leader), generation(stopping), 0, lambda: None)
+            os.waitpid(leader, 0)
+            leftovers.look()
+            assert seconds_until_buried(leftovers, loop) < within
+            leftovers.look()
+    finally:
+        os.waitpid(orphan, 0)
+
+
+def test_what_is_abandoned_holds_up_no_burial(loop: asyncio.AbstractEventLoop) -> None:
+    orphan = unreaped()
+    leftovers = Leftovers(loop, set(), lambda path: False, abandoned={orphan})
+    try:
+        leader = family(member=False)
+        stopping = Stopping(pid=leader, due=loop.time() + 60, after=Rest())
+        leftovers.leader_died(leader, PidFd(leader), generation(stopping), 0, lambda: None)
+        os.waitpid(leader, 0)
+        leftovers.look()
+        assert not leftovers
+    finally:
+        os.waitpid(orphan, 0)

@@ -17,7 +17,7 @@ import pytest
 from fcgimgr.linux import libc, procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import open_tcp
-from fcgimgr.linux.pidfd import PidFd
+from fcgimgr.linux.pidfd import PidFd, which
 from tests.waiting import eventually
 
 KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
@@ -124,6 +124,24 @@ def test_the_same_process_is_found_again(sleeper: subprocess.Popen[bytes]) -> No
     sleeper.kill()
     eventually(lambda: procfs.state(sleeper.pid) == "Z")
     assert PidFd.of(sleeper.pid, started, procfs.boot_id()) is None, "a zombie is no process to go on with"
+
+
+def test_a_process_is_known_by_what_needs_not_be_asked_of_it(sleeper: subprocess.Popen[bytes]) -> None:
+    with PidFd(sleeper.pid) as one, PidFd(sleeper.pid) as same, PidFd(os.getpid()) as other:
+        if one.identity is None:
+            pytest.skip("a kernel before 6.9: pidfds have no inodes of their own")
+        assert one.identity == same.identity == which(sleeper.pid) != other.identity
+        assert one.was_known_as(None, same.identity)
+        assert not one.was_known_as(procfs.start_time(sleeper.pid), other.identity), "another has the number by now"
+        assert one.was_known_as(procfs.start_time(sleeper.pid), None), "as an older release has written it down"
+        found = PidFd.of(sleeper.pid, None, procfs.boot_id(), one.identity)
+        assert found is not None
+        found.close()
+        sleeper.kill()
+        eventually(one.has_ended)
+        assert one.is_there, "not reaped yet"
+        sleeper.wait()
+        assert not one.is_there
 
 
 # --- its descriptors

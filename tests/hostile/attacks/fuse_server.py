@@ -1,16 +1,20 @@
 """A FUSE server with one file, which can be opened and mapped; but whoever reads it waits for ever. fd 0 is /dev/fuse.
 
+With the word `closed` as an argument whoever closes it waits for ever, too.
+
 See linux/fuse.h for what it is asked, and what it answers.
 """
 
 import errno
 import os
 import struct
+import sys
 
 HEADER = struct.Struct("=IIQQIIII")  # length, what, number of the question, node, uid, gid, pid, -
-LOOKUP, FORGET, GETATTR, OPEN, READ, INIT, INTERRUPT = 1, 2, 3, 14, 15, 26, 36
+LOOKUP, FORGET, GETATTR, OPEN, READ, FLUSH, INIT, INTERRUPT = 1, 2, 3, 14, 15, 25, 26, 36
 DIRECTORY, FILE = 1, 2
 KEEP_CACHE = 2
+UNANSWERED = {READ, FORGET, INTERRUPT} | ({FLUSH} if "closed" in sys.argv else set())
 
 
 def attributes(node: int) -> bytes:
@@ -38,7 +42,7 @@ while True:
     except InterruptedError:
         continue
     _, what, number, node, _, _, _, _ = HEADER.unpack_from(asked)
-    if what in (READ, FORGET, INTERRUPT):
+    if what in UNANSWERED:
         continue
     content = answer(what, node)
     error = 0 if content is not None else -errno.ENOSYS
