@@ -118,6 +118,11 @@ class Gates:
             gate.open()
             self._drop_if_open(gate)
 
+    def open_of(self, thread: int) -> None:
+        """As `open`, of the process that this thread is of."""
+        if (gate := self._gate_of(thread)) is not None:
+            self.open(gate.pid)
+
     def open_at_once(self, pid: int) -> None:
         """Open it before anything else happens; blocks for milliseconds."""
         gate = self._gates.get(pid)
@@ -222,8 +227,9 @@ class Gate:
         self._threads[thread] = stop
         self._waiting.discard(thread)  # execve(2) has given it the number of one that did
         if stop.made_thread:  # they are traced too, and have stopped before they did anything
-            for new in self._all_threads() - set(self._threads):
-                self._threads[new] = None
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has been killed meanwhile
+                for new in self._all_threads() - set(self._threads):
+                    self._threads[new] = None
         if stop.at_call and not self._opening:
             self._judge(thread)
         if self._opening:

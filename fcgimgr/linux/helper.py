@@ -6,6 +6,9 @@ environ, stat and what is behind fd. Whoever asks in the loop of a manager stand
 is at is seen from outside (`Progress`), and when it does not get on it is killed, or left to itself where not even that
 helps.
 
+It dies with its parent; or, where that is wanted, it ends in good order when its socket does, so that whoever it holds
+goes on. One of those that is at the same process for OVERDUE has nobody left who would kill it, so the kernel does.
+
 A fork, and not another program: it is there in a millisecond, and its code is ours, whatever has been installed since.
 It has none of our descriptors but its end of a socket, so that nothing is held open by one that cannot be killed.
 """
@@ -15,6 +18,7 @@ import gc
 import marshal
 import mmap
 import os
+import resource
 import signal
 import socket
 import struct
@@ -23,13 +27,17 @@ from typing import Any, Final
 
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.libc import close_all_but
 from fcgimgr.linux.processes import die_with_parent, set_name
 from fcgimgr.linux.spawn import dispositions
 
 _LENGTH: Final = struct.Struct("=I")
 _AT: Final = struct.Struct("=QQ")
-_FDS: Final = 1 << 30
 _CAP_SYS_PTRACE: Final = 19
+#: So many processes one helper may hold at a time.
+MOST_HELD: Final = 4096
+#: Seconds for which a helper may be at the same process: whoever has an eye on it loses patience long before.
+OVERDUE: Final = 10.0
 
 
 _forked: Final[set[int]] = set()
@@ -43,14 +51,19 @@ def was_helper(pid: int) -> bool:
 
 
 class Progress:
-    """What a helper is at: shared with it, so that it can be seen without asking."""
+    """What a helper is at, and whom it holds: shared with it, so that both can be seen without asking, and when it has
+    been killed."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _AT.size)
+        self._memory = mmap.mmap(-1, _AT.size + 4 * MOST_HELD)
+        self._held = memoryview(self._memory)[_AT.size :].cast("I")
+        self._places: dict[int, int] = {}  # where in it a pid stands
+        self._free = list(range(MOST_HELD - 1, -1, -1))
         self._count = 0
 
     def at(self, pid: int) -> None:
-        """The next that is done concerns this process."""
+        """The next that a helper does concerns this process; 0: none."""
+        signal.setitimer(signal.ITIMER_REAL, OVERDUE if pid else 0)
         self._count += 1
         _AT.pack_into(self._memory, 0, self._count, pid)
 
@@ -58,6 +71,25 @@ class Progress:
         """How often it has gone on to something else, and the pid of whom that concerns."""
         count, pid = _AT.unpack_from(self._memory)
         return int(count), int(pid)
+
+    def will_hold(self, pid: int) -> bool:
+        """This process is about to be held (linux/holding.py). False: it must not be, there are too many already."""
+        if not self._free or pid in self._places:
+            return False
+        place = self._places[pid] = self._free.pop()
+        self._held[place] = pid
+        return True
+
+    def has_let_go(self, pid: int) -> None:
+        """It is not held any more."""
+        place = self._places.pop(pid)
+        self._held[place] = 0
+        self._free.append(place)
+
+    @property
+    def held(self) -> list[int]:
+        """The pids of those that are held."""
+        return [pid for pid in self._held if pid]
 
 
 def frame(message: Any) -> bytes:
@@ -77,23 +109,26 @@ def messages(received: bytearray) -> Iterator[Any]:
         yield message
 
 
-def fork_helper(name: str, serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
+def fork_helper(
+    name: str, serve: Callable[[socket.socket], None], *, in_order: bool = False
+) -> tuple[int, socket.socket]:
     """A helper that executes `serve` with its end of a socket, and ends with that; its pid, and our end.
 
-    It dies with the thread that has forked it. LinuxError: there can be none.
+    in_order: `serve` returns when the socket ends, and says whom it is at (`Progress.at`); else it dies with the thread
+    that has forked it. LinuxError: there can be none.
     """
     try:
         ours, its = socket.socketpair()
     except OSError as error:
         raise LinuxError(f"cannot have a helper: {os.strerror(error.errno or 0)}") from error
-    parent = os.getpid()
+    dies_with = None if in_order else os.getpid()
     handled, _ = dispositions()
     # A signal that came before the helper ignores it would run our handler there, and write into our wake-up pipe.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     try:
         pid = os.fork()
         if pid == 0:
-            _be_helper(name, its, serve, handled, parent)
+            _be_helper(name, its, serve, handled, dies_with)
     except OSError as error:
         ours.close()
         raise LinuxError(f"cannot have a helper: fork: {os.strerror(error.errno or 0)}") from error
@@ -106,7 +141,7 @@ def fork_helper(name: str, serve: Callable[[socket.socket], None]) -> tuple[int,
 
 
 def _be_helper(
-    name: str, its: socket.socket, serve: Callable[[socket.socket], None], handled: list[int], parent: int
+    name: str, its: socket.socket, serve: Callable[[socket.socket], None], handled: list[int], dies_with: int | None
 ) -> None:
     """Does not return."""
     try:
@@ -115,10 +150,11 @@ def _be_helper(
         signal.set_wakeup_fd(-1)
         for number in handled:  # a terminal and systemd send theirs to all; it is the manager who ends us
             signal.signal(number, signal.SIG_IGN)
-        die_with_parent(parent, signal.SIGKILL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if dies_with is not None:
+            die_with_parent(dies_with, signal.SIGKILL)
         fd = fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 3)
-        os.closerange(3, fd)
-        os.closerange(fd + 1, _FDS)
+        close_all_but(fd, 3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for standard in range(3):
             os.dup2(null, standard)

@@ -3,8 +3,8 @@
 SIGSTOP cannot be caught or ignored, and a stopped process neither accepts nor answers: what is seen of it while it is
 held stays true. A signal sent meanwhile waits, so a stopsignal followed by `let_go` is the first thing it meets.
 
-Who holds a process must let it go: if the manager is killed in between, it stays stopped until the next manager, which
-therefore lets go of all it takes over.
+Who holds a process must let it go: if whoever does is killed in between, and nobody else knows of it, it stays stopped
+until the next manager, which therefore lets go of all it takes over.
 """
 
 import os

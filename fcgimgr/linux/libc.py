@@ -3,6 +3,7 @@
 Kept in one place because ctypes knows nothing of the C prototypes: every argument is passed as a full machine word.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -35,10 +36,13 @@ def prctl(option: int, argument: int = 0) -> int:
 
 
 def close_all_but(kept: int, first: int, fallback_end: int) -> None:
-    """Close every fd from `first` on except `kept`. Before Linux 5.9 only those below `fallback_end`, one by one."""
+    """Close every fd from `first` on except `kept`.
+
+    Before Linux 5.9 one by one: those that /proc lists; those below `fallback_end`, where there is none to read it by.
+    """
     for low, high in ((first, kept - 1), (kept + 1, _HIGHEST_FD)):
         if low <= high and _close_range(low, high) != 0:
-            os.closerange(low, min(high + 1, fallback_end))
+            _close_one_by_one(low, high, fallback_end)
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:
@@ -93,6 +97,18 @@ def _checked(answer: int) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return answer
+
+
+def _close_one_by_one(low: int, high: int, fallback_end: int) -> None:
+    try:
+        listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        os.closerange(low, min(high + 1, fallback_end))
+        return
+    for fd in listed:
+        if low <= fd <= high:
+            with contextlib.suppress(OSError):  # the one that listdir itself had open
+                os.close(fd)
 
 
 def _close_range(low: int, high: int) -> int:

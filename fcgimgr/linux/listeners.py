@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from fcgimgr.linux import sockdiag, tcpsocket
 from fcgimgr.linux.errors import LinuxError, refuse
 from fcgimgr.linux.glance import holders
+from fcgimgr.linux.rights import cut_short
 from fcgimgr.linux.socketfile import LONGEST_PATH, SocketFile, bind, find_again
 from fcgimgr.linux.tcpsocket import LOWEST_FD, stream_socket
 
@@ -143,14 +144,21 @@ class Listener:
         try:
             self.unlink()
         finally:
-            self.sock.close()
+            self._close()
 
     def leave(self) -> None:
         """Close our descriptor alone: whoever else keeps the socket open has it, with its file and its queue."""
         file, self._file = self._file, None
         if file:
             file.leave()
-        self.sock.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self.sock.family != socket.AF_UNIX:
+            self.sock.close()
+            return
+        with cut_short():  # descriptors may have come with what waits there, and be the last ones
+            self.sock.close()
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,12 @@ last bytes of the answer, by `Last`, while the thread that sends them stands sti
 
 The client closes then, and the process reads the end of the connection.
 
+Whoever does this and is killed in the midst of it leaves it half done. Between the sending in a program's place and the
+answer to its call are microseconds, in which nothing can block; killed there, the program sends the same once more, on
+a connection that is closed for writing, and hears EPIPE. TCP_CORK may stay set, as the program's call lies in between:
+then the last bytes of each answer go out 200 ms late (tcp(7)), until the connection ends, which is with the next answer
+that another one looks at.
+
 `hang_up` is for connections that nobody has used for a while: closed in both directions, as if the client had done it.
 """
 

@@ -1,9 +1,10 @@
 """Descriptors that come along with what is said on a Unix socket (SCM_RIGHTS), for which there is no use.
 
-Where there is no room for them the kernel drops them, in the midst of our recvmsg(2). Whoever drops the last descriptor
-of a TCP connection that is to linger (SO_LINGER) waits until its other end has taken all there is to send, and it may
-be set to linger for a year. So the wait is cut short, which any signal does. And where nobody has a reason to send any
-they are refused, if that can be, from Linux 6.16 on: it is an error of who sends them.
+Where there is no room for them the kernel drops them, in the midst of our recvmsg(2) or recv(2); and those that nobody
+has read yet, with the connection or its listener. Whoever drops the last descriptor of a TCP connection that is to
+linger (SO_LINGER) waits until its other end has taken all there is to send, and it may be set to linger for a year. So
+the wait is cut short, which any signal does. And where nobody has a reason to send any they are refused, if that can
+be, from Linux 6.16 on: it is an error of who sends them.
 """
 
 import contextlib

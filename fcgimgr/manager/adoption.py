@@ -27,7 +27,7 @@ from fcgimgr import __version__
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
-from fcgimgr.core.process import Exit, Exited, Ready, Starting, State, Stopped
+from fcgimgr.core.process import Exit, Exited, Ready, Retiring, Starting, State, Stopped
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.glance import NoGlanceError, glance_fd
@@ -467,21 +467,27 @@ class PoolAdoption:
         pidfd = self._living.pop((self._pool.name, generation.number, index))
         if pidfd is None:
             self._daemon.children[pid] = (generation, index)
-            self._daemon.signalling.hold(PidFd(pid))  # a child of ours: if it has died, it was not reaped yet
+            child = PidFd(pid)  # if it has died, it was not reaped yet
+            self._daemon.signalling.hold(child)
+            if isinstance(record.state, Retiring):  # none else is held: whom an operator has stopped stays so
+                self._let_go_on(child, generation.process_name(index))
             return
         self._daemon.adopted.watch(pidfd, generation, index)
         if generation.settings.ready == "notify" and isinstance(record.state, Starting):
             self._daemon.loop.call_later(generation.settings.startsecs, self._take_for_ready, generation, index, pid)
-        # The manager may have died while it held it (linux/holding.py).
+        self._let_go_on(pidfd, generation.process_name(index))
+
+    def _let_go_on(self, process: PidFd, name: str) -> None:
+        """The manager before us, or a helper of it, may have ended while it held it (linux/holding.py)."""
         try:
-            if procfs.state(pid) == "T":
-                let_go(pidfd)
-            for one in descendants(pid):
-                if procfs.state(one) == "T" and (below := PidFd.below(one, pid)) is not None:
+            if procfs.state(process.pid) == "T":
+                let_go(process)
+            for one in descendants(process.pid):
+                if procfs.state(one) == "T" and (below := PidFd.below(one, process.pid)) is not None:
                     with below:
                         let_go(below)
         except LinuxError as error:
-            self._daemon.journal.warning(str(error), name=generation.process_name(index))
+            self._daemon.journal.warning(str(error), name=name)
 
     def _take_for_ready(self, generation: Generation, index: int, pid: int) -> None:
         """READY=1 is said once, and may have been said when nobody listened: then it would never be ready."""

@@ -17,7 +17,7 @@ from fcgimgr.core.generation import Happened, QueueEmpty
 from fcgimgr.core.process import Idle, Retiring
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.idle import QUIET
-from fcgimgr.manager.helpers import InlineJob, Job, StuckError
+from fcgimgr.manager.helpers import FaultError, InlineJob, Job, StuckError
 from fcgimgr.manager.looks import View
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Draining:
             job.drop()
 
     async def _look_until_done(self, generation: Generation, job: Job | InlineJob) -> None:
-        pause = SHORTEST
+        pause, fault = SHORTEST, ""
         while True:
             try:
                 go_on, hurried, spent = await job.ask(view(generation), partial(self._heed, generation))
@@ -82,6 +82,9 @@ class Draining:
                 go_on, hurried, spent = True, False, LONGEST
             except LinuxError as error:
                 self._daemon.journal.debug(str(error), name=generation.name)
+                go_on, hurried, spent = True, False, LONGEST
+            except FaultError as error:  # whatever it was, it may be over, and somebody waits
+                fault = self._daemon.helpers.say_once(generation.name, str(error), fault)
                 go_on, hurried, spent = True, False, LONGEST
             if not go_on:
                 return

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import Retiring, Running, Stopping
@@ -132,7 +132,10 @@ class Gating:
             return False
         with ExitStack() as undo:
             undo.callback(self._close_held, process)
-            if leader.has_ended() or not hold(process):
+            if leader.has_ended() or not self._ground.progress.will_hold(member):
+                return False
+            undo.callback(self._ground.progress.has_let_go, member)
+            if not hold(process):
                 return False
             undo.pop_all()
         self._held[member] = process
@@ -155,7 +158,9 @@ class Gating:
     def let_go(self, member: int, *, ending: bool) -> None:
         gate = self.of(member)
         if (process := self._held.pop(member, None)) is not None:
-            let_go(process)
+            with suppress(LinuxError):  # another user's by now, and nobody's to let go
+                let_go(process)
+            self._ground.progress.has_let_go(member)
             self._close_held(process)
         if gate is not None:
             gate.resume(ending=ending)

@@ -1,14 +1,19 @@
 """The helpers of the manager (linux/helper.py), and the jobs that they do for it: each asked here, and done there.
 
-There are none while nothing is to be looked at. One that does not get on is given up: it is killed and forgotten, and
-whom it was at is said once in the log and not looked at again. What else it had to do another one does.
+There are none while nothing is to be looked at. One that does not get on is given up: it is killed, whoever it holds is
+let go when it is dead, and whom it was at is said once in the log and not looked at again. What else it had to do
+another one does, after that: before it, both might hold the same process, and one let it go under the other's eyes.
+
+Who makes one child after another that cannot be looked at is not looked at either. And where no helper ever answers,
+as whatever it needs is not to be had there, the manager looks itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import signal
-from collections.abc import Callable
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,8 +35,12 @@ ASLEEP: Final = 10
 AT_WORK: Final = 50
 #: So many helpers there are at most; more jobs share them.
 MOST: Final = 8
-#: Seconds for which the end of helpers is waited for where nothing is to be left of them.
+#: Seconds for which the end of a helper is waited for that was told to end, or killed, where others wait for it.
 LAST: Final = 0.2
+#: So many helpers that have done nothing at all are enough to believe in none.
+TRIES: Final = 3
+#: So many looks below one process that do not end are enough to look at nothing of it any more.
+STUCK_BELOW: Final = 2
 
 
 class StuckError(Exception):
@@ -40,6 +49,13 @@ class StuckError(Exception):
 
 class FaultError(Exception):
     """A fault of ours, in a helper; its traceback."""
+
+
+class Loss(enum.Enum):
+    """Why a helper was lost: it did not get on; it has ended by itself."""
+
+    STUCK = "does not get on"
+    ENDED = "has ended"
 
 
 class Helpers:
@@ -52,14 +68,21 @@ class Helpers:
         self._leaving: list[Helper] = []  # those that have nothing left to do
         self._jobs = 0
         self._given_up: dict[int, PidFd] = {}  # by pid
-        self._inline = not may_look_at_siblings()
+        self._stuck_below: dict[int, int] = {}  # by the pid of a child of ours, looks at others below it
+        self.inline = not may_look_at_siblings()  # whether jobs are done here
+        self._has_answered = False
+        self._in_vain = 0  # how many in a row have done nothing
 
     def job(self, kind: str) -> Job | InlineJob:
         """One of this kind."""
-        if self._inline:
-            return InlineJob(self._makers[kind](Ground(self._daemon.gates, lambda pid: None, ())))
+        if self.inline:
+            return self.inline_job(kind)
         self._jobs += 1
         return Job(self, kind, self._jobs)
+
+    def inline_job(self, kind: str) -> InlineJob:
+        """One that is done here."""
+        return InlineJob(self._makers[kind](Ground(self._daemon.gates, lambda pid: None, Progress(), ())))
 
     @property
     def given_up(self) -> tuple[int, ...]:
@@ -78,7 +101,7 @@ class Helpers:
         """A helper for one more job. LinuxError: there can be none."""
         least = min(self._helpers, key=lambda helper: helper.jobs, default=None)
         if least is None or len(self._helpers) < MOST:
-            least = Helper(self._daemon, self._makers, self._lost)
+            least = Helper(self._daemon, self._makers, self)
             self._helpers.append(least)
         least.jobs += 1
         return least
@@ -87,31 +110,51 @@ class Helpers:
         """A job of this helper is done."""
         helper.jobs -= 1
         if not helper.jobs and helper in self._helpers:
-            helper.hang_up()
             self._helpers.remove(helper)
             self._leaving.append(helper)
-            helper.tell_when_ended(self._forget)
+            helper.hang_up()
 
-    def _forget(self, helper: Helper) -> None:
-        helper.close()
-        self._leaving.remove(helper)
+    # What a helper tells of itself
 
-    def _lost(self, helper: Helper, at: int, is_stuck: bool) -> None:
-        """It was killed, or has ended. at: whom it was at; 0 is nobody.
+    def has_answered(self) -> None:
+        self._has_answered, self._in_vain = True, 0
 
-        What is read of that one here waits for nobody (linux/procfs.py): it would keep us as it has kept the helper.
-        """
-        self._helpers.remove(helper)
-        if not at:
+    def has_fault(self, fault: str) -> None:
+        """There is nobody who waits for that."""
+        self.say_once(self._daemon.config.manager.identifier, fault)
+
+    def say_once(self, name: str, fault: str, before: str = "") -> str:
+        """Log a fault, unless it is the one before; it is the one before of the next."""
+        if fault != before:
+            self._daemon.journal.error(f"a fault in a helper: {fault}", name=name)
+        return fault
+
+    def is_over(self, helper: Helper, at: int, loss: Loss | None) -> None:
+        """It has ended, or will do nothing any more. at: whom it was at; 0 is nobody. loss: None, it was to end."""
+        for those in (self._helpers, self._leaving):
+            if helper in those:
+                those.remove(helper)
+        if loss is None:
+            return
+        if at and loss is Loss.STUCK:
+            self._give_up(at)
+            return
+        self._in_vain += 1
+        if self._in_vain == 1:
+            text = f"a helper {loss.value}; another one does what it had to do"
+            self._daemon.journal.warning(text, name=self._daemon.config.manager.identifier, pid=helper.pid)
+        if self._in_vain >= TRIES and not self._has_answered:
+            self.inline = True
+            text = "no helper has ever answered; the manager itself looks at processes, and may have to wait for them"
+            self._daemon.journal.warning(text, name=self._daemon.config.manager.identifier)
+
+    def _give_up(self, at: int) -> None:
+        """What is read of it here waits for nobody (linux/procfs.py): it would keep us as it has kept the helper."""
+        if at in self.given_up:
             return
         leader = at
         while leader > 1 and leader not in self._daemon.children:
             leader = procfs.parent(leader) or 0
-        family = (leader, *procfs.descendants(leader, procfs.MOST_PROCESSES)) if leader > 1 else (at,)
-        for member in family:
-            let_go_if_possible(member)
-        if not is_stuck or at in self.given_up:
-            return
         try:
             self._given_up[at] = PidFd(at)
         except LinuxError:
@@ -122,6 +165,13 @@ class Helpers:
             name=child[0].process_name(child[1]) if child is not None else self._daemon.config.manager.identifier,
             pid=at,
         )
+        if child is not None and leader != at:
+            self._stuck_below = {pid: count for pid, count in self._stuck_below.items() if pid in self._daemon.children}
+            self._stuck_below[leader] = self._stuck_below.get(leader, 0) + 1
+            if self._stuck_below[leader] >= STUCK_BELOW:
+                self._give_up(leader)
+
+    # The end
 
     async def end(self) -> None:
         """Let all end by themselves, so that whoever was held goes on, and no gate is closed any more."""
@@ -134,14 +184,14 @@ class Helpers:
         self.kill()
 
     def kill(self) -> None:
-        """End all at once; waits for that, but not for long."""
+        """End all at once, and let go of whom they hold; waits for that, but not for long."""
         everyone = (*self._helpers, *self._leaving)
-        self._helpers, self._leaving = [], []
+        deadline = self._daemon.loop.time() + LAST
         for helper in everyone:
             helper.kill()
         for helper in everyone:
-            helper.wait(LAST)
-            helper.close()
+            helper.wait(max(0.0, deadline - self._daemon.loop.time()))
+            helper.be_over()
 
 
 class Job:
@@ -152,25 +202,38 @@ class Job:
         self._kind = kind
         self._number = number
         self._helper: Helper | None = None
+        self._inline: InlineJob | None = None
 
     async def ask(self, request: Any, heed: Tell) -> Any:
-        """The answer. heed: is told what is told before that. StuckError. LinuxError: there can be no helper."""
-        if self._helper is None or self._helper.lost:
+        """The answer. heed: is told what is told before that. StuckError, FaultError. LinuxError: there can be no
+        helper, or what is asked cannot be."""
+        if self._helper is not None and self._helper.lost:
+            await self._helper.until_over()
+            self._helper = None
+        if self._helper is None and self._helpers.inline and self._inline is None:
+            self._inline = self._helpers.inline_job(self._kind)
+        if self._inline is not None:
+            return await self._inline.ask(request, heed)
+        if self._helper is None:
             self._helper = self._helpers.one_more()
             self._helper.send(self._number, "make", (self._kind, self._helpers.given_up))
         return await self._helper.ask(self._number, "ask", request, heed)
 
     async def end(self) -> None:
         """It is over, and has left nothing behind. It can be asked again."""
-        if self._helper is not None and not self._helper.lost:
+        if self._helper is not None:
             try:
                 await self._helper.ask(self._number, "end", None, lambda told: None)
             except StuckError:
-                pass  # then what it held is let go
+                await self._helper.until_over()  # then what it held is let go
+            except (FaultError, LinuxError) as fault:
+                self._helpers.has_fault(str(fault))
         self.drop()
 
     def drop(self) -> None:
         """It is over, and that is not waited for."""
+        if self._inline is not None:
+            self._inline.drop()
         helper, self._helper = self._helper, None
         if helper is not None and not helper.lost:
             helper.send(self._number, "drop", None)
@@ -184,7 +247,13 @@ class InlineJob:
         self._job = job
 
     async def ask(self, request: Any, heed: Tell) -> Any:
-        return self._job.answer(request, heed)
+        """As `Job.ask`."""
+        try:
+            return self._job.answer(request, heed)
+        except LinuxError:
+            raise
+        except Exception as error:
+            raise FaultError("".join(traceback.format_exception(error))) from error
 
     async def end(self) -> None:
         self._job.end()
@@ -194,26 +263,31 @@ class InlineJob:
 
 
 class Helper:
-    """One process, and what it is asked."""
+    """One process, and what it is asked.
 
-    def __init__(self, daemon: Daemon, makers: Makers, tell_lost: Callable[[Helper, int, bool], None]) -> None:
+    lost: nothing can be asked of it any more. That is before it is over: it may have to end by itself, or to be killed,
+    and only then whoever waits for an answer hears that there is none.
+    """
+
+    def __init__(self, daemon: Daemon, makers: Makers, helpers: Helpers) -> None:
         """LinuxError: it cannot be had."""
         self.jobs = 0
         self.lost = False
         self._loop = daemon.loop
-        self._tell_lost = tell_lost
+        self._helpers = helpers
+        self._loss: Loss | None = None
+        self._over = asyncio.Event()
         self._progress = Progress()
         self._asked: dict[int, tuple[asyncio.Future[Any], Tell]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._seen = self._progress.seen()
-        self._asleep = self._at_work = 0
         self._received, self._outgoing = bytearray(), bytearray()
-        pid, self._socket = fork_helper("fcgimgr-helper", partial(helping.serve, makers, self._progress))
-        self._process = PidFd(pid)
+        serve = partial(helping.serve, makers, self._progress)
+        self.pid, self._socket = fork_helper("fcgimgr-helper", serve, in_order=True)
+        self._process = PidFd(self.pid)
         self._loop.add_reader(self._socket, self._read)
 
     async def ask(self, number: int, what: str, content: Any, heed: Tell) -> Any:
-        """What the job with this number answers. StuckError, FaultError."""
+        """What the job with this number answers. StuckError, FaultError, LinuxError."""
         if self.lost:
             raise StuckError
         answer = self._loop.create_future()
@@ -221,7 +295,6 @@ class Helper:
         try:
             self.send(number, what, content)
             if self._timer is None:
-                self._seen, self._asleep, self._at_work = self._progress.seen(), 0, 0
                 self._watch()
             return await answer
         finally:
@@ -253,7 +326,7 @@ class Helper:
         except OSError:
             some = b""
         if not some:
-            self._lose(stuck=False)
+            self._lose(Loss.ENDED)
             return
         self._received += some
         for number, what, content in messages(self._received):
@@ -262,58 +335,68 @@ class Helper:
     def _hear(self, number: int, what: str, content: Any) -> None:
         answer, heed = self._asked.get(number, (None, None))
         if answer is None or heed is None or answer.done():
+            if what == "tell":  # it waits for what is said to that, with somebody held perhaps
+                self.send(number, "over", None)
+            elif what == "fault":
+                self._helpers.has_fault(content)
             return
-        if what == "answer":
-            answer.set_result(content)
-        elif what == "fault":
-            answer.set_exception(FaultError(content))
-        else:
-            try:
-                self.send(number, "said", heed(content))
-            except Exception as error:  # noqa: BLE001 - it is the fault of whoever asked, and ends what they do
-                answer.set_exception(error)
-                self._lose(stuck=False)  # it waits for what was to be said
+        self._helpers.has_answered()
+        match what:
+            case "answer":
+                answer.set_result(content)
+            case "fault":
+                answer.set_exception(FaultError(content))
+            case "refused":
+                answer.set_exception(LinuxError(content))
+            case _:
+                try:
+                    said = heed(content)
+                except Exception as error:  # noqa: BLE001 - it is the fault of whoever asked, and ends what they do
+                    answer.set_exception(error)
+                    self.send(number, "over", None)
+                else:
+                    self.send(number, "said", said)
 
     # Whether it gets on
 
     def _watch(self) -> None:
+        """From now on, as long as it has anything to do."""
+        self._seen, self._asleep, self._at_work = self._progress.seen(), 0, 0
         self._timer = self._loop.call_later(CHECK, self._check)
 
     def _check(self) -> None:
         self._timer = None
-        if not self._asked:
+        if not self._asked and not self.lost:
             return
         seen = self._progress.seen()
         if seen != self._seen:
             self._seen, self._asleep, self._at_work = seen, 0, 0
-        elif procfs.state(self._process.pid) == "R":
+        elif procfs.state(self.pid) == "R":
             self._at_work += 1
         else:
             self._asleep += 1
         if self._asleep >= ASLEEP or self._at_work >= AT_WORK:
-            self._lose(stuck=True)
+            self._lose(Loss.STUCK)
         else:
-            self._watch()
+            self._timer = self._loop.call_later(CHECK, self._check)
 
-    def _lose(self, *, stuck: bool) -> None:
-        if not self.lost:
-            self.kill()
-            self.close()
-            self._tell_lost(self, self._progress.seen()[1], stuck)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def _lose(self, loss: Loss) -> None:
+        self._loss = loss
+        self.kill()
+        if self._timer is not None:
+            self._timer.cancel()
+        # One that is in the midst of something that does not end may live on all the same, but does nothing any more.
+        self._timer = self._loop.call_later(LAST, self.be_over)
 
     # Its end
 
     @property
     def has_ended(self) -> bool:
-        return self._process.fileno() < 0 or self._process.has_ended()
+        return self._over.is_set() or self._process.has_ended()
 
-    def tell_when_ended(self, ended: Callable[[Helper], None]) -> None:
-        """Once; not if it is closed before."""
-        self._loop.add_reader(self._process, ended, self)
+    async def until_over(self) -> None:
+        """Of one that is lost: until it is over."""
+        await self._over.wait()
 
     def hang_up(self) -> None:
         """Let it end by itself, and let go of whom it holds."""
@@ -322,26 +405,36 @@ class Helper:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
+            self._loop.add_reader(self._process, self.be_over)
             if self._timer is not None:
                 self._timer.cancel()
-            for answer, _ in self._asked.values():
-                if not answer.done():
-                    answer.set_exception(StuckError())
+            self._watch()
 
     def kill(self) -> None:
-        """One that is in the midst of something that does not end may live on all the same."""
-        self.hang_up()
-        self._process.signal(signal.SIGKILL)
+        if not self._over.is_set():
+            self.hang_up()
+            self._process.signal(signal.SIGKILL)
 
     def wait(self, patience: float) -> None:
         """Until it has ended. Blocks, for so many seconds."""
-        self._process.wait(patience)
+        if not self._over.is_set():
+            self._process.wait(patience)
 
-    def close(self) -> None:
-        """Nothing more is to be known of its end."""
-        if self._process.fileno() >= 0:
-            self._loop.remove_reader(self._process)
-            self._process.close()
+    def be_over(self) -> None:
+        """It has ended, or been killed: let go of those that it still holds, and tell whoever waits for an answer."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._process)
+        self._process.close()
+        for pid in self._progress.held:
+            let_go_if_possible(pid)
+        for answer, _ in self._asked.values():
+            if not answer.done():
+                answer.set_exception(StuckError())
+        self._helpers.is_over(self, self._progress.seen()[1], self._loss)
 
 
 def let_go_if_possible(pid: int) -> None:

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from fcgimgr.answers.conversation import Bytes, Conversation
 from fcgimgr.linux.listeners import LostListener
 from fcgimgr.linux.parting import end_with, unread
-from fcgimgr.linux.rights import refuse_rights
+from fcgimgr.linux.rights import cut_short, refuse_rights
 from fcgimgr.manager import losses
+from fcgimgr.manager.receiving import closing, receive
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -123,7 +124,8 @@ class _Passage:
         for one in self._accepting:
             self._loop.remove_reader(one.listener)
             os.set_blocking(one.listener.fileno(), one.blocked)
-            one.listener.close()
+            with cut_short():
+                one.listener.close()
         if self._carrying:
             self._deadline = self._loop.call_later(self._generation.settings.stopwaitsecs, self.drop)
         else:
@@ -170,7 +172,7 @@ class _Passage:
             self._over(self._generation)
 
     async def _carry(self, client: socket.socket, to: Place) -> None:
-        with client:
+        with closing(client):
             client.setblocking(False)
             # What the processes have made of their listener is of what was accepted there too: a close(2) that waits.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
@@ -179,7 +181,7 @@ class _Passage:
             except (OSError, TimeoutError) as error:
                 losses.not_passed_on(self._generation, error)
                 return
-            with server, suppress(OSError):
+            with closing(server), suppress(OSError):
                 said = Conversation()
                 asking = self._loop.create_task(self._ask(client, server, said))
                 try:
@@ -216,7 +218,7 @@ class _Passage:
     async def _ask(self, client: socket.socket, server: socket.socket, said: Conversation) -> None:
         over = socket.SHUT_RDWR  # where the client is gone nobody waits for an answer
         try:
-            while piece := await self._loop.sock_recv(client, PIECE):
+            while piece := await receive(self._loop, client, PIECE):
                 said.came(len(piece), of(piece))
                 await self._loop.sock_sendall(server, piece)
             over = socket.SHUT_WR
@@ -225,7 +227,7 @@ class _Passage:
                 server.shutdown(over)
 
     async def _answer(self, server: socket.socket, client: socket.socket, said: Conversation) -> None:
-        while piece := await self._loop.sock_recv(server, PIECE):
+        while piece := await receive(self._loop, server, PIECE):
             if said.would_be_answered(len(piece), of(piece)) and said.may_wait(unread(client)):
                 count = end_with(client, piece)
                 if count < len(piece):

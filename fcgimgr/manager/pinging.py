@@ -24,6 +24,7 @@ from fcgimgr.linux.sockdiag import established_inodes, peer_inode
 from fcgimgr.manager.asking import Question, question
 from fcgimgr.manager.descriptors import Inquiry
 from fcgimgr.manager.passing import connect
+from fcgimgr.manager.receiving import closing, receive
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -61,7 +62,8 @@ class Ping:
         if listening is None or listening.lost:
             raise OSError("the pool has no open socket")
         asked = question(self._generation.settings)
-        with socket.socket(listening.listeners[0].sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        with closing(socket.socket(listening.listeners[0].sock.family, kind)) as connection:
             refuse_rights(connection)
             self._generation.pings.add(connection)
             try:
@@ -89,11 +91,11 @@ class Ping:
         async with asyncio.timeout(answer_within):
             await self._loop.sock_sendall(connection, asked.closing())
             while not asked.decided:
-                asked.receive(await self._loop.sock_recv(connection, 65536))
+                asked.receive(await receive(self._loop, connection, 65536))
         with suppress(OSError):  # TimeoutError is one
             async with asyncio.timeout(REST):
                 while not asked.complete:
-                    asked.receive(await self._loop.sock_recv(connection, 65536))
+                    asked.receive(await receive(self._loop, connection, 65536))
 
     async def _until_accepted(self, connection: socket.socket) -> None:
         pause = SHORTEST

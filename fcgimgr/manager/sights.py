@@ -68,7 +68,8 @@ class Sights:
 
     def _look_at(self, wanted: Wanted, asked: Request) -> Seen:
         found, elsewhere, connection = None, list[str](), 0
-        members = [wanted.pid, *descendants(wanted.pid)[:MOST_MEMBERS]]
+        below = descendants(wanted.pid)[:MOST_MEMBERS] if wanted.pid not in self._ground.given_up else ()
+        members = [wanted.pid, *below]
         if wanted.takes:
             found = Sight.NO
             for one in self._sights(members, asked):

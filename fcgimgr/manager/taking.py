@@ -23,7 +23,7 @@ from fcgimgr.core.process import EARLY, Astray, Running, Spawning, Starting, Tak
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.sockdiag import peer_inode
 from fcgimgr.linux.taking import Sight
-from fcgimgr.manager.helpers import StuckError
+from fcgimgr.manager.helpers import FaultError, StuckError
 from fcgimgr.manager.sights import Request, Seen, Wanted
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Looks:
         self._taking: set[int] = set()  # those that were seen to wait for connections
         self._unclear: set[int] = set()  # those that at the last look may have been
         self._told: set[str] = set()  # what was said of those that go astray
+        self._fault = ""  # the last
         self._sleep: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -203,6 +204,9 @@ class Looks:
                 return spent  # next time it will be known who is not to be looked at
             except LinuxError as error:
                 self._daemon.journal.debug(str(error), name=self.generation.name)
+                return LONGEST
+            except FaultError as error:  # whatever it was, it may be over, and somebody waits
+                self._fault = self._daemon.helpers.say_once(self.generation.name, str(error), self._fault)
                 return LONGEST
             spent += took
             for (index, state), one in zip(together, seen, strict=True):

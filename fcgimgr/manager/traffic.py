@@ -105,7 +105,8 @@ class IdleOnes:
         names, pids = request
         if self._watch is None:
             self._watch = Watch(names, at=self._ground.at)
-        members = [member for leader in pids for member in (leader, *descendants(leader))]
+        leaders = [leader for leader in pids if leader not in self._ground.given_up]
+        members = [member for leader in leaders for member in (leader, *descendants(leader))]
         seen = self._watch.look([one for one in members if one not in self._ground.given_up], time.monotonic())
         held = [connection for connections in (seen or {}).values() for connection in connections or ()]
         in_use = {connection.inode for connection in held if not is_idle(connection)}

@@ -45,6 +45,7 @@ from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.recipes import Recipe
+from fcgimgr.linux.rights import dropping_rights
 from fcgimgr.linux.spawn import Forked, Order, start
 from fcgimgr.manager import nursery
 from fcgimgr.manager.board import Board
@@ -274,7 +275,8 @@ class Zygote:
         """Hear no more of it, and let it hear that."""
         if self._channel is not None:
             self._daemon.loop.remove_reader(self._channel)
-            self._channel.close()
+            with dropping_rights():
+                self._channel.close()
             self._channel = None
 
     # Workers

@@ -20,6 +20,7 @@ from tests.integration.ports import free_port
 from tests.integration.running import RunningManager
 from tests.integration.scenes import NOBODY, managing, open_directory, scene
 from tests.integration.servers import need
+from tests.older_kernel import OLDER_KERNEL
 from tests.waiting import eventually
 
 ATTACKS = Path(__file__).parent / "attacks"
@@ -38,12 +39,15 @@ while True:
 @dataclass(frozen=True)
 class Attack:
     """words: the command of the worker, whose files are in `attacks`; what ends in .c is compiled. keys: more of the
-    pool's table. fuse: it is given the path of a file that nobody can read; closed: nor close."""
+    pool's table. fuse: it is given the path of a file that nobody can read; closed: nor close. unix: its pool has a
+    Unix socket. older: the kernel is an older one (tests/older_kernel.py)."""
 
     name: str
     words: Sequence[str]
     keys: str = ""
     fuse: bool = False
+    unix: bool = False
+    older: bool = False
     closed: bool = False
 
 
@@ -107,14 +111,15 @@ def staged(attack: Attack) -> Iterator[Stage]:
         words = [command(word, directory) for word in attack.words]
         if isinstance(extra, Fuse):
             words.insert(1, str(extra.file))
+        address = str(directory / "evil.sock") if attack.unix else f"127.0.0.1:{free_port()}"
         config = scene(
             directory,
             f'[defaults]\nuser = "nobody"\ndirectory = "%(here)s"\n'
-            f"[pool.evil]\nsocket = '127.0.0.1:{free_port()}'\ncommand = {words}\n{attack.keys}\n"
+            f"[pool.evil]\nsocket = '{address}'\ncommand = {words}\n{attack.keys}\n"
             f"[pool.good]\nsocket = '127.0.0.1:{free_port()}'\ncommand = ['{sys.executable}', '-S', '-E', 'good.py']\n"
             f"numprocs = {GOOD_ONES}\n",
         )
-        manager = managing(config, ready=False)
+        manager = managing(config, ready=False, prefix=OLDER_KERNEL if attack.older else ())
         manager.begin()
         try:
             eventually(lambda: manager.is_up() and len(manager.pids("good")) == GOOD_ONES)
@@ -194,4 +199,5 @@ ATTACKS_KNOWN = [
     Attack("descriptors", ["python", "many_descriptors.py"], RECYCLED),
     Attack("notify flood", ["python", "notify_flood.py"], "startsecs = 0"),
     Attack("lingering rights", ["python", "lingering_rights.py"], "startsecs = 0"),
+    Attack("lingering answers", ["python", "lingering_answers.py"], 'ready = "ping"', unix=True, older=True),
 ]

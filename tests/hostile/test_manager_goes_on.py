@@ -10,6 +10,7 @@ import pytest
 
 from fcgimgr.linux import procfs, ptrace
 from fcgimgr.manager.reading import MOST_SLOW
+from tests import older_kernel
 from tests.hostile.stage import ATTACKS_KNOWN, Attack, Stage, staged
 from tests.integration.succession import next_one
 from tests.waiting import eventually
@@ -61,6 +62,16 @@ def test_what_is_sent_along_with_a_notification_makes_nobody_wait() -> None:
     (attack,) = (attack for attack in ATTACKS_KNOWN if attack.name == "lingering rights")
     with staged(attack) as stage:
         eventually(lambda: stage.manager.pool("evil").processes[0].reason)
+        for _ in range(10):
+            assert stage.ping() < SOON
+        assert stage.respawn() < SOON
+
+
+@pytest.mark.skipif(not older_kernel.AVAILABLE, reason="system calls have other numbers here")
+def test_what_is_sent_along_with_an_answer_makes_nobody_wait() -> None:
+    (attack,) = (attack for attack in ATTACKS_KNOWN if attack.name == "lingering answers")
+    with staged(attack) as stage:
+        eventually(lambda: "a descriptor went with it" in stage.manager.output())
         for _ in range(10):
             assert stage.ping() < SOON
         assert stage.respawn() < SOON

@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fcgimgr.control.client import Client
-from fcgimgr.control.messages import ControlError, Pong, TailParams
+from fcgimgr.control.messages import ControlError, NamesParams, Pong, TailParams
+from fcgimgr.linux import procfs
 from tests.integration.commands import Done, lines_of
-from tests.integration.ports import free_address
+from tests.integration.ports import connect, free_address
 from tests.integration.running import RunningManager
 from tests.integration.scenes import Child, as_root, kill, managing, ordinary_user, scene
 from tests.integration.servers import CHECKOUT
@@ -149,6 +151,39 @@ def test_a_signal_that_comes_during_the_upgrade_is_heeded(tmp_path: Path) -> Non
         asked.communicate()
         assert asked.returncode == 0
         assert pong(manager).upgrades == 1
+
+
+# Answers each connection when two words have come.
+PATIENT = """\
+import socket
+listener = socket.socket(fileno=0)
+while True:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1), connection.recv(1)
+        connection.sendall(b"here you are")
+"""
+
+
+def test_one_that_is_to_end_and_was_left_stopped_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "patient.py").write_text(PATIENT)
+    address = free_address("tcp", tmp_path)
+    tables = (
+        f'[pool.app]\nsocket = "{address}"\ncommand = "python patient.py"\ndirectory = "%(here)s"\nstopwaitsecs = 60'
+    )
+    with managing(scene(tmp_path, tables)) as manager, closing(connect(address)) as client:
+        (pid,) = manager.pids("app")
+        client.sendall(b"1")
+        eventually(lambda: len(procfs.sockets(pid) or ()) > 1)
+        manager.command("restart", NamesParams(names=("app:app_00",), wait=False))
+        eventually(lambda: manager.pids("app") != [pid])
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: procfs.state(pid) in ("T", "t"))
+        upgrade(manager).succeeds()
+        eventually(lambda: pong(manager).upgrades == 1)
+        client.settimeout(10)
+        client.sendall(b"2")
+        assert client.recv(100) == b"here you are"
 
 
 def test_it_can_be_killed_and_followed_afterwards(tmp_path: Path) -> None:
