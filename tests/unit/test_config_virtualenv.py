@@ -15,6 +15,10 @@ APP = '[pool.app]\nsocket = "127.0.0.1:9001"\nwsgi = "app:app"\n'
 def virtualenv(directory: Path) -> Path:
     (directory / "venv" / "bin").mkdir(parents=True)
     (directory / "venv" / "bin" / "python").symlink_to("/bin/true")
+    packages = directory / "venv" / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "shop.pth").touch()
+    (directory / "venv" / "pyvenv.cfg").touch()
     return directory / "venv"
 
 
@@ -50,7 +54,19 @@ def test_what_names_no_virtualenv_is_none(active: str, tmp_path: Path) -> None:
 
 
 @as_root
-@pytest.mark.parametrize("of_others", ["venv", "venv/bin", "absent"])
+@pytest.mark.parametrize(
+    "of_others",
+    [
+        "venv",
+        "venv/bin",
+        "absent",
+        "venv/pyvenv.cfg",
+        "venv/lib",
+        "venv/lib/python3.11",
+        "venv/lib/python3.11/site-packages",
+        "venv/lib/python3.11/site-packages/shop.pth",
+    ],
+)
 def test_as_root_what_others_could_change_is_not_taken(of_others: str, tmp_path: Path) -> None:
     active = virtualenv(tmp_path)
     if of_others == "absent":
