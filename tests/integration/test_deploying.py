@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ class Server:
     """
 
     def __init__(self, root: Path) -> None:
+        need("jq")
         self.root = root
         self.shop = root / "srv" / "shop"
         self.etc = root / "etc" / "fcgimgr"
@@ -54,6 +56,11 @@ class Server:
         path.write_text(text if text.startswith("#!") else f"#!/bin/sh -e\n{text}\n")
         path.chmod(0o755)
         return path
+
+    def cut_reloads_off(self) -> None:
+        """Let `fcgimgr reload` begin one, and end as if it had lost the manager."""
+        real = f'{sys.executable} -m fcgimgr "$@"'
+        self.tool("fcgimgr", f'case "$*" in *" reload "*) {real} --no-wait; exit 4;; esac\nexec {real}')
 
     def release(self, number: str, more: str = "") -> None:
         """The example as a release, `more` at the end of its wsgi.py."""
@@ -108,6 +115,13 @@ def test_a_release_is_put_into_service_and_a_bad_one_is_not(server: Server) -> N
         assert server.serving() == "43"
         eventually(lambda: manager.pool("shop").state == "RUNNING")
 
+        server.release("45")
+        server.cut_reloads_off()
+        code, said = server.deploy("45")
+        assert code == 1
+        assert said.endswith("deploy-shop: 45 stays, for it serves or may yet: fcgimgr status shop\n")
+        assert server.serving() == "45"
+
 
 def test_what_fails_before_the_switch_changes_nothing(server: Server) -> None:
     server.release("42")
@@ -127,6 +141,22 @@ APP = """\
 def app(environ, start_response):
     start_response("200 OK", [])
     return [b"{}"]
+"""
+
+
+HANGS = """\
+import pathlib, time
+
+def app(environ, start_response):
+    pathlib.Path("hangs").touch()
+    time.sleep(1000)
+"""
+
+WAITS = """\
+import pathlib, time
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+
 """
 
 
@@ -154,6 +184,9 @@ class Checkout:
         self.git("add", "app.py", cwd=self.pushed)
         self.git("commit", "--quiet", "--message=a change", cwd=self.pushed)
 
+    def lies_there(self) -> str:
+        return (self.code / "app.py").read_text()
+
     def pull(self) -> tuple[int, str]:
         done = subprocess.run(
             [self.server.pull],
@@ -180,10 +213,45 @@ def test_a_pull_serves_new_code_and_puts_the_old_back_where_it_does_not_come_up(
         code, said = checkout.pull()
         assert code == 1
         assert "No module named 'absent_library'" in said
+        assert checkout.lies_there() == APP.format("two")
         before = manager.pids("shop")
         kill(before[0])
         eventually(lambda: len(manager.pids("shop")) == 2 and manager.pids("shop") != before)
         assert checkout.serves() == b"two"
+
+
+def test_new_code_that_serves_is_not_put_back_because_an_old_request_was_lost(tmp_path: Path) -> None:
+    checkout = Checkout(Server(tmp_path))
+    checkout.push(HANGS)
+    checkout.git("pull", "--quiet", cwd=checkout.code)
+    with checkout.server.config.open("a") as config:
+        config.write("stopwaitsecs = 1\nreload_watch = 0\n")
+    with RunningManager(checkout.server.config, checkout.server.control), ThreadPoolExecutor(1) as clients:
+        hung = clients.submit(checkout.serves)
+        eventually((checkout.code / "hangs").exists)
+        checkout.push(APP.format("two"))
+        code, said = checkout.pull()
+        assert (code, said) == (
+            1,
+            "shop: reloaded: generation 2 serves, but 1 connection of generation 1 lost: see the log\n",
+        )
+        assert checkout.lies_there() == APP.format("two")
+        assert checkout.serves() == b"two"
+        assert hung.exception() is not None
+
+
+def test_new_code_that_is_still_to_serve_is_not_put_back_because_the_command_was_cut_off(tmp_path: Path) -> None:
+    checkout = Checkout(Server(tmp_path))
+    with RunningManager(checkout.server.config, checkout.server.control):
+        checkout.server.cut_reloads_off()
+        checkout.push(WAITS + APP.format("two"))
+        code, said = checkout.pull()
+        assert (code, said) == (1, "shop: reloading\n")
+        assert checkout.lies_there() == WAITS + APP.format("two")
+        code, said = checkout.pull()
+        assert (code, said) == (1, "pull-shop: no manager, or a reload is under way\n")
+        (checkout.code / "go").touch()
+        eventually(lambda: checkout.serves() == b"two")
 
 
 @pytest.mark.parametrize("preload", [False, True])
