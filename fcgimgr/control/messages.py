@@ -480,7 +480,7 @@ Result = Pong | Status | Verdict | Updated | Tail | Reopened | Events | Ok | Dra
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`line`: one more line of a log that is followed; or, with `skipped`, no line, but how many were left out here,
     because they came faster than the client read. `process`: empty of the manager's own log; `several`: others are
-    followed beside it."""
+    followed beside it, or were."""
 
     process: str
     stream: str

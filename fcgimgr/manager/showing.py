@@ -36,7 +36,7 @@ async def tail(daemon: Daemon, params: messages.TailParams, caller: Caller) -> m
     told = Told(caller, params.stream, params.name, several=several)
     for name, each in last.items():
         told(name, each)
-    places = {generation.pool: None if several else index for generation, index in found}
+    places = {generation.pool: None if indexes is None else indexes[0] for generation, indexes in chosen.items()}
     following = Following(daemon, places, params.stream, told)
     gone = daemon.loop.create_task(caller.gone())
     try:
@@ -67,16 +67,21 @@ async def log(daemon: Daemon, params: messages.LogParams, caller: Caller) -> mes
 
 
 class Told:
-    """Lines to a client, as `line` notifications. `name`: of what lines are said to be left out."""
+    """Lines to a client, as `line` notifications. `name`: of what lines are said to be left out; `several`: of more
+    than one process, which is known of a pool of one when the second has written.
+    """
 
     def __init__(self, caller: Caller, stream: str, name: str, *, several: bool = False) -> None:
         self._caller = caller
         self._stream = stream
         self._name = name
         self._several = several
+        self._first: str | None = None
         self._skipped = 0
 
     def __call__(self, process: str, lines: list[bytes]) -> None:
+        self._first = process if self._first is None else self._first
+        self._several |= process != self._first
         if self._caller.behind:
             if not self._skipped:
                 self._caller.when_caught_up(self._confess)

@@ -43,6 +43,17 @@ def test_tail_follows_over_reload_restart_and_scale_and_misses_and_doubles_nothi
         assert out.read_text().splitlines() == [f"serving {pid}" for pid in pids]
 
 
+def test_tail_follows_all_of_a_pool_that_had_one_process_and_names_them_once_there_are_more(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    says = '[program.one]\ncommand = ["sh", "-c", "echo $FCGIMGR_PROCESS; exec sleep 1000"]\nstartsecs = 0\n'
+    with managing(scene(tmp_path, says)) as manager, following(manager, "one", out):
+        eventually(lambda: out.read_text() == "one_00\n")
+        assert manager.scale("one", "2").ok
+        eventually(lambda: out.read_text() == "one_00\none:one_01| one_01\n")
+        assert manager.restart("one:one_00").ok
+        eventually(lambda: out.read_text() == "one_00\none:one_01| one_01\none:one_00| one_00\n")
+
+
 def scaled(manager: RunningManager) -> bool:
     """Down, and up again."""
     return manager.scale("app", "1").ok and manager.scale("app", "2").ok
