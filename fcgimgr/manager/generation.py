@@ -158,7 +158,7 @@ class Generation:
     def _take(self, event: core.Event, changed: list[Change]) -> None:
         before = self.core
         self.causes.hear(event)
-        if isinstance(event, core.Start):
+        if isinstance(event, core.Start | core.Restart):
             self.repeats.forget()
         try:
             self.core, actions = core.step(self.settings, self.core, event, self.daemon.loop.time())
@@ -196,10 +196,8 @@ class Generation:
                 case core.Refuse():
                     self._refuse()
                 case core.Close():
-                    for (
-                        change,
-                        _,
-                    ) in changed:  # with its listener closed, the one before could not take its place any more
+                    # With its listener closed, the one before could not take its place any more.
+                    for change, _ in changed:
                         self.pool.watch(self, change)
                     self._close()
                 case core.Forget(index):

@@ -64,9 +64,11 @@ def test_what_a_process_said_of_its_end_is_told_with_it(tmp_path: Path) -> None:
         assert (last.to_state, last.cause, last.exit) == ("FATAL", "crash", Exit(code=1))
         assert re.match(why, last.detail or "")
         assert "; FATAL for " in manager("status").out
-        # Who starts it sees all of it again.
+        # Who starts it, or restarts it, sees all of it again.
         manager("start", "bad").fails(1)
         assert manager.output().count('fail.py", line 1') == 2
+        manager("restart", "bad").fails(1)
+        assert manager.output().count('fail.py", line 1') == 3
 
 
 def test_a_death_says_why_and_an_order_by_whom(tmp_path: Path) -> None:
