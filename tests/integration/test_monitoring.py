@@ -52,10 +52,19 @@ def shell(manager: Manager, text: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def installed(manager: Manager, text: str) -> str:
+    """As it is where the guide has fcgimgr and its configuration."""
+    return text.replace(
+        "/usr/local/bin/fcgimgr -c /etc/fcgimgr/pool.toml", f"{sys.executable} -m fcgimgr -c {manager.config}"
+    )
+
+
 def test_what_the_guide_asks_tells_degraded_from_ready_and_events_are_a_program(tmp_path: Path) -> None:
     with running(tmp_path, SOME.format(python=sys.executable), ready=False) as manager:
         eventually(lambda: manager("probe", "ready").code == 0)
-        nagios = script("CRITICAL").replace("fcgimgr ", f"fcgimgr -c {manager.config} ")
+        nagios = installed(manager, script("CRITICAL"))
+        cron = installed(manager, script("* * * * *")).removeprefix("* * * * * ").replace("sleep 20", "sleep 0")
+        assert shell(manager, f"PATH=/usr/bin:/bin; {cron}") == (0, "")
         assert shell(manager, nagios) == (0, "OK: watch is RUNNING\n")
         events = tmp_path / "events"
         eventually(lambda: manager("signal", "CONT", "watch").code == 0 and events.exists())
@@ -65,6 +74,7 @@ def test_what_the_guide_asks_tells_degraded_from_ready_and_events_are_a_program(
         assert manager("probe", "ready").succeeds() == "watch is RUNNING, some is DEGRADED\n"
         assert manager("probe", "ready", "--strict").code == 1
         assert shell(manager, nagios) == (1, "WARNING: some is DEGRADED\n")
+        assert "DEGRADED" in shell(manager, f"PATH=/usr/bin:/bin; {cron}")[1]
         manager("stop", "some")
         eventually(lambda: manager("start", "some:some_01").code == 1)
         fatal = {"kind": "process_state", "name": "some:some_01", "to": "FATAL"}
