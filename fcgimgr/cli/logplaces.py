@@ -12,7 +12,7 @@ def warnings(config: Config) -> Iterator[str]:
     missing: dict[str, str] = {}
     for key, path in log_files(config):
         directory = os.path.dirname(path)
-        if not is_there(directory):
+        if not _may_be_there(directory):
             missing.setdefault(directory, key)
     for directory, key in missing.items():
         yield f"{key}: the directory {directory} does not exist; its lines would be lost: install -d {directory}"
@@ -30,7 +30,7 @@ def log_files(config: Config) -> Iterator[tuple[str, str]]:
     yield from dict.fromkeys((key, path) for key, path in paths if os.path.isabs(path))
 
 
-def is_there(directory: str) -> bool:
+def _may_be_there(directory: str) -> bool:
     """Whether it exists, for all that may be known: the manager may look where this user may not."""
     try:
         os.stat(directory)

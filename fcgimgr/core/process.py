@@ -759,6 +759,16 @@ def said(word: str) -> str:
     return f": {word}" if word else ""
 
 
+def describe(state: State) -> str | None:
+    """Why nothing runs in a state that is no order's, in words."""
+    match state:
+        case Backoff(why=why) | Fatal(why=why):
+            return why
+        case Exited(exit=exit, word=word):
+            return f"{exit}{said(word)}"
+    return None
+
+
 def _stop_signal(settings: ProcessSettings) -> Signal:
     return Signal(settings.stopsignal, settings.stopasgroup)
 

@@ -26,7 +26,6 @@ from fcgimgr.core.process import (
     Due,
     Executed,
     Exit,
-    Exited,
     Fatal,
     ImpossibleEventError,
     Retiring,
@@ -38,7 +37,6 @@ from fcgimgr.core.process import (
     State,
     Stopping,
 )
-from fcgimgr.core.process import Backoff as BackoffState
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.glance import NoGlanceError, glance
@@ -719,7 +717,7 @@ class Generation:
 
     def why_fatal(self) -> str:
         """In words, for one who cannot see the log."""
-        reasons = (describe(state) for state in self.core.processes if isinstance(state, Fatal))
+        reasons = (process.describe(state) for state in self.core.processes if isinstance(state, Fatal))
         return self.core.fault or next(filter(None, reasons), "no reason is known")
 
     def advice(self, name: str) -> str:
@@ -746,14 +744,3 @@ class Generation:
         for slot in self.slots:
             forget_program(self.daemon.loop, slot)
             slot.close()
-
-
-def describe(state: State) -> str | None:
-    """A process state in words: why it is what it is."""
-    match state:
-        case BackoffState(why=why) | Fatal(why=why):
-            return why
-        case Exited(exit=exit, word=word):
-            return f"{exit}{process.said(word)}"
-        case _:
-            return f"pid {state.pid}" if state.pid is not None and state.name == "STARTING" else None

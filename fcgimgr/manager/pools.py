@@ -16,11 +16,11 @@ from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core_generation
 from fcgimgr.core import pool as core
 from fcgimgr.core.generation import PoolState
-from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting
+from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting, describe
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager import losses
 from fcgimgr.manager.faults import fault_of_ours
-from fcgimgr.manager.generation import Generation, describe
+from fcgimgr.manager.generation import Generation
 from fcgimgr.manager.listening import Listening
 from fcgimgr.manager.orders import giver
 from fcgimgr.manager.pinging import starting

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from fcgimgr.linux.accounts import Account
 from fcgimgr.linux.directories import directory_of
+from fcgimgr.manager.logfile import stat_in
 from fcgimgr.manager.openlog import FILE_MODE, make_directory, open_in, open_reason
 
 
@@ -65,7 +66,7 @@ class RequestFiles:
         made = "the file was removed; a new one is begun"
         try:
             with directory_of(path) as (directory, name):
-                if is_there(directory, name):
+                if stat_in(directory, name) is not None:
                     return None
         except FileNotFoundError:
             make_directory(path, self._homes[path])
@@ -73,12 +74,3 @@ class RequestFiles:
         with directory_of(path) as (directory, name):
             self._create(path, directory, name, rights, lambda note: None)
         return made
-
-
-def is_there(directory: int, name: str) -> bool:
-    """Whether there is anything of this name in a directory that is open. OSError: it cannot be looked at."""
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

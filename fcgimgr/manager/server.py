@@ -27,12 +27,12 @@ from fcgimgr.control.messages import CLIENT_LIMIT, INTERNAL_ERROR, REFUSED, Cont
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener
 from fcgimgr.manager.commands import CHANGING, COMMANDS
+from fcgimgr.manager.orders import given_by
 from fcgimgr.manager.places import control_owner
 
 if TYPE_CHECKING:
     from fcgimgr.config.settings import ManagerSettings
     from fcgimgr.manager.daemon import Daemon
-from fcgimgr.manager.orders import given_by
 
 IDLE_LIMIT: Final = 60.0  # seconds without a request under way
 IDLE_ENOUGH: Final = 1.0  # … that make room for another client, where there are as many as may be

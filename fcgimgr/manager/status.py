@@ -13,7 +13,7 @@ from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.control import messages
 from fcgimgr.core.pool import Canary
-from fcgimgr.core.process import Backoff, Exited, Fatal, Starting, State, said
+from fcgimgr.core.process import Backoff, Fatal, Starting, State, describe
 from fcgimgr.fastcgi.scoreboard import Request
 from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.sockdiag import established_inodes
@@ -184,11 +184,4 @@ def _request(request: Request, now: float) -> messages.RequestStatus:
 
 
 def _reason(state: State) -> str | None:
-    match state:
-        case Backoff(why=why) | Fatal(why=why):
-            return why
-        case Exited(exit=exit, word=word):
-            return f"{exit}{said(word)}"
-        case Starting(astray=what) if what:
-            return what
-    return None
+    return state.astray or None if isinstance(state, Starting) else describe(state)
