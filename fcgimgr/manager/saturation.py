@@ -2,20 +2,21 @@
 
 A listener is readable while a connection waits (accept(2)), so the loop is woken by the first one that comes and not by
 time; then it is not watched any more until a look, a second later, finds its queue empty (core/saturation.py). A pool
-to which nobody comes wakes nobody, and one with a million clients the manager twice a second.
+to which nobody comes wakes nobody, and one with a million clients the manager twice a second. A listener that a process
+has shut down is readable for ever and nobody comes to it: that is told, and it is left alone.
 
 Only of the generation that serves: what waits for another is its drain's affair.
 """
 
 from __future__ import annotations
 
-import select
 from asyncio import TimerHandle
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core import saturation as core
 from fcgimgr.core.process import Running
 from fcgimgr.core.saturation import Asleep, Saturated
+from fcgimgr.linux.arrivals import shut_down, somebody_waits
 from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.descriptors import Inquiry
 
@@ -108,7 +109,8 @@ class _Watch:
     def _look(self) -> None:
         self._timer = None
         now = self._daemon.loop.time()
-        before, self._state = self._state, core.step(self._state, self._somebody_waits(), now)
+        self._leave_alone(shut_down(self._fds))
+        before, self._state = self._state, core.step(self._state, somebody_waits(self._fds), now)
         if isinstance(self._state, Asleep):
             if isinstance(before, Saturated):
                 self._tell_end(before.empty_since or now)
@@ -118,11 +120,16 @@ class _Watch:
         if isinstance(self._state, Saturated) and not isinstance(before, Saturated):
             self._daemon.in_background(self._tell_beginning(self._state.since))
 
-    def _somebody_waits(self) -> bool:
-        poll = select.poll()
-        for fd in self._fds:
-            poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
+    def _leave_alone(self, shut: frozenset[int]) -> None:
+        """Of these listeners nothing more is to be heard."""
+        assert self._generation.listening is not None  # else `end` was called
+        for place in self._generation.listening.places:
+            if place.listener.fileno() in shut:
+                name = self._generation.name
+                text = f"its listener on {place.address} was shut down by a process: clients are refused there"
+                self._daemon.journal.error(f"{text}; fcgimgr stop {name}, and start {name}", name=name)
+                self._daemon.history.record("listener", name, detail=text)
+        self._fds = tuple(fd for fd in self._fds if fd not in shut)
 
     async def _tell_beginning(self, since: float) -> None:
         generation = self._generation
