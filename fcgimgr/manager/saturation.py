@@ -1,4 +1,7 @@
-"""Tells when all processes of a pool are busy and connections wait, and when that is over: once each.
+"""Tells when the queue of a pool is never seen empty, and who of its processes is busy; and its end: once each.
+
+That somebody has waited at every look does not tell that one has waited from the first to the last: a pool that is
+fully used and brisk may be told as well, and so nothing else is said of it.
 
 A listener is readable while a connection waits (accept(2)), so the loop is woken by the first one that comes and not by
 time; then it is not watched any more until a look, a second later, finds its queue empty (core/saturation.py). A pool
@@ -49,7 +52,7 @@ class Saturation:
             watch.end()
 
     def since(self, generation: Generation) -> float | None:
-        """Since when connections have waited, if that was told and is not over; monotonic seconds."""
+        """Since when some have waited at every look, if that was told and is not over; monotonic seconds."""
         watch = self._watched.get(generation)
         return watch.since if watch is not None else None
 
@@ -80,7 +83,7 @@ class _Watch:
 
     @property
     def since(self) -> float | None:
-        """Since when connections have waited, if that is told and not over."""
+        """Since when some have waited at every look, if that is told and not over."""
         return self._is_told_since
 
     def end(self) -> None:
@@ -139,7 +142,7 @@ class _Watch:
         self._is_told_since = since
         waiting = generation.listening.waiting
         many = f", {waiting} now" if waiting else ""  # where the kernel does not tell
-        text = f"connections have waited for {self._daemon.loop.time() - since:.0f} s{many}: {who}"
+        text = f"for {self._daemon.loop.time() - since:.0f} s connections have been waiting at every look{many}: {who}"
         self._daemon.journal.warning(text, name=generation.name)
         self._daemon.history.record("load", generation.name, "EASED", "SATURATED", text)
 
@@ -147,7 +150,7 @@ class _Watch:
         since, self._is_told_since = self._is_told_since, None
         if since is None:
             return
-        text = f"{how}; connections had waited for {at - since:.0f} s"
+        text = f"{how}, after {at - since:.0f} s"
         self._daemon.journal.info(text, name=self._generation.name)
         self._daemon.history.record("load", self._generation.name, "SATURATED", "EASED", text)
 
@@ -185,4 +188,4 @@ async def who_is_busy(generation: Generation) -> str:
         return f"{running} processes run{what}"
     if busy == running:
         return f"{'its process is' if running == 1 else f'all {running} processes are'} busy{what}"
-    return f"{busy} of {running} processes {'is' if busy == 1 else 'are'} busy, and the others accept none{what}"
+    return f"{busy} of {running} processes {'is' if busy == 1 else 'are'} busy just now{what}"

@@ -41,7 +41,7 @@ def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> Non
         connections = hang(manager, address, waiting=3)
         assert not told(manager)
         eventually(lambda: told(manager), within=LASTS + 10)
-        saturated = "connections have waited for 5 s, 3 now: all 2 processes are busy"
+        saturated = "for 5 s connections have been waiting at every look, 3 now: all 2 processes are busy"
         assert f"warning app: {saturated}\n" in manager.output()
         assert manager.pool("app").saturated_for is not None
         assert "  saturated for " in manager("status").out
@@ -53,8 +53,8 @@ def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> Non
         begun, over = told(manager)
         assert (begun.to_state, begun.detail) == ("SATURATED", saturated)
         assert over.to_state == "EASED"
-        assert (over.detail or "").startswith("no connection waits any more; connections had waited for ")
-        assert manager.output().count("connections have waited") == 1
+        assert (over.detail or "").startswith("no connection waits any more, after ")
+        assert manager.output().count("connections have been waiting") == 1
         assert manager.pool("app").saturated_for is None
 
 
@@ -119,7 +119,7 @@ def test_a_listener_that_a_process_has_shut_down_is_told_and_wakes_nobody(
         os.kill(manager.pids("app")[0], signal.SIGUSR1)
         eventually(lambda: "was shut down by a process" in manager.output())
         eventually(lambda: rests(itself, 1.5))
-        assert "connections have waited" not in manager.output()
+        assert "connections have been waiting" not in manager.output()
         assert manager.pool("app").saturated_for is None
 
         assert manager.halt("app").ok  # what it is told to do is of use
