@@ -162,4 +162,5 @@ def _kind(process: ProcessVerdict) -> tuple[str, str, str | None]:
 def _process_lines(process: ProcessVerdict, paint: Paint) -> list[str]:
     detail = f": {safe(process.detail)}" if process.detail else ""
     head = f"{process.name}: {paint(process.result, 'green' if process.ok else 'red')}{detail}"
-    return [head, *(f"    {safe(line)}" for line in process.lines)]
+    lines = [head, *(f"    {safe(line)}" for line in process.lines)]
+    return [*lines, f"{process.name}: {safe(process.advice)}"] if process.advice else lines

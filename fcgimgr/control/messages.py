@@ -379,13 +379,15 @@ class Status(Struct, frozen=True, kw_only=True):
 
 class ProcessVerdict(Struct, frozen=True, kw_only=True):
     """`result`: started, already running, done, stopped, not running, restarted, signalled, failed; or, without
-    waiting, starting, stopping, restarting. `lines` are the last log lines of a process that failed."""
+    waiting, starting, stopping, restarting. `lines` are the last log lines of a process that failed; `advice`: what to
+    do about it."""
 
     name: str
     ok: bool
     result: str
     detail: str | None = None
     lines: tuple[str, ...] = ()
+    advice: str | None = None
 
 
 class Verdict(Struct, frozen=True, kw_only=True):

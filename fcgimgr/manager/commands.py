@@ -170,7 +170,7 @@ async def replace(
 
 
 def reload_verdict(pool: Pool, verdict: Reloaded) -> ProcessVerdict:
-    result, detail = "failed", verdict.why or None
+    result, detail, advice = "failed", verdict.why or None, None
     if verdict.ok and isinstance(canary := pool.core.coming, rollout.Canary):
         result = "canary"
         detail = f"generation {canary.number} gets {canary.percent:g} % of the connections; --promote or --abort it"
@@ -179,8 +179,10 @@ def reload_verdict(pool: Pool, verdict: Reloaded) -> ProcessVerdict:
     elif verdict.switched:
         result = "reloaded"
     elif pool.discarded is not None and verdict.process not in ("", pool.name) and not _has_its_code_in_memory(pool):
-        detail = f"{verdict.why}; {NO_WAY_BACK}"
-    return ProcessVerdict(name=pool.name, ok=verdict.ok, result=result, detail=detail, lines=verdict.lines)
+        advice = NO_WAY_BACK
+    return ProcessVerdict(
+        name=pool.name, ok=verdict.ok, result=result, detail=detail, lines=verdict.lines, advice=advice
+    )
 
 
 def _has_its_code_in_memory(pool: Pool) -> bool:

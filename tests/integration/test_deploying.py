@@ -196,7 +196,7 @@ def test_a_failed_reload_tells_what_the_code_that_lies_there_does_to_who_dies(tm
         (tmp_path / "app.py").write_text("import absent_library\n")
         (verdict,) = manager.command("reload", ReloadParams(names=("shop",))).processes
         assert not verdict.ok
-        assert ("die from now on start with that code too" in (verdict.detail or "")) is not preload
+        assert ("die from now on start with that code too" in (verdict.advice or "")) is not preload
         before = manager.pids("shop")
         kill(before[0])
         if preload:

@@ -165,7 +165,7 @@ def test_several_listeners_come_by_number(bench: Bench) -> None:
     ("application", "complaint"),
     [
         ("absent:app", "there is no module 'absent'; set directory or pythonpath"),
-        ("worker_app:absent", "has no 'absent' in worker_app"),
+        ("worker_app:absent", "has no 'absent'; did you mean worker_app:application?"),
         ("worker_app:HERE", "it is not callable but of type PosixPath"),
         ("worker_app", "write module:callable"),
         ("broken:app", 'broken.py", line 3, in <module>\n'),
