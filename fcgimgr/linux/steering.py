@@ -240,7 +240,10 @@ class Group:
                 f"while it is there connections cannot be steered safely; {_ADVICE}"
             )
         if ours - there:
-            raise LinuxError(f"{first.name}: not all of its listeners listen any more; {_ADVICE}")
+            raise LinuxError(
+                f"{first.name}: not all of its listeners listen any more: a process has shut one down; stop the pool "
+                "and start it"
+            )
 
 
 class _DeadEnd(NamedTuple):

@@ -221,9 +221,11 @@ class PoolAdoption:
         for number in sorted(coming, key=lambda number: number != record.serving):
             settings = self._generations[number].settings
             generations[number] = Generation(pool, number, settings, self._daemon.config)
+            generations[number].causes.take_over()
         pool.generations = generations
         for number, generation in generations.items():
             self._restore(generation, self._generations[number], groups, some_live=number in alive)
+        pool.state = pool.serving.state  # it came into it before, and there is nothing to tell
         for number in leaving:
             if not generations[number].core.left:
                 self._daemon.journal.warning("the reload that was under way is given up", name=pool.name)

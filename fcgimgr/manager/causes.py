@@ -41,6 +41,9 @@ class Cause(NamedTuple):
 
 
 TRIED_AGAIN: Final = Cause("crash", "tried again")
+NOT_STARTED: Final = Cause("by_hand", "not started yet")
+# Of what was taken over: who it was, and why, the manager before has taken with it.
+ORDERED_BEFORE: Final = Cause("by_hand", "ordered before this manager took over")
 
 
 class Restarts:
@@ -69,9 +72,17 @@ class Causes:
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
-        self.order = Cause("by_hand", "not started yet")  # the last that has stopped, or started, any of them
-        self._rolling = self.order  # the last that was to restart them
-        self.missing = Cause("by_hand", "")  # why the last that has left RUNNING has
+        self.missing = Cause("by_hand", "")  # why the last that has left STARTING or RUNNING has
+        self._begin_with(NOT_STARTED)
+
+    def take_over(self) -> None:
+        """Its processes had their orders from another manager."""
+        self._begin_with(ORDERED_BEFORE)
+
+    def _begin_with(self, order: Cause) -> None:
+        self.order = order  # the last that has stopped, or started, any of them
+        self.end = order  # the last that was to end all of them
+        self._rolling = order  # the last that was to restart them
 
     def hear(self, event: core.Event) -> None:
         """core is about to be fed this."""
@@ -100,13 +111,17 @@ class Causes:
         self.order = Cause("by_hand", what, giver())
         if isinstance(event, core.Restart):
             self._rolling = self.order
+        elif isinstance(event, core.Stop | core.Kill | core.Leave):
+            self.end = self.order
 
     def of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:
         """Why core has changed the state of a process so, on this event; None: that needs no reason."""
-        cause = self._of(event, actions, change)
-        if cause is not None and isinstance(change.before, Running):
-            why = f"{self._generation.process_name(change.index)}: {cause.why}"
-            self.missing = Cause(cause.kind, why, cause.by)
+        cause = missing = self._of(event, actions, change)
+        if missing is None and isinstance(change.after, Exited):
+            missing = Cause("recycled", self._generation.slots[change.index].end)
+        if missing is not None and isinstance(change.before, Starting | Running):
+            why = f"{self._generation.process_name(change.index)}: {missing.why}"
+            self.missing = Cause(missing.kind, why, missing.by)
         return cause
 
     def _of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:

@@ -200,6 +200,7 @@ class Daemon:
     def go_on(self) -> None:
         """Let what was begun take its course."""
         self.taking_over = False
+        self.wait_anew()  # of what was taken over, the manager before may not have told any more who is ready
         self.loop.call_soon(self._look_at_pools)  # also when there is nothing to start
 
     def begin_anew(self, config: Config) -> None:

@@ -413,8 +413,10 @@ class Pool:
         match self.state:
             case PoolState.FATAL:
                 return self.why_fatal(), ""
-            case PoolState.STOPPING | PoolState.STOPPED:
-                return str(causes.order), causes.order.by
+            case PoolState.STOPPING | PoolState.STOPPED if not self.serving.core.up:
+                return str(causes.end), causes.end.by
+            case PoolState.STOPPING | PoolState.STOPPED | PoolState.EXITED:  # by themselves
+                return str(causes.missing) or None, causes.missing.by
             case PoolState.DEGRADED | PoolState.STARTING if before in (PoolState.RUNNING, PoolState.DEGRADED):
                 return str(causes.missing) or None, causes.missing.by
         return None, ""

@@ -1,21 +1,25 @@
-"""Tells when all processes of a pool are busy and connections wait, and when that is over: once each.
+"""Tells when the queue of a pool is never seen empty, and who of its processes is busy; and its end: once each.
+
+That somebody has waited at every look does not tell that one has waited from the first to the last: a pool that is
+fully used and brisk may be told as well, and so nothing else is said of it.
 
 A listener is readable while a connection waits (accept(2)), so the loop is woken by the first one that comes and not by
 time; then it is not watched any more until a look, a second later, finds its queue empty (core/saturation.py). A pool
-to which nobody comes wakes nobody, and one with a million clients the manager twice a second.
+to which nobody comes wakes nobody, and one with a million clients the manager twice a second. A listener that a process
+has shut down is readable for ever and nobody comes to it: that is told, and it is left alone.
 
 Only of the generation that serves: what waits for another is its drain's affair.
 """
 
 from __future__ import annotations
 
-import select
 from asyncio import TimerHandle
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core import saturation as core
 from fcgimgr.core.process import Running
 from fcgimgr.core.saturation import Asleep, Saturated
+from fcgimgr.linux.arrivals import shut_down, somebody_waits
 from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.descriptors import Inquiry
 
@@ -48,7 +52,7 @@ class Saturation:
             watch.end()
 
     def since(self, generation: Generation) -> float | None:
-        """Since when connections have waited, if that was told and is not over; monotonic seconds."""
+        """Since when some have waited at every look, if that was told and is not over; monotonic seconds."""
         watch = self._watched.get(generation)
         return watch.since if watch is not None else None
 
@@ -79,7 +83,7 @@ class _Watch:
 
     @property
     def since(self) -> float | None:
-        """Since when connections have waited, if that is told and not over."""
+        """Since when some have waited at every look, if that is told and not over."""
         return self._is_told_since
 
     def end(self) -> None:
@@ -108,7 +112,8 @@ class _Watch:
     def _look(self) -> None:
         self._timer = None
         now = self._daemon.loop.time()
-        before, self._state = self._state, core.step(self._state, self._somebody_waits(), now)
+        self._leave_alone(shut_down(self._fds))
+        before, self._state = self._state, core.step(self._state, somebody_waits(self._fds), now)
         if isinstance(self._state, Asleep):
             if isinstance(before, Saturated):
                 self._tell_end(before.empty_since or now)
@@ -118,11 +123,16 @@ class _Watch:
         if isinstance(self._state, Saturated) and not isinstance(before, Saturated):
             self._daemon.in_background(self._tell_beginning(self._state.since))
 
-    def _somebody_waits(self) -> bool:
-        poll = select.poll()
-        for fd in self._fds:
-            poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
+    def _leave_alone(self, shut: frozenset[int]) -> None:
+        """Of these listeners nothing more is to be heard."""
+        assert self._generation.listening is not None  # else `end` was called
+        for place in self._generation.listening.places:
+            if place.listener.fileno() in shut:
+                name = self._generation.name
+                text = f"its listener on {place.address} was shut down by a process: clients are refused there"
+                self._daemon.journal.error(f"{text}; fcgimgr stop {name}, and start {name}", name=name)
+                self._daemon.history.record("listener", name, detail=text)
+        self._fds = tuple(fd for fd in self._fds if fd not in shut)
 
     async def _tell_beginning(self, since: float) -> None:
         generation = self._generation
@@ -132,7 +142,7 @@ class _Watch:
         self._is_told_since = since
         waiting = generation.listening.waiting
         many = f", {waiting} now" if waiting else ""  # where the kernel does not tell
-        text = f"connections have waited for {self._daemon.loop.time() - since:.0f} s{many}: {who}"
+        text = f"for {self._daemon.loop.time() - since:.0f} s connections have been waiting at every look{many}: {who}"
         self._daemon.journal.warning(text, name=generation.name)
         self._daemon.history.record("load", generation.name, "EASED", "SATURATED", text)
 
@@ -140,7 +150,7 @@ class _Watch:
         since, self._is_told_since = self._is_told_since, None
         if since is None:
             return
-        text = f"{how}; connections had waited for {at - since:.0f} s"
+        text = f"{how}, after {at - since:.0f} s"
         self._daemon.journal.info(text, name=self._generation.name)
         self._daemon.history.record("load", self._generation.name, "SATURATED", "EASED", text)
 
@@ -178,4 +188,4 @@ async def who_is_busy(generation: Generation) -> str:
         return f"{running} processes run{what}"
     if busy == running:
         return f"{'its process is' if running == 1 else f'all {running} processes are'} busy{what}"
-    return f"{busy} of {running} processes {'is' if busy == 1 else 'are'} busy, and the others accept none{what}"
+    return f"{busy} of {running} processes {'is' if busy == 1 else 'are'} busy just now{what}"

@@ -1,5 +1,7 @@
 """A pool whose processes are all busy while connections wait says so, once, and once more when that is over."""
 
+import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from fcgimgr.core.saturation import LASTS
 from tests.integration.commands import Manager, running
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
-from tests.integration.scenes import Child, ask, managing, scene
+from tests.integration.scenes import ANSWER, Child, ask, managing, scene
 from tests.integration.succession import PYTHON
 from tests.integration.test_hung import all_hang, asked, pool, queued
 from tests.integration.test_idle import rests
@@ -39,7 +41,7 @@ def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> Non
         connections = hang(manager, address, waiting=3)
         assert not told(manager)
         eventually(lambda: told(manager), within=LASTS + 10)
-        saturated = "connections have waited for 5 s, 3 now: all 2 processes are busy"
+        saturated = "for 5 s connections have been waiting at every look, 3 now: all 2 processes are busy"
         assert f"warning app: {saturated}\n" in manager.output()
         assert manager.pool("app").saturated_for is not None
         assert "  saturated for " in manager("status").out
@@ -51,8 +53,8 @@ def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> Non
         begun, over = told(manager)
         assert (begun.to_state, begun.detail) == ("SATURATED", saturated)
         assert over.to_state == "EASED"
-        assert (over.detail or "").startswith("no connection waits any more; connections had waited for ")
-        assert manager.output().count("connections have waited") == 1
+        assert (over.detail or "").startswith("no connection waits any more, after ")
+        assert manager.output().count("connections have been waiting") == 1
         assert manager.pool("app").saturated_for is None
 
 
@@ -85,3 +87,43 @@ def test_clients_wake_the_manager_twice_a_second_at_most_and_nobody_never(tmp_pa
         eventually(lambda: rests(itself, 1.5))  # the last one who came has been looked at
         woken = int(itself.status["voluntary_ctxt_switches"]) - before
         assert 2 <= woken <= 2 * (time.monotonic() - began) + 2
+
+
+SHUT = """\
+import os, signal, socket
+listener = socket.socket(fileno=0)
+signal.signal(signal.SIGUSR1, lambda *_: listener.shutdown(int(os.environ["HOW"])))
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR], ids=["for reading", "altogether"])
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_a_listener_that_a_process_has_shut_down_is_told_and_wakes_nobody(
+    transport: str, how: int, tmp_path: Path
+) -> None:
+    address = free_address(transport, tmp_path)
+    (tmp_path / "shut.py").write_text(SHUT)
+    tables = f'''
+        [pool.app]
+        socket = "{address}"
+        command = "{PYTHON} %(here)s/shut.py"
+        environment = {{ HOW = "{how}" }}
+        ready = "startsecs"
+        startsecs = 0.1
+    '''
+    with managing(scene(tmp_path, tables)) as manager:
+        itself = Child(manager.pid)
+        eventually(lambda: rests(itself, 1.5))
+        os.kill(manager.pids("app")[0], signal.SIGUSR1)
+        eventually(lambda: "was shut down by a process" in manager.output())
+        eventually(lambda: rests(itself, 1.5))
+        assert "connections have been waiting" not in manager.output()
+        assert manager.pool("app").saturated_for is None
+
+        assert manager.halt("app").ok  # what it is told to do is of use
+        (tmp_path / "shut.py").write_text(ANSWER)
+        assert manager.start("app").ok
+        assert ask(address)["pid"] == manager.pids("app")[0]
+        assert manager.output().count("was shut down by a process") == 1

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from fcgimgr.control.client import Client
-from fcgimgr.control.messages import Event, Events, EventsParams, Exit
+from fcgimgr.control.messages import Event, Events, EventsParams, Exit, NamesParams, RestartParams, ScaleParams, Verdict
 from fcgimgr.core import process
 from fcgimgr.manager.telling import exit_as_told
 from tests.integration.commands import running
 from tests.integration.running import RunningManager
 from tests.integration.scenes import fails, kill, managing, scene
 from tests.integration.succession import killed, next_one
+from tests.integration.test_upgrade import upgrade
 from tests.waiting import eventually
 
 PYTHON = f"{sys.executable} -S -E"
@@ -185,3 +186,74 @@ def _restarts(manager: RunningManager, name: str) -> tuple[int | None, ...]:
 def test_an_end_of_which_nobody_knows_how_is_said_to_be_so() -> None:
     assert msgspec.json.encode(exit_as_told(process.Exit())) == b'{"unknown":true}'
     assert msgspec.json.encode(exit_as_told(process.Exit(code=0))) == b'{"code":0}'
+
+
+def of_pool(manager: RunningManager, name: str, *states: str) -> Event:
+    """The last event in which the pool or program of this name came into one of these states."""
+    with Client(str(manager.control)) as client:
+        told = client.call("events", EventsParams(names=(name,), n=1000), answer=Events).events
+    return [event for event in told if event.kind == "pool_state" and event.to_state in states][-1]
+
+
+def test_a_program_that_ends_by_itself_was_ended_by_no_order(tmp_path: Path) -> None:
+    """By nobody, that is, who has only started it; whoever stops it is told, also if another order comes later."""
+    tables = """
+        [program.quiet]
+        command = "sh -c 'sleep 0.1; exit 3'"
+        startsecs = 0
+        autorestart = false
+        autostart = false
+        [program.done]
+        command = "sh -c 'sleep 0.1'"
+        startsecs = 0
+        autorestart = false
+        autostart = false
+        [program.app]
+        command = ["sh", "-c", "trap '' TERM; sleep 1000"]
+        startsecs = 0.3
+        stopwaitsecs = 0.5
+    """
+    with managing(scene(tmp_path, tables), ready=False) as manager:
+        eventually(lambda: manager.pool("app").state == "RUNNING")
+        for name, how in (("quiet", "exited with code 3"), ("done", "exited with code 0")):
+            manager.start(name)
+            eventually(lambda name=name: manager.pool(name).processes[0].state == "EXITED")  # type: ignore[misc]
+            event = of_pool(manager, name, "STOPPED", "EXITED")
+            assert (event.detail or "").startswith(f"{name}:{name}_00: {how}")
+            assert event.by is None
+
+        with Client(str(manager.control)) as client:
+            client.call("stop", NamesParams(names=("app",), wait=False), answer=Verdict)
+            client.call("scale", ScaleParams(name="app", numprocs="2", wait=False), answer=Verdict)
+        eventually(lambda: manager.pool("app").state == "STOPPED")
+        assert of_pool(manager, "app", "STOPPED").detail == f"stop, by pid {os.getpid()}, uid {os.geteuid()}"
+
+
+def test_what_was_ordered_before_an_upgrade_is_told_as_that_and_nothing_is_made_up(tmp_path: Path) -> None:
+    until_free = "trap told=1 TERM; until test $told -a -e free; do sleep 0.02; done"
+    tables = f"""
+        [program.app]
+        command = ["sh", "-c", "{until_free}"]
+        directory = "%(here)s"
+        numprocs = 2
+        startsecs = 0.3
+        stopwaitsecs = 10
+        [program.other]
+        command = "sleep 1000"
+        startsecs = 0
+    """
+    with managing(scene(tmp_path, tables)) as manager:
+        before = manager.pids("app")
+        eventually(lambda: (manager.pool("other").state_for or 0) > 0.5)
+        with Client(str(manager.control)) as client:
+            client.call("restart", RestartParams(names=("app",), wait=False), answer=Verdict)
+        upgrade(manager).succeeds()
+        assert (manager.pool("other").state_for or 0) > 0.5
+        (tmp_path / "free").touch()
+        eventually(lambda: manager.all_running() and not set(before) & set(manager.pids("app")))
+        with Client(str(manager.control)) as client:
+            told = client.call("events", EventsParams(n=1000), answer=Events).events
+        assert ("STOPPED", "STARTING") not in {(event.from_state, event.to_state) for event in told}
+        assert not any("not started yet" in (event.detail or "") for event in told)
+        told_to = [event for event in told if event.name == "app:app_01" and event.to_state == "STOPPING"]
+        assert [event.detail for event in told_to] == ["ordered before this manager took over"]
