@@ -57,7 +57,7 @@ from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
 from fcgimgr.manager.repeats import Repeats
 from fcgimgr.manager.slots import Slot
 from fcgimgr.manager.spawning import forget_program, hear_of_program
-from fcgimgr.manager.telling import tell_change, tell_of_death, tell_of_kill
+from fcgimgr.manager.telling import is_told, tell_change, tell_of_death, tell_of_kill
 from fcgimgr.manager.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Generation:
     def _take(self, event: core.Event, changed: list[Change]) -> None:
         before = self.core
         self.causes.hear(event)
-        if isinstance(event, core.Start):
+        if isinstance(event, core.Start | core.Restart):
             self.repeats.forget()
         try:
             self.core, actions = core.step(self.settings, self.core, event, self.daemon.loop.time())
@@ -685,11 +685,13 @@ class Generation:
         losses.died(self, index, exit)
         slot.let_go_of_board()
         was_ready = not isinstance(self.core.processes[index], Starting)
-        repeated = self.repeats.hear_last_words(slot, was_ready=was_ready)
+        told = is_told(self, index, exit)
+        repeated = self.repeats.hear_last_words(slot, may_repeat=told and not was_ready)
         self.daemon.request_logs.forget(slot)
         word = last_word(self.settings, exit, slot.lines_before_its_end(), was_ready=was_ready)
         slot.end = f"{exit} after {self.daemon.loop.time() - slot.started:.1f} s{in_hand}{process.said(word)}"
-        tell_of_death(self, index, pid, exit, repeated)
+        if told:
+            tell_of_death(self, index, pid, repeated)
         self.feed(core.Happened(index, Died(exit, word=word)))
 
     # Telling others
