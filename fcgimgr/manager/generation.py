@@ -593,7 +593,7 @@ class Generation:
         plan = self.recipes.plan(index)
         path = plan.access_log if key == "X_ACCESS_LOG" else plan.slowlog
         if path is not None and path != "-":
-            self.daemon.request_logs.note(path, self.slots[index], problem)
+            self.daemon.request_logs.hear(path, self.slots[index], problem)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
@@ -687,7 +687,7 @@ class Generation:
         was_ready = not isinstance(self.core.processes[index], Starting)
         told = is_told(self, index, exit)
         repeated = self.repeats.hear_last_words(slot, may_repeat=told and not was_ready)
-        self.daemon.request_logs.forget(slot)
+        self.daemon.request_logs.ended(slot, self)
         word = last_word(self.settings, exit, slot.lines_before_its_end(), was_ready=was_ready)
         slot.end = f"{exit} after {self.daemon.loop.time() - slot.started:.1f} s{in_hand}{process.said(word)}"
         if told:
