@@ -11,7 +11,7 @@ their turn.
 - Lines of up to LINE_LIMIT bytes are handed on whole, so processes that share a target never mix theirs. A longer one
   is handed on in pieces as it comes.
 - In JSON a traceback is one line. Its end is not known before the next line comes, so what may be a part of one waits
-  for that, GATHERING seconds at most.
+  for that, GATHERING seconds at most, and only where a manager that is killed leaves it (inhand.py).
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
 - One that rests leaves for a moment in the pipe what comes; so what its child says right before its death can be known
   as a whole then, before it is handed on (repeats.py).
@@ -365,6 +365,8 @@ class Pump:
         before = cut - len(last) - 1
         if not tracebacks.may_go_on(last) or end - before > LINE_LIMIT:
             return cut
+        if not hand.can_keep(self._place, end - before):
+            return cut  # a manager that is killed meanwhile would take it along
         if self._gathered is None:
             self._gathered = self._loop.call_later(GATHERING, self._has_gathered)
         return before
