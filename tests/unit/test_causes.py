@@ -46,7 +46,7 @@ def test_what_only_leads_to_the_lines_behind_it_is_left_out() -> None:
     assert word(Exit(code=1), [own, b"  /a", b"  /b"]).endswith("there is no module 'flask'; set pythonpath")
 
 
-@pytest.mark.parametrize("exit", [Exit(code=0), Exit(signal=9), Exit()])
+@pytest.mark.parametrize("exit", [Exit(code=0), Exit(signal=9), Exit(signal=15), Exit()])
 def test_who_ended_as_expected_or_was_killed_has_said_nothing_of_it(exit: Exit) -> None:
     assert word(exit, [b"served 5 requests"]) == ""
 
