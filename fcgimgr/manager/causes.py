@@ -175,7 +175,8 @@ def last_word(settings: ProcessSettings, exit: Exit, lines: list[bytes], *, was_
     Its last line, but for those that belong to one before them; of our own workers what they say themselves. Whoever is
     killed has said nothing of it.
     """
-    if process.expected(settings, exit) or exit.signal == process.SIGKILL or exit == Exit():
+    is_killed = exit.signal in (process.SIGKILL, settings.stopsignal)
+    if process.expected(settings, exit) or is_killed or exit == Exit():
         return ""
     shown = [line.decode("utf-8", "backslashreplace").rstrip() for line in lines]
     ours = [line.removeprefix(OURS) for line in shown if line.startswith(OURS)]

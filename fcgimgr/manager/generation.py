@@ -55,7 +55,7 @@ from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
 from fcgimgr.manager.repeats import Repeats
 from fcgimgr.manager.slots import Slot
 from fcgimgr.manager.spawning import forget_program, hear_of_program
-from fcgimgr.manager.telling import tell_change, tell_of_death, tell_of_kill
+from fcgimgr.manager.telling import is_told, tell_change, tell_of_death, tell_of_kill
 from fcgimgr.manager.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -589,7 +589,7 @@ class Generation:
         plan = self.recipes.plan(index)
         path = plan.access_log if key == "X_ACCESS_LOG" else plan.slowlog
         if path is not None and path != "-":
-            self.daemon.request_logs.note(path, self.slots[index], problem)
+            self.daemon.request_logs.hear(path, self.slots[index], problem)
 
     def _recipes(self) -> Recipes:
         if self.recipes is None:  # taken over from a manager before us, and then they could not be made
@@ -681,11 +681,13 @@ class Generation:
         losses.died(self, index, exit)
         slot.let_go_of_board()
         was_ready = not isinstance(self.core.processes[index], Starting)
-        repeated = self.repeats.hear_last_words(slot, was_ready=was_ready)
-        self.daemon.request_logs.forget(slot)
+        told = is_told(self, index, exit)
+        repeated = self.repeats.hear_last_words(slot, may_repeat=told and not was_ready)
+        self.daemon.request_logs.ended(slot, self)
         word = last_word(self.settings, exit, slot.lines_before_its_end(), was_ready=was_ready)
         slot.end = f"{exit} after {self.daemon.loop.time() - slot.started:.1f} s{in_hand}{process.said(word)}"
-        tell_of_death(self, index, pid, exit, repeated)
+        if told:
+            tell_of_death(self, index, pid, repeated)
         self.feed(core.Happened(index, Died(exit, word=word)))
 
     # Telling others

@@ -4,7 +4,7 @@ Bytes that were read are in no pipe any more. So they are read into a file that 
 state_dir: to write there costs no system call, and what was written is in the file when the manager is dead. A header
 says of which pipe the bytes are, how far they are in their log, and which log grows by them just now; the log's size
 then tells the next manager the rest. One page each for some lines that are begun: a block-buffered program leaves
-one with each of its writes.
+one with each of its writes; and more for a few that are long, or tracebacks that wait for their end.
 
 All of it is given room when the file is made: a disk that is full would otherwise be a SIGBUS at the next line. Where
 that cannot be had, or there is no file (in tests), the bytes are in ordinary memory, and lost with the manager.
@@ -21,9 +21,11 @@ from typing import Final, NamedTuple
 
 READ_SIZE: Final = 256 * 1024
 LINE_LIMIT: Final = 64 * 1024
-#: How many lines that are begun are kept, and the longest of them, in bytes.
-MOST_BEGUN: Final = 128
-LONGEST_BEGUN: Final = 4096 - 16
+#: How many lines that are begun are kept, and the longest of them, in bytes; long ones have places of their own.
+MOST_SHORT: Final = 128
+LONGEST_SHORT: Final = 4096 - 16
+MOST_LONG: Final = 8
+LONGEST_LONG: Final = LINE_LIMIT
 
 NAME: Final = "lines"
 
@@ -37,11 +39,14 @@ _CHUNK_AT: Final = 8
 _LOG_AT: Final = 24
 _HEADER: Final = 4096
 _BUFFER: Final = LINE_LIMIT + READ_SIZE
-_SIZE: Final = _HEADER + _BUFFER + MOST_BEGUN * 4096
+_SHORT: Final = 4096
+_LONG: Final = LINE_LIMIT + 4096
+_SIZE: Final = _HEADER + _BUFFER + MOST_SHORT * _SHORT + MOST_LONG * _LONG
 
 
 class Hand:
-    """[header][LINE_LIMIT: the beginning of a line is put right before what is read][READ_SIZE: read here][begun lines]
+    """[header][LINE_LIMIT: the beginning of a line is put right before what is read][READ_SIZE: read here][begun lines:
+    short ones, long ones]
 
     The loop runs one callback at a time, so one is enough for all pumps.
     """
@@ -56,14 +61,16 @@ class Hand:
         self.read_into = [self.buffer[LINE_LIMIT:]]
         self._read_at = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + _HEADER + LINE_LIMIT
         self._lines = whole[_HEADER + _BUFFER :]
-        self._free = list(range(MOST_BEGUN))
+        self._free = list(range(MOST_SHORT)), list(range(MOST_SHORT, MOST_SHORT + MOST_LONG))
         self._writing = 0  # bytes that are to be in a log before a chunk is done
         self._read = 0  # bytes that were read of it
 
     def go_on(self, before: Hand) -> None:
         """Have the lines that another has; between two callbacks of the loop."""
-        self._lines[:] = before._lines
         self._free = before._free
+        for place in {*range(MOST_SHORT + MOST_LONG)} - {*self._free[False], *self._free[True]}:
+            part = slice(_at(place), _at(place + 1))  # the others stay untouched, and so take no memory
+            self._lines[part] = before._lines[part]
 
     def newline(self, start: int, end: int) -> int:
         """Behind the last newline of this part of the buffer; 0: there is none."""
@@ -108,20 +115,35 @@ class Hand:
 
     def keep(self, place: int | None, pipe: int, line: bytes) -> int | None:
         """Keep the beginning of a line. The answer is its place, to be given again; None: it is not kept."""
-        if not line or len(line) > LONGEST_BEGUN:
-            if place is not None:
-                _BEGUN.pack_into(self._lines, place * 4096, 0, 0)
-                self._free.append(place)
+        is_long = len(line) > LONGEST_SHORT
+        if place is not None and (not line or is_long != _is_long(place)):
+            _BEGUN.pack_into(self._lines, _at(place), 0, 0)
+            self._free[_is_long(place)].append(place)
+            place = None
+        if not line or not self.can_keep(place, len(line)):
             return None
         if place is None:
-            if not self._free:
-                return None
-            place = self._free.pop()
-        at = place * 4096
+            place = self._free[is_long].pop()
+        at = _at(place)
         _BEGUN.pack_into(self._lines, at, 0, 0)
         self._lines[at + 16 : at + 16 + len(line)] = line
         _BEGUN.pack_into(self._lines, at, pipe, len(line))
         return place
+
+    def can_keep(self, place: int | None, length: int) -> bool:
+        """Whether there is room for so many bytes, for one whose line is at this place so far."""
+        is_long = length > LONGEST_SHORT
+        has_place = place is not None and _is_long(place) == is_long
+        return length <= LONGEST_LONG and (has_place or bool(self._free[is_long]))
+
+
+def _is_long(place: int) -> bool:
+    return place >= MOST_SHORT
+
+
+def _at(place: int) -> int:
+    """Where a place begins among the begun lines."""
+    return MOST_SHORT * _SHORT + (place - MOST_SHORT) * _LONG if _is_long(place) else place * _SHORT
 
 
 def nowhere() -> Hand:
@@ -189,10 +211,10 @@ def left_in(state_dir: str) -> dict[int, Left]:
     if len(content) != _SIZE:
         return {}
     left: dict[int, Left] = {}
-    for place in range(MOST_BEGUN):
-        at = _HEADER + _BUFFER + place * 4096
+    for place in range(MOST_SHORT + MOST_LONG):
+        at = _HEADER + _BUFFER + _at(place)
         pipe, length = _BEGUN.unpack_from(content, at)
-        if pipe and length <= LONGEST_BEGUN:
+        if pipe and length <= (LONGEST_LONG if _is_long(place) else LONGEST_SHORT):
             left[pipe] = Left(content[at + 16 : at + 16 + length])
     (pipe,) = _PIPE.unpack_from(content)
     start, end, done, raw = _CHUNK.unpack_from(content, _CHUNK_AT)

@@ -11,13 +11,14 @@ their turn.
 - Lines of up to LINE_LIMIT bytes are handed on whole, so processes that share a target never mix theirs. A longer one
   is handed on in pieces as it comes.
 - In JSON a traceback is one line. Its end is not known before the next line comes, so what may be a part of one waits
-  for that, GATHERING seconds at most.
+  for that, GATHERING seconds at most, and only where a manager that is killed leaves it (inhand.py).
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
 - One that rests leaves for a moment in the pipe what comes; so what its child says right before its death can be known
   as a whole then, before it is handed on (repeats.py).
 """
 
 import errno
+import math
 import os
 import time
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Pump:
         "_followers",
         "_gathered",
         "_gathers",
+        "_heard",
         "_held",
         "_inode",
         "_inside_line",
@@ -115,6 +117,7 @@ class Pump:
         self._place: int | None = None  # where that is kept (inhand.py)
         self._inside_line = False  # a piece of an overlong line was handed on, its end was not
         self._recent = b""
+        self._heard = -math.inf  # when something was read last, monotonic
         self._followers: tuple[Callable[[Lines], None], ...] = ()
         self._paused = False
         self._rest = 0.0  # seconds
@@ -130,6 +133,11 @@ class Pump:
     def inode(self) -> int:
         """Of the pipe: the same at both of its ends. 0 when it is closed."""
         return self._inode if self._fd >= 0 else 0
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since something was read; infinite: nothing was, by this one."""
+        return self._loop.time() - self._heard
 
     def hand_over(self) -> tuple[int, bytes, bool, bytes]:
         """What another pump needs to `go_on`: (fd, beginning of a line, whether inside a line, what was read last)."""
@@ -320,6 +328,7 @@ class Pump:
             hand.let_go(0)
             self._end()
         else:
+            self._heard = self._loop.time()
             self._take(hand, start, LINE_LIMIT + size)
             hand.let_go(size)
 
@@ -356,6 +365,8 @@ class Pump:
         before = cut - len(last) - 1
         if not tracebacks.may_go_on(last) or end - before > LINE_LIMIT:
             return cut
+        if not hand.can_keep(self._place, end - before):
+            return cut  # a manager that is killed meanwhile would take it along
         if self._gathered is None:
             self._gathered = self._loop.call_later(GATHERING, self._has_gathered)
         return before

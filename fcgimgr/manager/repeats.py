@@ -3,8 +3,9 @@ in the log what is wrong.
 
 Whether a process fails is known when it is dead. So what one that is still starting says on its standard error is read
 with a little delay (Pump.rest), for a traceback is followed by the end within milliseconds. It waits in the pipe, and
-not with us: a manager that is killed has read nothing that it has not logged. Only where it goes to the manager's own
-log. A file of the pool's gets every line.
+not with us: at its death all is read and logged at one go, and only a manager that is killed right then takes it along.
+Only where it goes to the manager's own log, and of one whose end is told there: that says whose words these were. A
+file of the pool's gets every line.
 """
 
 from __future__ import annotations
@@ -50,9 +51,12 @@ class Repeats:
         if (errors := slot.pump("stderr")) is not None:
             errors.rest(0.0)
 
-    def hear_last_words(self, slot: Slot, *, was_ready: bool) -> str:
-        """It is dead; who has said the same before, which was logged then, or "" if it is logged now."""
-        if was_ready or not self._rests(slot):
+    def hear_last_words(self, slot: Slot, *, may_repeat: bool) -> str:
+        """It is dead; who has said the same before, which was logged then, or "" if it is logged now.
+
+        may_repeat: whether it has failed to start, and that is told with what is answered here.
+        """
+        if not may_repeat or not self._rests(slot):
             slot.hear_last_words()
             return ""
         now = self._generation.daemon.loop.time()

@@ -6,7 +6,7 @@ What is wrong with one is known from its making (requestfiles.py), and from the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from fcgimgr.config.processes import ProcessPlan
 from fcgimgr.manager.target import Trouble
@@ -14,6 +14,12 @@ from fcgimgr.manager.target import Trouble
 #: The variables that tell a worker their paths.
 ACCESS_LOG: Final = "FCGIMGR_ACCESS_LOG"
 SLOWLOG: Final = "FCGIMGR_SLOWLOG"
+
+
+class Ended(NamedTuple):
+    """Those workers of `owner` that have ended."""
+
+    owner: object
 
 
 class RequestLogs:
@@ -25,26 +31,38 @@ class RequestLogs:
 
     def note(self, path: str, source: object, problem: str) -> None:
         """`source` says of this file what is wrong with it; "" is nothing."""
-        told = self._problems.setdefault(path, {})
-        if problem and not told:
-            self._tell(f"{path}: {problem}")
-        elif not problem and told.keys() == {source}:
-            self._tell(f"{path}: is written again")
-        self._set(path, source, problem)
+        self._set(path, problem, {source}, source)
 
-    def forget(self, source: object) -> None:
-        """It has ended, and what it had found may be found by another."""
-        for path in tuple(self._problems):
-            self._set(path, source, "")
+    def hear(self, path: str, worker: object, problem: str) -> None:
+        """So does a worker, who writes to it: that holds also for what those have found who have ended."""
+        ended = {source for source in self._problems.get(path, ()) if isinstance(source, Ended)}
+        self._set(path, problem, {worker, *ended}, worker)
 
-    def _set(self, path: str, source: object, problem: str) -> None:
-        told = self._problems[path]
+    def ended(self, worker: object, owner: object) -> None:
+        """It has, and what it had found is as it is: the next one of this owner's says what has become of it."""
+        for told in self._problems.values():
+            if (problem := told.pop(worker, None)) is not None:
+                told[Ended(owner)] = problem
+
+    def forget(self, owner: object) -> None:
+        """Nothing of it is left, so that nobody will say more."""
+        for path, told in tuple(self._problems.items()):
+            told.pop(owner, None)
+            told.pop(Ended(owner), None)
+            if not told:
+                del self._problems[path]
+
+    def _set(self, path: str, problem: str, outdated: set[object], source: object) -> None:
+        before = self._problems.pop(path, {})
+        now = {each: what for each, what in before.items() if each not in outdated}
         if problem:
-            told[source] = problem
-        else:
-            told.pop(source, None)
-        if not told:
-            del self._problems[path]
+            now[source] = problem
+        if now:
+            self._problems[path] = now
+        if now and not before:
+            self._tell(f"{path}: {problem}")
+        elif before and not now:
+            self._tell(f"{path}: is written again")
 
     @property
     def troubles(self) -> list[Trouble]:

@@ -22,6 +22,8 @@ from fcgimgr.manager.pump import Pump
 MOST_LINGERING: Final = 4
 MOST_DROPPED: Final = 64
 LAST_WORDS: Final = 10  # log lines of a dead process that are kept
+# Seconds before its end in which what a process says may tell why: it may take as long to write a core dump.
+OF_ITS_END: Final = 2.0
 MOST_LINES: Final = 200  # of those that a pump remembers
 
 Lines = list[bytes]
@@ -104,9 +106,11 @@ class Slot:
         return known
 
     def lines_before_its_end(self) -> Lines:
-        """The last lines on the standard error of the process that has just ended, as many as are kept."""
+        """The last lines on the standard error of the process that has just ended, as many as are kept; none, if it had
+        been silent for a while: they are of something else.
+        """
         pump = self.pump("stderr")
-        return pump.tail(MOST_LINES) if pump is not None else []
+        return pump.tail(MOST_LINES) if pump is not None and pump.silent_for <= OF_ITS_END else []
 
     def set_pumps_aside(self) -> str | None:
         """Make room for the next process's pumps. Who still writes to the old pipes is read on, within bounds.

@@ -48,17 +48,22 @@ def tell_of_kill(generation: Generation, index: int, pid: int, before: State, in
     generation.daemon.journal.warning(end, name=generation.process_name(index), pid=pid)
 
 
-def tell_of_death(generation: Generation, index: int, pid: int, exit: Exit, repeated: str) -> None:
-    """Of one that has not ended as it may. `repeated`: who has said before what it said; "": nobody."""
+def is_told(generation: Generation, index: int, exit: Exit) -> bool:
+    """Whether it is told of this process that it is dead: it has not ended as it may."""
     if exit.signal is None and exit.code in (None, *generation.settings.exitcodes):
-        return
+        return False
     state, slot = generation.core.processes[index], generation.slots[index]
-    if state.name == "STOPPING" and (
+    by_signal = state.name == "STOPPING" and (
         (exit.signal != SIGKILL and not slot.at_risk)
         or generation.settings.stopsignal == SIGKILL
         or (isinstance(state, Stopping) and state.killed)  # said when it was
-    ):
-        return  # by the signal that it was sent: nothing that an operator need look at
+    )
+    return not by_signal  # the one that it was sent: nothing that an operator need look at
+
+
+def tell_of_death(generation: Generation, index: int, pid: int, repeated: str) -> None:
+    """`repeated`: who has said before what it said; "": nobody."""
+    slot = generation.slots[index]
     as_before = f"; what it said before is what {repeated} said" if repeated else ""
     generation.daemon.journal.warning(slot.end + as_before, name=generation.process_name(index), pid=pid)
 

@@ -39,7 +39,8 @@ _BETWEEN: Final = (errno.ENOENT, errno.EACCES)
 
 class AppendedFile:
     """The file at `path`; "-" is the descriptor `standard`. `reopen` gives a number that changes when it is to be
-    opened anew. `tell` hears what is wrong with it, as often as that changes; "" is nothing."""
+    opened anew. `tell` hears what is wrong with it, as often as that changes, and of the first line; "" is nothing:
+    the process before may have left it with something wrong."""
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class AppendedFile:
         self._cut = False  # the last that was written is a part of a line
         self._between = False
         self._not_opened = self._not_written = ""  # as it was said, while it is so
+        self._has_told = False
         self._lock = threading.Lock()
 
     def write(self, lines: bytes) -> None:
@@ -106,6 +108,8 @@ class AppendedFile:
             if self._not_written:
                 self._not_written = ""
                 self._say(f"is written again{self._lost_lines()}")
+            elif not self._has_told:
+                self._tell_manager()
 
     def _open(self, *, asked: bool) -> None:
         """Have the file that is at the path now; the one before, if that cannot be had."""
@@ -151,4 +155,8 @@ class AppendedFile:
 
     def _say(self, what: str) -> None:
         say(f"{'its standard output' if self._standard >= 0 else self._path}: {what}")
+        self._tell_manager()
+
+    def _tell_manager(self) -> None:
+        self._has_told = True
         self._tell(self._not_opened or self._not_written)

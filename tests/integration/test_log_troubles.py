@@ -8,7 +8,7 @@ from fcgimgr.control.client import Client
 from fcgimgr.control.messages import Events, EventsParams, LogStatus, Status
 from tests.integration.commands import configuration, fcgimgr, running
 from tests.integration.running import RunningManager
-from tests.integration.scenes import managing
+from tests.integration.scenes import kill, managing
 from tests.integration.test_scoreboard import Pool
 from tests.waiting import eventually
 
@@ -83,6 +83,19 @@ def test_run_daemon_says_which_logs_are_lost(tmp_path: Path) -> None:
         assert f"{tmp_path}/missing/app.log: cannot open: its directory does not exist" in begun.err
     finally:
         fcgimgr("-c", config, "shutdown").succeeds()
+
+
+def test_the_next_process_does_not_tell_it_anew(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, 'access_log = "/dev/full"', "numprocs = 1", "threads = 1")
+    with managing(pool.config) as manager:
+        for number in range(3):
+            before = manager.pids("app")
+            assert pool.ask("/").result().status == 200
+            eventually(lambda: logs(manager).keys() == {"/dev/full"})
+            assert len(told(manager, "/dev/full: ")) == 1, number
+            kill(before[0])
+            eventually(lambda before=before: manager.all_running() and manager.pids("app") != before)
+            assert logs(manager).keys() == {"/dev/full"}
 
 
 def test_what_workers_cannot_write_is_shown_as_well(tmp_path: Path) -> None:

@@ -65,11 +65,6 @@ def test_what_a_process_said_of_its_end_is_told_with_it(tmp_path: Path) -> None:
         assert (last.to_state, last.cause, last.exit) == ("FATAL", "crash", Exit(code=1))
         assert re.match(why, last.detail or "")
         assert "; FATAL for " in manager("status").out
-        # Who starts it, or restarts it, sees all of it again.
-        manager("start", "bad").fails(1)
-        assert manager.output().count('fail.py", line 1') == 2
-        manager("restart", "bad").fails(1)
-        assert manager.output().count('fail.py", line 1') == 3
 
 
 def test_a_death_says_why_and_an_order_by_whom(tmp_path: Path) -> None:
@@ -134,6 +129,41 @@ def test_what_differs_or_goes_to_a_file_is_logged_every_time(tmp_path: Path) -> 
     assert code == 1
     assert (tmp_path / "same.log").read_text().splitlines() == ["[] 0", "[] 1", "[] 2"] * 2
     assert sorted(re.findall(r"\| (\[.*)", said)) == [f"['{number}'] {i}" for number in (0, 1) for i in range(3)]
+
+
+def test_who_ends_well_has_its_words_in_the_log_every_time(tmp_path: Path) -> None:
+    """Though that is before it is ready, so that it is started in vain, and counted as a crash."""
+    tables = """
+        [program.job]
+        command = ["sh", "-c", "echo one >&2; echo two >&2; echo three >&2"]
+        startsecs = 30
+        startretries = 2
+        backoff_initial = 0.1
+        [program.good]
+        command = "sleep 1000"
+    """
+    with running(tmp_path, tables, ready=False) as manager:
+        eventually(lambda: manager.pool("job").state == "FATAL")
+        assert re.findall(r"\| (\w+)", manager.output()) == ["one", "two", "three"] * 3
+        assert _restarts(manager, "job") == (2, 0, 0)
+
+
+@pytest.mark.parametrize("order", ["start", "restart"])
+def test_who_orders_a_start_sees_again_why_it_fails(order: str, tmp_path: Path) -> None:
+    (tmp_path / "fail.py").write_text("raise RuntimeError('no database')\n")
+    tables = f"""
+        [program.bad]
+        command = "{PYTHON} %(here)s/fail.py"
+        startsecs = 30
+        startretries = 0
+        [program.good]
+        command = "sleep 1000"
+    """
+    with running(tmp_path, tables, ready=False) as manager:
+        for times in (1, 2, 3):
+            eventually(lambda: manager.pool("bad").state == "FATAL")
+            assert manager.output().count('fail.py", line 1') == times
+            manager(order, "bad").fails(1)
 
 
 def test_what_one_says_that_starts_for_long_is_heard_meanwhile(tmp_path: Path) -> None:

@@ -1,10 +1,16 @@
 """The line that tells most likely why a process has ended is found among its last, and none where there is none."""
 
+import asyncio
+import os
+
 import pytest
 
 from fcgimgr.config.pools import ProgramSettings
 from fcgimgr.core.process import Exit
 from fcgimgr.manager.causes import LONGEST, last_word
+from fcgimgr.manager.pump import Pump
+from fcgimgr.manager.slots import OF_ITS_END, Slot
+from tests.unit.logs_bench import Clock, Memory, child_pipe
 
 SETTINGS = ProgramSettings(name="app", command=("app",))
 TRACEBACK = [
@@ -40,7 +46,7 @@ def test_what_only_leads_to_the_lines_behind_it_is_left_out() -> None:
     assert word(Exit(code=1), [own, b"  /a", b"  /b"]).endswith("there is no module 'flask'; set pythonpath")
 
 
-@pytest.mark.parametrize("exit", [Exit(code=0), Exit(signal=9), Exit()])
+@pytest.mark.parametrize("exit", [Exit(code=0), Exit(signal=9), Exit(signal=15), Exit()])
 def test_who_ended_as_expected_or_was_killed_has_said_nothing_of_it(exit: Exit) -> None:
     assert word(exit, [b"served 5 requests"]) == ""
 
@@ -49,3 +55,27 @@ def test_it_can_neither_forge_a_line_nor_fill_the_log() -> None:
     assert "\x1b" not in word(Exit(code=1), [b"\x1b[2J\xff\r"])
     assert len(word(Exit(code=1), [b"x" * 100_000])) == LONGEST + 1
     assert word(Exit(code=1), []) == ""
+
+
+@pytest.mark.parametrize("redirected", [False, True])
+def test_what_it_said_long_before_tells_nothing_of_its_end(redirected: bool) -> None:
+    loop, clock, slot = asyncio.new_event_loop(), Clock(), Slot("app_00")
+    loop.time = clock  # type: ignore[method-assign]
+    pipes = [child_pipe() for _ in range(1 if redirected else 2)]
+    stdout, stderr, *_ = *(Pump(loop, fd, Memory(), process="a", stream="a") for fd, _ in pipes), None
+    assert stdout is not None
+    slot.begin(clock(), stdout, stderr)
+    said_to = pipes[-1][1]
+    os.write(said_to, b"INFO: cache warmed up\n")
+    slot.hear_last_words()
+    clock.passes(OF_ITS_END)
+    assert slot.lines_before_its_end() == [b"INFO: cache warmed up"]
+    clock.passes(0.1)
+    assert slot.lines_before_its_end() == []
+    os.write(said_to, b"RuntimeError: no database\n")  # found when it is dead
+    slot.hear_last_words()
+    assert slot.lines_before_its_end()[-1] == b"RuntimeError: no database"
+    slot.close()
+    for _, writer in pipes:
+        os.close(writer)
+    loop.close()

@@ -176,11 +176,46 @@ def test_what_is_left_of_another_kind_is_nothing(tmp_path: Path) -> None:
 
 def test_more_lines_than_can_be_kept_are_read_all_the_same(tmp_path: Path, stack: ExitStack) -> None:
     inhand.keep_in(str(tmp_path))
-    places = [inhand.hand.keep(None, pipe, b"begun") for pipe in range(1, inhand.MOST_BEGUN + 3)]
+    places = [inhand.hand.keep(None, pipe, b"begun") for pipe in range(1, inhand.MOST_SHORT + 3)]
     assert places[-2:] == [None, None]
-    assert len(inhand.left_in(str(tmp_path))) == inhand.MOST_BEGUN
+    assert len(inhand.left_in(str(tmp_path))) == inhand.MOST_SHORT
     for place in places:
         assert inhand.hand.keep(place, 1, b"") is None
     assert inhand.left_in(str(tmp_path)) == {}
-    assert inhand.hand.keep(None, 1, b"x" * (inhand.LONGEST_BEGUN + 1)) is None
-    assert inhand.hand.keep(None, 1, b"x" * inhand.LONGEST_BEGUN) is not None
+    assert inhand.hand.keep(None, 1, b"x" * (inhand.LONGEST_LONG + 1)) is None
+
+
+def test_a_line_has_a_place_as_long_as_it_is(tmp_path: Path, stack: ExitStack) -> None:
+    inhand.keep_in(str(tmp_path))
+    place = None
+    for length in (1, inhand.LONGEST_SHORT, inhand.LONGEST_SHORT + 1, inhand.LONGEST_LONG, 7) * inhand.MOST_SHORT:
+        place = inhand.hand.keep(place, 1, b"x" * length)
+        assert place is not None
+        inhand.exchange()  # as when a helper that reads is late
+        assert inhand.left_in(str(tmp_path)) == {1: inhand.Left(b"x" * length)}
+    long = [inhand.hand.keep(None, pipe, b"x" * inhand.LONGEST_LONG) for pipe in range(2, inhand.MOST_LONG + 2)]
+    assert None not in long
+    assert inhand.hand.keep(None, 99, b"x" * inhand.LONGEST_LONG) is None
+
+
+@pytest.mark.parametrize("rooms", ["free", "taken"])
+def test_of_a_long_traceback_nothing_waits_that_a_kill_would_take_along(
+    rooms: str, tmp_path: Path, manager: Callable[..., Pump], pipe: tuple[int, int]
+) -> None:
+    reader, writer = pipe
+    first = manager(reader, format="json", gathers=True)
+    if rooms == "taken":
+        for other in range(1, inhand.MOST_LONG + 1):
+            assert inhand.hand.keep(None, other, b"x" * inhand.LONGEST_LONG) is not None
+    frame = b'  File "a.py", line 1, in b\n'
+    traceback = b"Traceback (most recent call last):\n%bKeyError: 17\n" % (frame * (inhand.LONGEST_SHORT // len(frame)))
+    assert len(traceback) > inhand.LONGEST_SHORT
+    os.write(writer, traceback)
+    first.drain()
+    if rooms == "free":
+        assert (tmp_path / "log").read_text() == ""
+    second = manager(reader, format="json", gathers=True)  # and of the first no more is heard
+    os.write(writer, b"two\n")
+    second.drain()
+    messages = [json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert messages == [traceback.decode().removesuffix("\n"), "two"]

@@ -187,6 +187,15 @@ def test_after_a_line_that_the_disk_has_cut_the_next_one_stands_on_its_own(tmp_p
     ]
 
 
+def test_the_first_line_tells_that_all_is_well_for_the_process_before_may_have_said_else(tmp_path: Path) -> None:
+    told: list[str] = []
+    file = AppendedFile(str(tmp_path / "log"), standard=1, tell=told.append)
+    assert told == []
+    file.write(b"one\n")
+    file.write(b"two\n")
+    assert told == [""]
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_what_is_no_file_is_not_written_to(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     log = tmp_path / "log"
