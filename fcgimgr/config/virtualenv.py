@@ -8,7 +8,6 @@ A variable that came along (`su`, `sudo -E`) must not lead root to what is someb
 taken only where nobody else could put another Python there, nor anything else that runs at its start.
 """
 
-import glob
 import os
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -38,6 +37,8 @@ def activated_python(environ: Mapping[str, str]) -> str | None:
 
 def _obeyed(python: str) -> Iterator[str]:
     """Where that lies which decides what runs as this Python."""
+    import glob  # only a root with a virtualenv pays for it
+
     yield python
     home = os.path.dirname(os.path.dirname(python))
     for pattern in _OBEYED:

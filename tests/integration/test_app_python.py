@@ -377,7 +377,7 @@ def test_an_import_that_hangs_is_shown_where_it_is(tmp_path: Path, preload: str)
         (tmp_path / "app.py").write_text(waiting + served)
         verdict = manager.command("reload", ReloadParams(names=("app",)))
         assert not verdict.ok
-        said = list(texts(msgspec.to_builtins(verdict)))
+        said = [line for process in verdict.processes for line in (process.detail or "", *process.lines)]
         assert any("not ready within ready_timeout (10 s)" in line for line in said)
         assert any("the import of 'app:application' has taken" in line for line in said)
         assert f'  File "{tmp_path}/app.py", line 2, in <module>' in said

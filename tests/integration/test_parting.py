@@ -293,7 +293,7 @@ def test_in_a_crowd_a_unix_connection_ends_right_behind_its_answer_or_goes_on(lo
     """The worker comes back late from sending: it cannot know whether the next request is on its way."""
     need("strace")
     late = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "inject=sendto:delay_exit=20000", "-e", "sendto")
-    start_with_grace(local_bench, before=late, MOST_WAITING=5)
+    start_with_grace(local_bench, before=late, MOST_WAITING=5, FIRST_BYTE_AT_ONCE=60.0)
     with contextlib.ExitStack() as stack:
         for _ in range(26):  # more than a process keeps
             connection = stack.enter_context(local_bench.connect())

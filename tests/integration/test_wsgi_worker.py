@@ -246,7 +246,7 @@ def test_a_connection_goes_to_the_worker_that_has_a_thread_free(bench: Bench) ->
 
 def test_idle_workers_take_turns(bench: Bench) -> None:
     workers = [bench.start() for _ in range(4)]
-    counts = Counter(bench.fetch().body for _ in range(80))
+    counts = Counter(bench.fetch().body for _ in range(200))
     assert counts.keys() == {str(worker.pid).encode() for worker in workers}
     assert min(counts.values()) >= 5
 

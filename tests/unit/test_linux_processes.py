@@ -24,12 +24,13 @@ def child(script: str) -> int:
     return os.posix_spawn("/bin/sh", ["sh", "-c", script], os.environ, setsid=True)
 
 
-def deaths(count: int) -> dict[int, Death]:
+def deaths(*pids: int) -> dict[int, Death]:
+    """Of these children at least."""
     found: dict[int, Death] = {}
 
     def look() -> bool:
         found.update({death.pid: death for death in reap()})
-        return len(found) == count
+        return found.keys() >= set(pids)
 
     eventually(look)
     return found
@@ -50,7 +51,7 @@ def outcome(script: str, **more: str) -> str:
 
 def test_each_death_is_told_once_with_how_it_ended() -> None:
     exits, dies = child("exit 7"), child("kill -TERM $$")
-    found = deaths(2)
+    found = deaths(exits, dies)
     assert (found[exits].code, found[exits].signal, found[exits].dumped_core) == (7, None, False)
     assert (found[dies].code, found[dies].signal, found[dies].dumped_core) == (None, signal.SIGTERM, False)
     assert os.waitstatus_to_exitcode(found[exits].status) == 7
@@ -74,7 +75,7 @@ def test_living_children_are_not_waited_for() -> None:
     pid = child("exec sleep 1000")
     assert list(reap()) == []
     os.kill(pid, signal.SIGKILL)
-    assert deaths(1)[pid].signal == signal.SIGKILL
+    assert deaths(pid)[pid].signal == signal.SIGKILL
 
 
 def test_the_rest_of_a_dead_leaders_group_can_be_killed_before_the_pid_is_freed() -> None:
