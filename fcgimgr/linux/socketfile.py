@@ -79,7 +79,8 @@ class SocketFile:
             refuse(f"{self._name}: cannot look at {self._path}", error)
 
     def put_back(self) -> bool:
-        """Let the path lead to it again. False: it has no name left, and nothing is at its path.
+        """Let the path lead to it again. False: nothing is at its path, and it has no name left, or is of another file
+        system than that which its directory is of by now.
 
         LinuxError: something else is there, or its directory is not.
         """
@@ -156,7 +157,7 @@ class SocketFile:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if os.fstat(self._pin).st_nlink == 0:
+            if error.errno == errno.EXDEV or os.fstat(self._pin).st_nlink == 0:
                 return False
             refuse(f"{self._name}: cannot put {self._path} back", error)
         return True

@@ -37,7 +37,7 @@ class Cause(NamedTuple):
     by: str = ""
 
     def __str__(self) -> str:
-        return f"{self.why}, by {self.by}" if self.by else self.why
+        return f"{self.why}, by {self.by}" if self.by and self.by not in self.why else self.why
 
 
 TRIED_AGAIN: Final = Cause("crash", "tried again")

@@ -471,7 +471,7 @@ class Daemon:
         by = giver()
         self.history.record("manager", self.config.manager.identifier, self.state, "STOPPING", why, by=by or None)
         self.state = "STOPPING"
-        self.stopping = f"{why}, by {by}" if by else why
+        self.stopping = f"{why}, by {by}" if by and by not in why else why
         self.departure.forget()
         self._waves = deque(order.stop_waves(self.settings))
         self._deadline = self.loop.call_later(self.config.manager.shutdown_timeout, self._out_of_time)

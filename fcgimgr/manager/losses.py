@@ -56,7 +56,9 @@ def died(generation: Generation, index: int, exit: Exit) -> None:
         return
     slot = generation.slots[index]
     if (reading := slot.reading(generation.daemon.loop.time())) is not None:
-        generation.lost += len(reading.in_hand)
+        if lost := len(reading.in_hand):
+            generation.lost += lost
+            _say(generation, f"{connections(lost)} lost: the process that had it in hand was killed")
     else:
         generation.cut += slot.at_risk
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,29 @@ def test_what_cannot_be_made_again_is_told_once_and_made_by_a_hangup_signal(tmp_
         eventually(manager.control.is_socket)
         assert manager.pids("idle")
         assert manager.output().count("cannot be made again") == 1
+
+
+@as_root
+def test_a_directory_that_is_of_another_file_system_by_now_gets_a_new_control_socket(tmp_path: Path) -> None:
+    """As $XDG_RUNTIME_DIR is when its user has logged out and in again."""
+    (run := tmp_path / "run").mkdir()
+    config = tmp_path / "pool.toml"
+    config.write_text(f'[manager]\ncontrol = "{run}/c.sock"\n{IDLE}')
+    mount = ["mount", "-t", "tmpfs", "-o", "mode=0700", "none", run]
+    subprocess.run(mount, check=True)
+    try:
+        manager = RunningManager(config, run / "c.sock")
+        manager.log = tmp_path / "log"
+        with manager:
+            pids = manager.pids("idle")
+            subprocess.run(["umount", "--lazy", run], check=True)
+            subprocess.run(mount, check=True)
+            os.kill(manager.pid, signal.SIGHUP)
+            eventually(manager.control.is_socket)
+            assert manager.pids("idle") == pids
+            assert "cannot be made again" not in manager.output()
+    finally:
+        subprocess.run(["umount", "--lazy", run], check=True)
 
 
 @as_root
