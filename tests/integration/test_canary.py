@@ -16,8 +16,8 @@ from tests.integration.commands import Manager, running
 from tests.integration.load import Load
 from tests.integration.moody import busy, clients, let_go, moody, queue_of
 from tests.integration.ports import free_address, free_port
-from tests.integration.scenes import are_gone, kill
-from tests.integration.test_idle import trace
+from tests.integration.scenes import Child, are_gone, kill
+from tests.integration.test_idle import rests, trace
 from tests.waiting import eventually
 
 CONNECTIONS = 10_000
@@ -247,6 +247,8 @@ def test_when_no_canary_is_out_nobody_pings(tmp_path: Path) -> None:
     with running(tmp_path, moody(tmp_path, f"127.0.0.1:{free_port()}")) as manager:
         manager("reload", "app", "--canary", "50%").succeeds()
         manager("reload", "app", "--promote").succeeds()
+        # After the last ping it has looked whether any waits.
+        eventually(lambda: rests(Child(manager.pid), 1.5))
         assert trace(manager.pid, tmp_path / "trace", 3.0) == ""  # longer than from one round of pings to the next
 
 

@@ -125,7 +125,7 @@ def stopping(directory: Path, *tables: str, manager: str = "") -> RunningManager
 
 
 def pid_in(path: Path) -> int:
-    return int(path.read_text())
+    return int(eventually(path.read_text))
 
 
 # -- one process ------------------------------------------------------------------------------------------------------
