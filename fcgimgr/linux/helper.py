@@ -43,6 +43,11 @@ OVERDUE: Final = 10.0
 _forked: Final[set[int]] = set()
 
 
+def is_helper(pid: int) -> bool:
+    """Whether this child, which has not been reaped, is one."""
+    return pid in _forked
+
+
 def was_helper(pid: int) -> bool:
     """Whether this child, which has been reaped, was one. To be asked once."""
     was = pid in _forked

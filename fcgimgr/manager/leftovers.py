@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.process import ABANDONED_AFTER, SIGKILL, Exited, Stopping
 from fcgimgr.linux.errors import LinuxError
+from fcgimgr.linux.helper import is_helper
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.procfs import children, is_dying, pids, session, tracer
 from fcgimgr.linux.procfs import state as state_of
@@ -186,7 +187,7 @@ class Leftovers:
         sessions: dict[Remains, set[int | None]] = {remains: set() for remains in here}
         dying: dict[int, float] = {}
         asked = children(os.getpid()) or () if here or self._dying else ()
-        strays = [pid for pid in asked if pid not in self._ours]
+        strays = [pid for pid in asked if pid not in self._ours and not is_helper(pid)]
         unknown: set[int] = set()
         for pid in strays:
             of_session, mark = session(pid), None
