@@ -7,7 +7,7 @@ that did is kept until the next one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from fcgimgr.core import generation as core
@@ -114,9 +114,12 @@ class Causes:
         elif isinstance(event, core.Stop | core.Kill | core.Leave):
             self.end = self.order
 
-    def of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:
-        """Why core has changed the state of a process so, on this event; None: that needs no reason."""
-        cause = missing = self._of(event, actions, change)
+    def of(self, event: core.Event, recycled: Mapping[int, str], change: core.Changed) -> Cause | None:
+        """Why core has changed the state of a process so, on this event; None: that needs no reason.
+
+        recycled: those that it recycles on this event, and why.
+        """
+        cause = missing = self._of(event, recycled, change)
         if missing is None and isinstance(change.after, Exited):
             missing = Cause("recycled", self._generation.slots[change.index].end)
         if missing is not None and isinstance(change.before, Starting | Running):
@@ -124,7 +127,7 @@ class Causes:
             self.missing = Cause(missing.kind, why, missing.by)
         return cause
 
-    def _of(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause | None:
+    def _of(self, event: core.Event, recycled: Mapping[int, str], change: core.Changed) -> Cause | None:
         index, before, after = change.index, change.before, change.after
         match after:
             case Starting() | Running():
@@ -134,7 +137,7 @@ class Causes:
             case Exited(exit=exit, expected=expected, word=word):
                 return None if expected else Cause("crash", f"{exit}{process.said(word)}")
             case _ if after.name == "STOPPING":
-                return self._of_stop(event, actions, change)
+                return self._of_stop(event, recycled, change)
             case _ if before.name == "STOPPING":
                 return None  # as it was said when it was told to
             case Spawning() if isinstance(before, Starting | Running):
@@ -146,13 +149,12 @@ class Causes:
             case _:
                 return self.order
 
-    def _of_stop(self, event: core.Event, actions: Iterable[core.Action], change: core.Changed) -> Cause:
+    def _of_stop(self, event: core.Event, recycled: Mapping[int, str], change: core.Changed) -> Cause:
         index, after = change.index, change.after
         if isinstance(after, process.Stopping) and isinstance(after.after, CountAsFailed):
             return Cause("crash", after.after.why)
-        for action in actions:
-            if isinstance(action, core.Recycling) and action.index == index:
-                return Cause("recycled", f"recycling: {action.why}")
+        if index in recycled:
+            return Cause("recycled", f"recycling: {recycled[index]}")
         if isinstance(event, core.Overdue) and event.index == index:
             return Cause("crash", "a request took longer than request_timeout")
         generation = self._generation

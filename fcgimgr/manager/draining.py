@@ -108,11 +108,12 @@ class Draining:
                 listening = generation.listening
                 if generation.core.draining is not None and (listening is None or listening.queue_is_empty()):
                     generation.feed(QueueEmpty())
-            case ("idle", index, pid):
-                processes = generation.core.processes
-                state = processes[index] if index < len(processes) else None
-                if isinstance(state, Retiring) and state.pid == pid:
-                    generation.feed(Happened(index, Idle()))
+            case ("idle", *idle):
+                for index, pid in idle:
+                    processes = generation.core.processes
+                    state = processes[index] if index < len(processes) else None
+                    if isinstance(state, Retiring) and state.pid == pid:
+                        generation.feed(Happened(index, Idle()))
             case ("say", level, text):
                 say = self._daemon.journal.info if level == "info" else self._daemon.journal.debug
                 say(text, name=generation.name)

@@ -10,7 +10,7 @@ import os
 import socket
 from asyncio import TimerHandle
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from signal import SIGCONT
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -170,11 +170,12 @@ class Generation:
             self.daemon.saturation.let_go(self)
         if any(getattr(before, name) is not getattr(self.core, name) for name in _SAVED):
             self.daemon.state_file.generation_changed(self)
+        recycled = {action.index: action.why for action in actions if isinstance(action, core.Recycling)}
         for action in actions:
             match action:
                 case core.Changed(index, _, after):
                     self._arm_timer(index, after.due)
-                    changed.append((action, self._note_change(event, actions, action)))
+                    changed.append((action, self._note_change(event, recycled, action)))
                     self.daemon.state_file.process_changed(self, index)
                 case core.SpawnProcess(index):
                     self.daemon.spawn_soon(self, index)
@@ -214,7 +215,7 @@ class Generation:
                         f"a new process is no good: {names} not recycled; to be tried again", name=self.name
                     )
 
-    def _note_change(self, event: core.Event, actions: list[core.Action], change: core.Changed) -> Cause | None:
+    def _note_change(self, event: core.Event, recycled: Mapping[int, str], change: core.Changed) -> Cause | None:
         """Why it came to that, if that is known and its state has another name."""
         if change.before.name == change.after.name:
             return None
@@ -222,7 +223,7 @@ class Generation:
         if isinstance(change.before, Starting) and change.after.pid is not None:
             self.repeats.listen_no_more(slot)
         slot.since = self.daemon.loop.time()
-        cause = self.causes.of(event, actions, change)
+        cause = self.causes.of(event, recycled, change)
         if cause is not None:
             slot.restarts.next = cause.kind
         return cause

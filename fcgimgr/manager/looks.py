@@ -43,6 +43,8 @@ from fcgimgr.manager.gating import Gating
 from fcgimgr.manager.helping import Ground, Tell
 
 RETIRING: Final = Retiring.__name__
+# So many that have nothing in hand are told of at a time: the manager has other work, too.
+TOGETHER: Final = 20
 # Looks in a row at a process that goes from connection to connection.
 IN_A_ROW: Final = 8
 
@@ -74,9 +76,9 @@ class Looks:
     """The looks at one generation, from the first to the last.
 
     It is asked with a `View`, and answers (whether there is anything left to wait for, whether the next look is wanted
-    sooner, seconds that this one took). It tells (what, index, pid): "queue" when nothing can come but what is in the
-    queue already, "idle" of one that is held and has nothing in hand, "say" what is to be logged, "view" for nothing
-    but this: each time it is given a new view.
+    sooner, seconds that this one took). It tells (what, …): "queue" when nothing can come but what is in the queue
+    already, "idle" and the (index, pid) of those that have nothing in hand, "say" what is to be logged, "view" for
+    nothing but this: each time it is given a new view, which is of all processes.
     """
 
     def __init__(self, ground: Ground) -> None:
@@ -99,7 +101,7 @@ class Looks:
         """Leave no gate closed behind, whatever ends the looks."""
         self._gating.end()
 
-    def _let_know(self, what: str, *more: int | str) -> None:
+    def _let_know(self, what: str, *more: str | tuple[int, int]) -> None:
         self._view = View(*self._tell((what, *more)))
 
     def _say(self, level: str, text: str) -> None:
@@ -140,6 +142,11 @@ class Looks:
         """Whether those without any connection need not be held at all, since nothing can come to them any more."""
         return not self._view.shared and established_inodes(self._view.names) == set()
 
+    def _let_all_go(self) -> None:
+        retiring = self._view.retiring
+        for begin in range(0, len(retiring), TOGETHER):
+            self._let_know("idle", *retiring[begin : begin + TOGETHER])
+
     def _family(self, pid: int) -> tuple[int, ...]:
         """The process and those below it."""
         self._ground.at(pid)
@@ -151,10 +158,12 @@ class Looks:
     # Those that are told
 
     def _tell_those_that_may_end(self) -> None:
-        unconnected = self._nobody_is_connected()
+        if self._nobody_is_connected():
+            self._let_all_go()
+            return
         for index, pid in self._view.retiring:
-            if unconnected or self._is_to_be_told(pid):
-                self._let_know("idle", index, pid)
+            if self._is_to_be_told(pid):
+                self._let_know("idle", (index, pid))
 
     def _is_to_be_told(self, pid: int) -> bool:
         """Whether none of its connections is to be waited for."""
@@ -172,8 +181,7 @@ class Looks:
 
     def _find_moments(self) -> None:
         if self._nobody_is_connected():
-            for index, pid in self._view.retiring:
-                self._let_know("idle", index, pid)
+            self._let_all_go()
             return
         for index, pid, times in self._worth_holding():
             for _ in range(times):
@@ -224,7 +232,7 @@ class Looks:
             seen = self._look_at(held, held=True)
             idle = seen is not None and all(is_idle(seen[member]) for member in held)
             if idle:
-                self._let_know("idle", index, pid)
+                self._let_know("idle", (index, pid))
             elif seen is not None and self._can_hang_up(pid):
                 for member in held:
                     self._hang_up(member, idle_ones(seen[member]))
