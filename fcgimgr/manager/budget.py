@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
+    from asyncio import AbstractEventLoop, TimerHandle
 
 SHARE: Final = 0.05  # of the time
 SAVED: Final = 0.1  # seconds that may be spent at once, after a rest
 WORTH: Final = 0.005  # seconds that are saved up before one is heard again that has spent all
 
 
-class Budget:
-    """The time that what comes from one of them may take."""
+class Source(Protocol):
+    """Where something comes from."""
 
-    __slots__ = ("_at", "_left", "timer")
+    def fileno(self) -> int:
+        """The descriptor that is readable then."""
+        ...
 
-    def __init__(self, now: float) -> None:
+
+class Budgeted:
+    """Calls `hear` when there is something at `source`, until `end`; not for a while, when that has taken too much."""
+
+    __slots__ = ("_at", "_ended", "_hear", "_left", "_loop", "_source", "_timer")
+
+    def __init__(self, loop: AbstractEventLoop, source: Source, hear: Callable[[], None]) -> None:
+        self._loop = loop
+        self._source = source
+        self._hear = hear
         self._left = SAVED
-        self._at = now
-        self.timer: asyncio.TimerHandle | None = None
+        self._at = time.monotonic()
+        self._timer: TimerHandle | None = None
+        self._ended = False
+        self._listen()
 
-    def spend(self, begun: float, now: float) -> float:
-        """So much was spent; seconds for which nothing more is to be."""
+    def end(self) -> None:
+        """Before the source is closed."""
+        self._ended = True
+        self._loop.remove_reader(self._source)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _listen(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._source, self._hear_in_time)
+
+    def _hear_in_time(self) -> None:
+        begun = time.monotonic()
+        self._hear()
+        now = time.monotonic()
         self._left = min(SAVED, self._left + SHARE * (begun - self._at)) - (now - begun)
         self._at = now
-        return 0.0 if self._left > 0 else (WORTH - self._left) / SHARE
+        if self._left <= 0 and not self._ended:
+            self._loop.remove_reader(self._source)
+            self._timer = self._loop.call_later((WORTH - self._left) / SHARE, self._listen)

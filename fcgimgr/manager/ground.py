@@ -9,7 +9,6 @@ once, and again only when it has been all right meanwhile.
 
 from __future__ import annotations
 
-import time
 from asyncio import TimerHandle
 from contextlib import suppress
 from functools import partial
@@ -21,7 +20,7 @@ from fcgimgr.linux.listeners import Listener, LostListener
 from fcgimgr.linux.presence import Presence
 from fcgimgr.linux.socketfile import SocketFile
 from fcgimgr.manager import inhand
-from fcgimgr.manager.budget import Budget
+from fcgimgr.manager.budget import Budgeted
 from fcgimgr.manager.openlog import open_reason
 from fcgimgr.manager.places import UnsafeError
 from fcgimgr.manager.state import BESIDE
@@ -53,8 +52,7 @@ class Ground:
         self._server: ControlServer | None = None
         self._presence: Presence | None = None
         self._later: TimerHandle | None = None
-        self._budget = Budget(time.monotonic())
-        self._deaf: TimerHandle | None = None  # until when nothing is heard, for too much came
+        self._heard: Budgeted | None = None
         self._tries = 0  # how often in a row something of ours could not be made
         self._told: set[str] = set()  # what it is known of that it is wrong
         self._removed: set[str] = set()  # whose file was removed before
@@ -70,19 +68,18 @@ class Ground:
                 "(sysctl)"
             )
         else:
-            self._listen(self._presence)
+            # Who may write to a directory that is watched could have us look for ever.
+            self._heard = Budgeted(self._daemon.loop, self._presence, partial(self._hear, self._presence))
         self._watch_own()
 
     def end(self) -> None:
         self._places = self._server = None
         if self._later is not None:
             self._later.cancel()
-        if self._deaf is not None:
-            self._deaf.cancel()
-        if self._presence is not None:
-            self._daemon.loop.remove_reader(self._presence)
+        if self._heard is not None and self._presence is not None:
+            self._heard.end()
             self._presence.close()
-            self._presence = None
+            self._heard = self._presence = None
 
     def watch(self, listening: Listening) -> None:
         """Look after the files of these listeners, as long as they are open."""
@@ -119,19 +116,11 @@ class Ground:
                 self._presence.watch_file(f"/proc/self/fd/{lock.fileno()}")
 
     def _hear(self, presence: Presence) -> None:
-        begun = time.monotonic()
-        if presence.hear(passing=BESIDE):  # and not only what is written anew, by us
-            self._tries = 0
-            self.put_sockets_back()
-            self._look_soon()
-        # Who may write to a directory that is watched could have us look for ever.
-        if pause := self._budget.spend(begun, time.monotonic()):
-            self._daemon.loop.remove_reader(presence)
-            self._deaf = self._daemon.loop.call_later(pause, self._listen, presence)
-
-    def _listen(self, presence: Presence) -> None:
-        self._deaf = None
-        self._daemon.loop.add_reader(presence, self._hear, presence)
+        if not presence.hear(passing=BESIDE):  # written anew, by us
+            return
+        self._tries = 0
+        self.put_sockets_back()
+        self._look_soon()
 
     def _look_soon(self) -> None:
         if self._later is None:

@@ -23,6 +23,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import ProcessSettings
@@ -33,7 +34,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LONGEST_PATH
 from fcgimgr.linux.procfs import session
 from fcgimgr.linux.rights import cut_short
-from fcgimgr.manager.budget import SAVED, Budget
+from fcgimgr.manager.budget import SAVED, Budgeted
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -53,7 +54,7 @@ class NotifySockets:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._sockets: dict[str, socket.socket] = {}
-        self._budgets: dict[socket.socket, Budget] = {}
+        self._heard: dict[socket.socket, Budgeted] = {}
 
     def path_for(self, settings: ProcessSettings) -> str:
         """What $NOTIFY_SOCKET is for a process with these settings: a path, or `@name` of an abstract socket.
@@ -134,18 +135,11 @@ class NotifySockets:
 
     def _listen(self, path: str) -> None:
         receiver = self._sockets[path]
-        self._budgets[receiver] = Budget(time.monotonic())
-        self._daemon.loop.add_reader(receiver, self._read, receiver)
+        self._heard[receiver] = Budgeted(self._daemon.loop, receiver, partial(self._read, receiver))
 
     def _read(self, receiver: socket.socket) -> None:
-        budget, begun = self._budgets[receiver], time.monotonic()
         for message, pid, uid in receive(receiver):
             self._hear(receiver, pid, uid, message)
-        if pause := budget.spend(begun, time.monotonic()):
-            self._daemon.loop.remove_reader(receiver)
-            budget.timer = self._daemon.loop.call_later(
-                pause, self._daemon.loop.add_reader, receiver, self._read, receiver
-            )
 
     def _hear(self, receiver: socket.socket, pid: int, uid: int, message: bytes) -> None:
         children = self._daemon.children
@@ -201,9 +195,7 @@ class NotifySockets:
         self._sockets.clear()
 
     def _let_go(self, receiver: socket.socket) -> None:
-        self._daemon.loop.remove_reader(receiver)
-        if (timer := self._budgets.pop(receiver).timer) is not None:
-            timer.cancel()
+        self._heard.pop(receiver).end()
         with cut_short():
             receiver.close()
 

@@ -19,13 +19,6 @@ class KilledError(BaseException):
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def stack(tmp_path: Path) -> Iterator[ExitStack]:
     before = inhand.hand
     with ExitStack() as stack:

@@ -24,13 +24,6 @@ Start = Callable[..., tuple[Pump, int]]
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def memory() -> Memory:
     return Memory()
 

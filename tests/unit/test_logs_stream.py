@@ -18,13 +18,6 @@ LINE = b"x" * 99 + b"\n"
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     """(reader, writer) of a pipe of one page, both blocking, as a shell makes them."""
     reader, writer = os.pipe2(os.O_CLOEXEC)

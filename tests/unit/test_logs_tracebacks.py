@@ -74,13 +74,6 @@ WHOLE = [STACK, CHAIN, GROUP, THREADS, CRASH, SAID, SLOW, LOGGED]  # the last tw
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def memory() -> Memory:
     return Memory()
 
