@@ -8,23 +8,20 @@ once and for all; that it is nobody's only for a while, for one that is about to
 from __future__ import annotations
 
 import asyncio
-import select
-import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.linux.helper import Progress, fork_helper, frame, messages
-from fcgimgr.linux.pidfd import PidFd, which
+from fcgimgr.linux.glance import NoGlanceError, glance
+from fcgimgr.linux.pidfd import which
 from fcgimgr.manager.helpers import StuckError
 from fcgimgr.manager.helping import Ground, Tell
 
 if TYPE_CHECKING:
-    import socket
-
     from fcgimgr.manager.daemon import Daemon
 
 #: Of which process a descendant is: FCGIMGR_POOL, FCGIMGR_GENERATION, FCGIMGR_PROCESS.
@@ -33,8 +30,6 @@ Mark = tuple[str, str, str]
 AGAIN: Final = 0.5
 #: Seconds for which it is believed that a process bears no mark.
 FRESH: Final = 0.5
-#: Seconds without a step from which on a helper is stuck, where nothing else goes on meanwhile.
-LONG: Final = 0.2
 
 
 class Known(NamedTuple):
@@ -156,49 +151,29 @@ def look_at(pid: int) -> tuple[int | None, Mark | None, str]:
 
 
 def marked(pids: Iterable[int], patience: float) -> list[int]:
-    """Those of these that bear a mark, for where there is no loop any more. Waits so many seconds at most; who does not
-    let itself be looked at bears none."""
+    """Those of these that bear a mark, for where there is no loop any more. Begins no other look after so many seconds;
+    who does not let itself be looked at bears none."""
     found: list[int] = []
     left = sorted(pids)
     until = time.monotonic() + patience
     while left and time.monotonic() < until:
-        progress = Progress()
         try:
-            pid, ours = fork_helper("fcgimgr-helper", partial(_tell_marked, left, progress))
-        except LinuxError:
+            found += glance(partial(_marked_of, left))
             break
-        with ours, PidFd(pid) as helper:
-            answered = _hear(ours, progress, found, until)
-            helper.signal(signal.SIGKILL)
-            helper.wait(max(0.0, until - time.monotonic()))
-            if answered:
+        except NoGlanceError as error:
+            if error.at not in left:
                 break
-        stuck_at = progress.seen()[1]
-        left = [one for one in left if one > stuck_at]
+            stuck = left.index(error.at)
+        with suppress(NoGlanceError):  # those before it could be looked at
+            found += glance(partial(_marked_of, left[:stuck]))
+        left = left[stuck + 1 :]
     return found
 
 
-def _hear(ours: socket.socket, progress: Progress, found: list[int], until: float) -> bool:
-    """Whether it has come to its end."""
-    received = bytearray()
-    poll = select.poll()
-    poll.register(ours, select.POLLIN)
-    seen = None
-    while time.monotonic() < until:
-        if not poll.poll(LONG * 1000):
-            if seen == progress.seen():
-                return False
-            seen = progress.seen()
-        elif some := ours.recv(1 << 16):
-            received += some
-            found += messages(received)
-        else:
-            return True
-    return False
-
-
-def _tell_marked(pids: Iterable[int], progress: Progress, its: socket.socket) -> None:
+def _marked_of(pids: Iterable[int], at: Callable[[int], None]) -> list[int]:
+    found = []
     for pid in pids:
-        progress.at(pid)
+        at(pid)
         if look_at(pid)[1] is not None:
-            its.sendall(frame(pid))
+            found.append(pid)
+    return found
