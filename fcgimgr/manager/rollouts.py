@@ -10,6 +10,7 @@ from fcgimgr.control.messages import GenerationStatus, Progress
 from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Retiring, Running, State, Stopping
 from fcgimgr.manager.losses import connections
+from fcgimgr.manager.slots import longest_in_hand
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -53,21 +54,8 @@ def what_it_does(generation: Generation, within: str = "") -> str:
     finish = "old process finishes" if len(living) == 1 else "old processes finish"
     waiting = generation.listening.waiting if generation.listening is not None else 0
     queue = f", {connections(waiting)} in its queue" if waiting else ""
-    return f"{len(living)} {finish}{within}{_at_what(generation, living)}{queue}"
-
-
-def _at_what(generation: Generation, living: list[int]) -> str:
-    """The request that has taken longest of all, of our own workers."""
-    now = generation.daemon.loop.time()
-    found = []
-    for index in living:
-        reading = generation.slots[index].reading(now)
-        if reading is not None and reading.in_hand:
-            found.append((reading.in_hand[0].since, generation.slots[index].name, reading.in_hand[0]))
-    if not found:
-        return ""
-    since, name, request = min(found)
-    return f" ({name}: {request.method} {request.uri} {now - since:.0f} s)"
+    longest = longest_in_hand((generation.slots[index] for index in living), generation.daemon.loop.time())
+    return f"{len(living)} {finish}{within}{longest}{queue}"
 
 
 def killed_in(generation: Generation) -> float | None:

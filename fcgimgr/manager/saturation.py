@@ -22,6 +22,7 @@ from fcgimgr.core.saturation import Asleep, Saturated
 from fcgimgr.linux.arrivals import shut_down, somebody_waits
 from fcgimgr.linux.sockdiag import established_inodes
 from fcgimgr.manager.descriptors import Inquiry
+from fcgimgr.manager.slots import longest_in_hand
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -160,32 +161,24 @@ async def who_is_busy(generation: Generation) -> str:
     now = generation.daemon.loop.time()
     listening = generation.listening
     accepted = established_inodes(listening.names) if listening is not None else None
-    unshown: list[int] = []  # who has no board
-    running = busy = 0
-    oldest, what = now, ""
-    for index, state in enumerate(generation.core.processes):
-        if not isinstance(state, Running):
-            continue
-        running += 1
-        if running > MOST_LOOKED_AT or index >= len(generation.slots):
-            continue
-        slot = generation.slots[index]
-        reading = slot.reading(now)
-        if reading is None:
-            unshown.append(state.pid)
-            continue
-        busy += bool(reading.in_hand)
-        if reading.in_hand and (first := reading.in_hand[0]).since < oldest:
-            oldest = first.since
-            what = f" ({slot.name}: {first.method} {first.uri} {now - oldest:.0f} s)"
+    running = [
+        (index, state.pid) for index, state in enumerate(generation.core.processes) if isinstance(state, Running)
+    ]
+    slots = dict(enumerate(generation.slots))  # one that is about to come may have none yet
+    looked_at = [(slots[index], pid) for index, pid in running[:MOST_LOOKED_AT] if index in slots]
+    readings = [(slot.reading(now), pid) for slot, pid in looked_at]
+    busy = sum(reading is not None and bool(reading.in_hand) for reading, _ in readings)
+    unshown = [pid for reading, pid in readings if reading is None]  # who has no board
+    what = longest_in_hand((slot for slot, _ in looked_at), now)
     if accepted and unshown:
         with Inquiry(generation.daemon) as inquiry:
             async for _, seen in inquiry.sockets(unshown, accepted):
                 busy += bool(seen.found)
-    if not running:
+    many = len(running)
+    if not many:
         return "no process runs"
-    if running > MOST_LOOKED_AT:
-        return f"{running} processes run{what}"
-    if busy == running:
-        return f"{'its process is' if running == 1 else f'all {running} processes are'} busy{what}"
-    return f"{busy} of {running} processes {'is' if busy == 1 else 'are'} busy just now{what}"
+    if many > MOST_LOOKED_AT:
+        return f"{many} processes run{what}"
+    if busy == many:
+        return f"{'its process is' if many == 1 else f'all {many} processes are'} busy{what}"
+    return f"{busy} of {many} processes {'is' if busy == 1 else 'are'} busy just now{what}"

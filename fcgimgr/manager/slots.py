@@ -7,7 +7,7 @@ it across restarts, and the last words of the process before are kept, for they 
 from __future__ import annotations
 
 from asyncio import TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from fcgimgr.core.process import Exit
@@ -216,3 +216,13 @@ class Follower:
         pump = slot.pump(self.stream)
         if pump is not None:
             self.cancel = pump.follow(self.callback)
+
+
+def longest_in_hand(slots: Iterable[Slot], now: float) -> str:
+    """The request that has taken longest of all, to be put behind what is said of them: " (app_00: GET /slow 22 s)"."""
+    readings = ((slot.name, slot.reading(now)) for slot in slots)
+    found = [(reading.in_hand[0], name) for name, reading in readings if reading is not None and reading.in_hand]
+    if not found:
+        return ""
+    request, name = min(found, key=lambda one: one[0].since)
+    return f" ({name}: {request.method} {request.uri} {now - request.since:.0f} s)"

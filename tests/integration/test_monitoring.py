@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.integration.commands import Manager, running
+from tests.integration.servers import need
 from tests.waiting import eventually
 
 TEXT = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
@@ -81,8 +79,8 @@ def test_what_the_guide_asks_tells_degraded_from_ready_and_events_are_a_program(
         eventually(lambda: any(fatal.items() <= json.loads(line).items() for line in events.read_text().splitlines()))
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
 def test_the_line_for_a_graph_gives_a_row_for_each_pool(tmp_path: Path) -> None:
+    need("jq")
     with running(tmp_path, '[program.a]\ncommand = "sleep 1000"\nstartsecs = 0\n') as manager:
         line = script("jq -r").replace("fcgimgr ", f"fcgimgr -c {manager.config} ")
         assert shell(manager, line) == (0, "a\tRUNNING\t0\t0\t1\n")
