@@ -118,7 +118,7 @@ def front_before(address: str, port: int, command: str = "demo") -> "Front":
 
 
 @contextmanager
-def manager_on(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
+def manager_on(config: str, control: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A manager of our own, stopped cleanly at the end; to be called in the main thread. Nothing of it stays, not even
     when it was killed; and when we are killed, it stops by itself.
 
@@ -131,7 +131,7 @@ def manager_on(config: str, control: str) -> Iterator[subprocess.Popen[bytes]]:
 
     set_subreaper()  # what it leaves behind becomes ours
     others = set(children(os.getpid()) or ())
-    words = [*manager_command(config), "--die-with", str(os.getpid())]
+    words = [*manager_command(config), *options, "--die-with", str(os.getpid())]
     manager = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
     try:
         yield manager

@@ -95,7 +95,7 @@ def _run(pool: DevPool, port: int) -> None:
         front = stack.enter_context(front_before(sockets[pool.name], port, "dev"))
         front.patience, front.pool_timeout = _PATIENCE, None  # a debugger must be let wait
         tree = stack.enter_context(closing(_watched(pool)))
-        manager = stack.enter_context(manager_on(config, control))
+        manager = stack.enter_context(manager_on(config, control, "--no-advice"))
         pidfd = os.pidfd_open(manager.pid)
         stack.callback(os.close, pidfd)
         tell(f"http://127.0.0.1:{front.server_port}/ serves {pool.application} of {pool.directory}; Ctrl-C ends it.")

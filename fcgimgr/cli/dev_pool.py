@@ -7,6 +7,7 @@ and the limits, for it runs as whoever writes it; its logs; `request_timeout`, f
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -33,7 +34,7 @@ shutdown_timeout = 3
 
 # An old version has an hour for what it has in hand: somebody may be looking at it in a debugger.
 _POOL: Final = """
-[pool.{name}]
+[pool.{name_in_quotes}]
 socket = {socket}
 process_name = {process_name}
 wsgi = {application}
@@ -51,21 +52,24 @@ stopwaitsecs = 3600
 
 # That of a version whose source is another by now is not to be taken for its own (dev_bytecode.py).
 _PYTHON: Final = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": ""}
-
+# What the worker names to whoever has to mend something: see worker/interpreter.py.
+_KEYS_IN: Final = "FCGIMGR_DEV"
 
 _GIVE_PYTHON: Final = "name one that runs the application, as in --python .venv/bin/python"
 
 
 class DevPool(msgspec.Struct, frozen=True):
     """What is run. directory: absolute; threads: None for as many as `server` has without saying so;
-    more_sources: further directories with modules of the application; said: how whoever has written them named the
-    application, its Python and its directory, by the keys of a pool.
+    name, process: what the log is to call it; more_sources: further directories with modules of the application; said:
+    how whoever has written them named the application, its Python and its directory, by the keys of a pool; keys_in:
+    the pool in which these keys are written, "" where options of `dev` stand for them.
     """
 
     application: str
     python: str
     directory: str
-    name: str = "dev"
+    name: str
+    process: str
     server: str = "flup"
     threads: int | None = _THREADS
     environment: Mapping[str, str] = {}
@@ -73,6 +77,7 @@ class DevPool(msgspec.Struct, frozen=True):
     ready_timeout: float = 30.0
     more_sources: tuple[str, ...] = ()
     said: Mapping[str, str] = {}
+    keys_in: str = ""
 
     def names(self) -> tuple[str, ...]:
         """Of the pools, one a version."""
@@ -80,13 +85,13 @@ class DevPool(msgspec.Struct, frozen=True):
 
     def toml(self, control: str, sockets: Mapping[str, str]) -> str:
         """A configuration of these pools alone. control: an absolute path; sockets: the address of each by its name."""
-        variables = {**self.environment, **_PYTHON}
+        variables = {**self.environment, **_PYTHON, _KEYS_IN: self.keys_in}
         environment = ", ".join(f"{_text(name, template=False)} = {_text(it)}" for name, it in variables.items())
         pools = (
             _POOL.format(
-                name=name,
+                name_in_quotes=_text(name, template=False),
                 socket=_text(socket),
-                process_name=_text(f"{self.name}_00"),
+                process_name=_text(self.process),
                 application=_text(self.application),
                 server=_text(self.server),
                 python=_text(self.python),
@@ -121,9 +126,18 @@ class DevPool(msgspec.Struct, frozen=True):
 
 
 def of_application(application: str, directory: str | None, python: str | None, threads: int | None) -> DevPool:
-    """Of `module:callable`; the others are options, None where they were not given."""
+    """Of `module:callable`; the others are options, None where they were not given.
+
+    A log has it as POOL:PROCESS, so it is called there as it was typed.
+    """
+    from fcgimgr.config.pools import NAME
+
+    module, _, attribute = application.partition(":")
+    is_fit = all(re.fullmatch(NAME, name) and name != "all" for name in (module, attribute))
     return DevPool(
         application=application,
+        name=module if is_fit else "dev",
+        process=attribute if is_fit else "dev",
         python=os.path.abspath(python) if python else _python(),
         directory=os.path.abspath(directory or "."),
         threads=threads or _THREADS,
@@ -153,6 +167,7 @@ def of_configuration(
         python=os.path.abspath(interpreter) if interpreter else _python(),
         directory=home,
         name=settings.name,
+        process=plan.name,
         server=settings.server,
         threads=threads or settings.threads,
         environment=plan.environment,
@@ -166,6 +181,7 @@ def of_configuration(
             else _python(),
         }
         | _said(None, python, directory),
+        keys_in="" if python else settings.name,
         more_sources=_on_path(plan.environment.get("PYTHONPATH", inherited), home),
     )
 

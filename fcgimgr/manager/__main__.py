@@ -1,6 +1,7 @@
 """Where the manager begins: `python -m fcgimgr.manager --config FILE [--daemon]`, as `fcgimgr run` executes it.
 
 With `--die-with PID` it shuts down when that process, its parent, has ended: of a command that it was started for.
+With `--no-advice` it leaves it to that command to say what is to be done about what is FATAL.
 
 It is a process of its own so that nothing of the command line stays in its memory.
 """

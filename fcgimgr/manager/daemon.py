@@ -105,6 +105,7 @@ class Daemon:
         self.fd_store = FdStore(journal)
         self.service_environment: dict[str, str] = {}  # what systemd told the manager about itself
         self.started = loop.time()
+        self.advises = True  # what is to be done about what is FATAL
         self.updating = False
         self.reloads = 0  # updates and reloads of everything that are under way
         self._background: set[asyncio.Task[None]] = set()

@@ -724,10 +724,12 @@ class Generation:
         return self.core.fault or next(filter(None, reasons), "no reason is known")
 
     def advice(self, name: str) -> str:
-        """What is to be done about what is FATAL: this process, or this pool."""
+        """To be added where it is told that this process, or this pool, is FATAL: what is to be done about it."""
+        if not self.daemon.advises:
+            return ""
         start = f"once it is mended: fcgimgr start {name}"
         retry_in = self.retry_in
-        return start if retry_in is None else f"next try in {retry_in:.0f} s; at once, {start}"
+        return f"; {start}" if retry_in is None else f"; next try in {retry_in:.0f} s; at once, {start}"
 
     @property
     def retry_in(self) -> float | None:

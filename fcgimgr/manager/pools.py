@@ -400,7 +400,7 @@ class Pool:
         if self.state is before:
             return False
         if (fault := self.serving.core.fault) is not None and self.state is PoolState.FATAL:
-            self.daemon.journal.error(f"FATAL: {fault}; {self.serving.advice(self.name)}", name=self.name)
+            self.daemon.journal.error(f"FATAL: {fault}{self.serving.advice(self.name)}", name=self.name)
         self.since = self.daemon.loop.time()
         self.daemon.state_file.pool_changed(self)
         why, by = self._why(before)

@@ -65,7 +65,9 @@ BAD_CONFIG = 2
 
 def main(words: list[str]) -> int:
     """Run the manager that `words` (the arguments) ask for; the exit code."""
-    options = dict(getopt.getopt(words, "", ["config=", "daemon", "die-with=", "state=", "check-state="])[0])
+    options = dict(
+        getopt.getopt(words, "", ["config=", "daemon", "die-with=", "no-advice", "state=", "check-state="])[0]
+    )
     if "--state" in options:
         return go_on(int(options["--state"]))
     if "--die-with" in options:
@@ -92,7 +94,7 @@ def main(words: list[str]) -> int:
         return FAILED
     starter = daemonize() if in_background else Starter()
     try:
-        return run(config, starter, sockets, notifier, came=came)
+        return run(config, starter, sockets, notifier, came=came, advises="--no-advice" not in options)
     except LinuxError as error:
         of_the_file = str(error).startswith("manager.")
         starter.fail(FAILED, f"{config.path}: {error}" if of_the_file else str(error))
@@ -138,6 +140,8 @@ def run(
     notifier: Notifier,
     estate: Estate | None = None,
     came: Mapping[int, socket.socket] | None = None,
+    *,
+    advises: bool = True,
 ) -> int:
     """Manage until it is over; the exit code. `estate`: handed over by exec. LinuxError: it could not begin.
 
@@ -184,6 +188,7 @@ def run(
             sockets=sockets,
             made_dir=places.made_state_dir,
         )
+        daemon.advises = advises
         loop.set_exception_handler(partial(confess, journal, daemon))
         daemon.service_environment = notifier.environment
         service = Service(daemon, notifier)

@@ -21,7 +21,7 @@ def tell_change(generation: Generation, change: Changed, cause: Cause | None) ->
     exit = slot.exit if change.before.pid is not None and change.after.pid is None else None
     detail = str(cause) if cause is not None else slot.end if exit is not None else None
     if after == "FATAL":
-        generation.daemon.journal.error(f"FATAL: {detail}; {generation.advice(name)}", name=name)
+        generation.daemon.journal.error(f"FATAL: {detail}{generation.advice(name)}", name=name)
     elif after != "STARTING":  # "spawned" says it, with the pid
         is_told = cause is not None and cause.kind == "recycled" and after == "STOPPING"
         generation.daemon.journal.info(after + (f": {detail}" if detail and not is_told else ""), name=name)

@@ -8,6 +8,14 @@ from typing import Final
 
 #: What people call a virtualenv that lies in their project.
 _NAMES: Final = ("venv", ".venv", "env")
+#: Set by `fcgimgr dev` (cli/dev_pool.py): in which pool of a configuration the keys are written, or "" where its
+#: options stand for them, and there may be no configuration.
+_DEV: Final = "FCGIMGR_DEV"
+
+
+def has_options() -> bool:
+    """Whether whoever runs the application has given options, and no keys of a pool."""
+    return os.environ.get(_DEV) == ""
 
 
 def who_lacks(module: str) -> str:
@@ -28,9 +36,12 @@ def who_lacks(module: str) -> str:
 
 
 def key_for(virtualenv: str) -> str:
-    """What the configuration is to say for the application to run in this virtualenv."""
-    pool = os.environ.get("FCGIMGR_POOL")
-    return f'python = "{virtualenv}/bin/python"' + (f" in [pool.{pool}]" if pool else "")
+    """What is to be said for the application to run in this virtualenv: in the configuration, or to `dev`."""
+    python = f"{virtualenv}/bin/python"
+    if has_options():
+        return f"--python {python}"
+    pool = os.environ.get(_DEV) or os.environ.get("FCGIMGR_POOL")
+    return f'python = "{python}"' + (f" in [pool.{pool}]" if pool else "")
 
 
 def another_virtualenv() -> str | None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final
 
-from fcgimgr.worker.interpreter import another_virtualenv, key_for, who_lacks
+from fcgimgr.worker.interpreter import another_virtualenv, has_options, key_for, who_lacks
 from fcgimgr.worker.patched import get_ident
 from fcgimgr.worker.saying import say, text_of
 
@@ -126,7 +126,8 @@ def _no_module(name: str) -> str:
         what = "" if hasattr(known, "__path__") else ", which is no package"
         return f"there is no module {name!r}: {parent!r} is {_file(known) or 'built into Python'}{what}{mend}"
     places = "\n  ".join(place or os.curdir for place in sys.path)
-    said = f"there is no module {name!r}; set directory or pythonpath to where it is. Looked in:\n  {places}"
+    keys = "give --directory or PYTHONPATH, which say" if has_options() else "set directory or pythonpath to"
+    said = f"there is no module {name!r}; {keys} where it is. Looked in:\n  {places}"
     other = another_virtualenv()
     return said if other is None else f"{said}\nIf it is in the virtualenv {other}: {key_for(other)}"
 

@@ -101,10 +101,12 @@ def _flup_serve(home: str | None) -> Callable[..., None]:
         _give_up(f"server = flup: {sys.executable} cannot import flup, and none was found beside fcgimgr: {error}")
     sys.meta_path.remove(lent)
     if not flup_engine.knows_its_flup():
+        from fcgimgr.worker.interpreter import has_options
+
         where = os.path.dirname(sys.modules["flup"].__file__ or "")
         _give_up(
             f"server = flup: {where} is not flup 1.0.3 (flup6 has the same name), and none was found beside fcgimgr: "
-            'install flup there, or set server = "native"'
+            "install flup there" + ("" if has_options() else ', or set server = "native"')
         )
     own = importlib.machinery.PathFinder.find_spec("flup")
     if own is not None and own.origin is not None:  # a directory of that name is none

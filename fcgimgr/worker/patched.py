@@ -24,6 +24,8 @@ from threading import get_ident
 from types import FrameType
 from typing import Any
 
+from fcgimgr.worker.interpreter import has_options
+
 __all__ = [
     "PatchedError",
     "Socket",
@@ -94,10 +96,11 @@ def refuse_patches(server: str, threads: int, preload: bool) -> None:
         )
     if server == "native" and threads == 1 and not preload:
         return
+    these = "set these in a pool.toml, for fcgimgr dev -c pool.toml" if has_options() else "set these"
     by = "gevent's (monkey.patch_all)" if "gevent.monkey" in sys.modules else "its own"
     raise PatchedError(
         f'the application has replaced {_listed(names)} by {by}, and is served so by server = "native" with '
-        f"threads = 1 and preload = false alone: set these, {own}"
+        f"threads = 1 and preload = false alone: {these}, {own}"
     )
 
 

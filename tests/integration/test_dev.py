@@ -205,6 +205,36 @@ def test_templates_linked_directories_and_those_of_the_environment_are_watched_t
         eventually(lambda: dev.answer() == "two two", within=30)
 
 
+def test_what_is_wrong_is_told_in_the_words_that_were_typed_and_not_by_keys_that_nobody_has_written(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "shop").mkdir()
+    module = tmp_path / "shop" / "app.py"
+    module.write_text("import absent_library\n")
+    with Dev(tmp_path, "shop.app:create", "--directory", str(tmp_path)) as dev:
+        eventually(lambda: "mend it, and save\n" in dev.said(), within=30)
+        assert re.search("name the Python that has it: --python /path/to/virtualenv/bin/python$", dev.said(), re.M)
+        assert re.search(r" error shop\.app:create: FATAL: .* No module named 'absent_library'$", dev.said(), re.M)
+        module.write_text("import threading\nthreading.get_ident = lambda: 1\n\ndef create(): pass\n")
+        eventually(lambda: "set these in a pool.toml, for fcgimgr dev -c pool.toml" in dev.said(), within=30)
+        assert "[pool" not in dev.said()
+        assert "fcgimgr start" not in dev.said()
+    with Dev(tmp_path, "shop.absent:app", "--directory", str(tmp_path)) as dev:
+        eventually(
+            lambda: "; give --directory or PYTHONPATH, which say where it is. Looked in:\n" in dev.said(), within=30
+        )
+
+
+def test_what_is_wrong_with_a_pool_of_a_configuration_is_told_by_its_keys(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(POOL.replace("pool.shop", 'pool."the.shop"'))
+    (tmp_path / "shop.py").write_text(APP.format(answer="one"))
+    with Dev(tmp_path, "-c", str(tmp_path / "pool.toml")) as dev:
+        eventually(lambda: "serving\n" in dev.said(), within=30)
+        (tmp_path / "shop.py").write_text("import absent_library\n")
+        # Its second version is another pool for dev, and for nobody else.
+        eventually(lambda: '/bin/python" in [pool.the.shop]\n' in dev.said(), within=30)
+
+
 SECOND = POOL.replace("pool.shop", "pool.admin").replace("shop.sock", "admin.sock")
 PHP = '[pool.php]\nsocket = "*:9"\ncommand = "php-cgi"\n'
 
