@@ -9,16 +9,23 @@ from .failure import USAGE, Failure
 from .options import Command
 
 
-@click.command("help", cls=Command, short_help="Explain a command or a key, or show a page.")
+@click.command(
+    "help",
+    cls=Command,
+    short_help="Explain a command or a key, or show a page.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("topic", metavar="[COMMAND|KEY|PAGE]", required=False)
 @click.pass_context
 def help_(context: click.Context, topic: str | None) -> None:
     """Explain a command or a key of the configuration, or show a page of the documentation.
 
-    A key may be one of Supervisor, PHP-FPM, uWSGI or gunicorn: then it says what that is here. PAGE.md is the page
-    where a command or a key has the same name. `help nginx` says where the configuration for nginx is.
+    A key or a command may be one of Supervisor, PHP-FPM, uWSGI, gunicorn or runit: then it says what that is here.
+    PAGE.md is the page where a command or a key has the same name. `help nginx` says where the configuration for nginx
+    is.
     """
-    _show(_overview(context) if topic is None else _about(context, topic))
+    topic = topic and topic.lstrip("-")  # an option of others is a key of theirs
+    _show(_overview(context) if not topic else _about(context, topic))
 
 
 def _about(context: click.Context, topic: str) -> str:

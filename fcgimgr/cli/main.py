@@ -56,9 +56,9 @@ class _Commands(click.Group):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            from .words import OPTIONS
+            from .words import meant_by_option
 
-            if told := OPTIONS.get(error.option_name):
+            if told := meant_by_option(error.option_name):
                 raise click.UsageError(f"no option {error.option_name}; here: {told}", ctx) from None
             raise
 

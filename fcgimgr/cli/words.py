@@ -28,6 +28,16 @@ _STOP: Final = "`fcgimgr stop NAME` stops a pool, a program or a process"
 _START: Final = "`fcgimgr start NAME` starts it"
 _RUN: Final = "`fcgimgr` alone runs the manager, `fcgimgr run --daemon` in the background"
 _INIT: Final = "write a pool.toml: `fcgimgr help first-pool`; to see one at work: `fcgimgr demo`"
+_RUNIT: Final = (
+    "`fcgimgr start NAME`, `fcgimgr stop NAME`, `fcgimgr restart NAME`, `fcgimgr signal HUP NAME`, `fcgimgr status`; "
+    "what becomes of the rest: `fcgimgr help from-runit-and-daemontools`"
+)
+_RUNIT_TREE: Final = (
+    "`fcgimgr` is one process for all; what becomes of service directories: `fcgimgr help from-runit-and-daemontools`"
+)
+_SOCKET: Final = "the sockets stand in the configuration: `fcgimgr help socket`"
+_USER: Final = "it stands in the configuration: `fcgimgr help user`"
+_NUMPROCS: Final = "it stands in the configuration: `fcgimgr help numprocs`"
 _WATCH: Final = "`watch -c fcgimgr status` looks again and again, `fcgimgr status -v` shows the requests in hand"
 _TABLE: Final = "it stands in the configuration, not in a command: change the file, then `fcgimgr update`"
 _PROBE: Final = "`fcgimgr probe ready` and `fcgimgr probe live` are for health checks"
@@ -82,6 +92,15 @@ _ANSWERS: Final = (
     ("`fcgimgr reload NAME --abort` discards what is starting or a canary", "abort cancel rollback undo"),
     (_TRACE, "trace strace stack traceback"),
     ("`fcgimgr request ADDRESS SCRIPT` asks a FastCGI socket", "curl get fetch call"),
+    (_RUNIT, "sv svc svok runsvctl runsvchdir update-service s6-svc s6-svstat s6-rc rcctl"),
+    (_RUNIT_TREE, "svscan runsvdir runsv supervise s6-svscan s6-supervise runit daemontools s6"),
+    (
+        "what becomes of its options: `fcgimgr help from-uwsgi-and-gunicorn`",
+        "gunicorn uwsgi gunicorn.conf.py",
+    ),
+    ("what becomes of its configuration: `fcgimgr help from-supervisor`", "supervisor supervisord supervisorctl"),
+    ("what becomes of its configuration: `fcgimgr help from-php-fpm`", "php-fpm fpm php-fpm.conf www.conf"),
+    ("a pool does what it did: `fcgimgr help servers`", "spawn-fcgi multiwatch"),
     ("`fcgimgr schema` prints the JSON Schema of the configuration", "json-schema jsonschema"),
     (_MANAGER, "terminate-all kill-all stop-all stopall exit-all poweroff"),
     ("`fcgimgr scale NAME +1` is for one process more, -1 for one less", "incr decr ttin ttou grow shrink resize"),
@@ -110,11 +129,16 @@ OPTIONS: Final = {
     "--stop": _MANAGER,
     "--config-file": "it is -c FILE",
     "--configuration": "it is -c FILE",
-    "-b": "the sockets stand in the configuration: `fcgimgr help socket`",
-    "--bind": "the sockets stand in the configuration: `fcgimgr help socket`",
+    "-a": _SOCKET,
+    "-p": _SOCKET,
+    "-b": _SOCKET,
+    "-M": "it stands in the configuration: `fcgimgr help socket_mode`",
+    "-U": "it stands in the configuration: `fcgimgr help socket_owner`",
+    "-u": _USER,
+    "-g": _USER,
+    "-C": _NUMPROCS,
     "--socket-path": "it is -s SOCKET",
-    "-w": "it stands in the configuration: `fcgimgr help numprocs`",
-    "--workers": "it stands in the configuration: `fcgimgr help numprocs`",
+    "-w": _NUMPROCS,
 }
 
 #: What nginx takes after -s, where here the control socket stands.
@@ -124,6 +148,22 @@ OF_NGINX: Final = {
     "stop": _MANAGER,
     "quit": _MANAGER,
 }
+
+
+def meant_by_option(option: str) -> str | None:
+    """What to say to somebody who gave it before a command. A long one may be a key, ours or one of others."""
+    from fcgimgr.config.advice import foreign_key
+    from fcgimgr.config.keys import keys
+    from fcgimgr.config.settings import ManagerSettings, PoolSettings
+
+    key = option.removeprefix("--")
+    if told := OPTIONS.get(option):
+        return told
+    if key == option:
+        return None
+    if (ours := key.replace("-", "_")) in {**keys(PoolSettings), **keys(ManagerSettings)}:
+        return f"it stands in the configuration: `fcgimgr help {ours}`"
+    return f"what becomes of it: `fcgimgr help {key}`" if any(foreign_key(key)) else None
 
 
 def meant(word: str, commands: Iterable[str]) -> str:

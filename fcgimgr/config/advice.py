@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from fcgimgr.config.checks import WSGI_KEYS
-from fcgimgr.config.foreign import FOREIGN, Row, message, named, plain_key
+from fcgimgr.config.foreign import FOREIGN, INSTEAD
+from fcgimgr.config.foreign_rows import Row, message, named, plain_key
 from fcgimgr.config.keys import keys
 from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings, ProgramSettings
 
@@ -20,23 +20,6 @@ LATER: Final = frozenset([
     "policy", "numprocs_max", "min_spare", "max_spare",
     "idle_timeout", "cgroup",
 ])  # fmt: skip
-
-FOREIGN_TABLES: Final = {
-    "supervisord": "here it is [manager]",
-    "supervisorctl": "leave it out: `fcgimgr status` finds the manager by [manager].control",
-    "unix_http_server": "here it is [manager] with control, control_mode and control_owner",
-    "inet_http_server": "a page and an interface over HTTP are not in this version",
-    "web": "it is not in this version; commands use [manager].control",
-    "rpcinterface": "leave it out",
-    "eventlistener": "event listeners are not in this version; a [program.NAME] can read `fcgimgr events -f --json`",
-    "fcgi-program": "here it is [pool.NAME]",
-    "fcgi_program": "here it is [pool.NAME]",
-    "global": "here it is [manager]",
-    "default": "here it is [defaults]",
-    "uwsgi": "here it is [pool.NAME]",
-    "service": "here it is [program.NAME]",
-    "process": "here it is [program.NAME]",
-}
 
 _TABLES: Final = ("manager", "defaults", "pool", "program", "group", "include")
 
@@ -47,9 +30,8 @@ def unknown_table(name: str, value: Any) -> str:
     kind, colon, rest = plain.partition(":")
     if colon and kind in ("program", "group", "fcgi-program"):
         return f"unknown table; in TOML it is [{'pool' if kind == 'fcgi-program' else kind}.{rest.strip() or 'NAME'}]"
-    for word in (plain, kind):
-        if word in FOREIGN_TABLES:
-            return f"unknown table; {FOREIGN_TABLES[word]}"
+    if row := next((row for table in FOREIGN.values() for row in table if plain_key(kind) in row.tables), None):
+        return f"unknown table; {message(row.here)}"
     if not isinstance(value, dict):
         return _stray_key(name)
     if plain in _TABLES[:-1]:
@@ -89,8 +71,8 @@ def unknown_key(at: At, key: str, value: object = None) -> str:
     plain = plain_key(key)
     if plain in LATER:
         return "it is not in this version of fcgimgr"
-    if plain in WSGI_KEYS and (at.runs == "command" or at.table == "program"):
-        return f"is for a wsgi application only; {WSGI_KEYS[plain]}"
+    if plain in INSTEAD and (at.runs == "command" or at.table == "program"):
+        return of_wsgi_alone(plain)
     if plain in at.allowed:
         return f"unknown key; did you mean {plain}?"
     told = _elsewhere(at.table, plain) or _foreign(at, plain, value)
@@ -101,9 +83,14 @@ def unknown_key(at: At, key: str, value: object = None) -> str:
     close = difflib.get_close_matches(plain[:60], [*at.allowed, *LATER], 1, 0.7)
     if close and close[0] in LATER:
         return f"unknown key; {close[0]} is not in this version of fcgimgr"
-    if close and not (close[0] in WSGI_KEYS and at.runs == "command"):
+    if close and not (close[0] in INSTEAD and at.runs == "command"):
         return f"unknown key; did you mean {close[0]}?"
     return "unknown key; `fcgimgr help configuration` has them all, `fcgimgr schema` for an editor"
+
+
+def of_wsgi_alone(key: str) -> str:
+    """The message for a key of `wsgi` pools where a command runs."""
+    return f"is for a wsgi application only; {message(INSTEAD[key])}"
 
 
 def _elsewhere(table: str, key: str) -> str | None:
@@ -147,8 +134,8 @@ def _here(at: At, row: Row) -> str:
     advised = named(cell) if cell.startswith("`") else []
     if at.runs == "command" or at.table == "program":
         for name in advised:
-            if name in WSGI_KEYS:
-                return WSGI_KEYS[name]
+            if name in INSTEAD:
+                return message(INSTEAD[name])
     if not advised or advised[0] not in keys(PoolSettings) or advised[0] in at.allowed:
         return message(cell)
     only_pools = advised[0] not in keys(ProgramSettings)
@@ -156,9 +143,15 @@ def _here(at: At, row: Row) -> str:
 
 
 def foreign_key(key: str) -> Iterator[str]:
-    """What a key of others is here, for one who asks for it by name; each with whose it is."""
-    for whose, row in _rows(key).items():
-        yield f"{key} of {whose}: {message(row.here)}" if whose else f"{key}: {message(row.here)}"
+    """What a key of others is here, or a value of one, for one who asks for it by name; each with whose it is."""
+    plain = plain_key(key)
+    for whose, table in FOREIGN.items():
+        for row in table:
+            of = row.keys.get(plain)
+            valued = next((f"{name} = {value}" for name, value in row.keys.items() if value == plain), None)
+            if of is not None or valued:
+                what = valued or (f"{key} = {of}" if of else key)
+                yield f"{what} of {whose}: {message(row.here)}" if whose else f"{what}: {message(row.here)}"
 
 
 def _stray_key(name: str) -> str:

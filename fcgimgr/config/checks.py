@@ -1,6 +1,7 @@
 """What the keys of one pool or program must be to each other."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -12,25 +13,11 @@ from fcgimgr.config.pools import NAME, somaxconn
 from fcgimgr.config.processes import process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 
-_OF_ANY: Final = "of any program there are max_lifetime and max_rss"
-_NGINX_LOGS: Final = "leave it out: the web server logs each request (nginx: access_log), with $request_time if wanted"
-
-#: The keys of a wsgi pool alone, and what to do instead where a command runs.
-WSGI_KEYS: Final = {
-    "server": "leave it out: a command is a server itself",
-    "threads": "leave it out: how many threads it has is the program's own setting",
-    "preload": "leave it out: a command is started anew each time",
-    "python": "write the interpreter as the first word of command",
-    "pythonpath": 'write environment = { PYTHONPATH = "/srv/lib" }',
-    "max_requests": f'{_OF_ANY}, and environment = {{ PHP_FCGI_MAX_REQUESTS = "500" }} for php-cgi',
-    "max_requests_jitter": f"leave it out; {_OF_ANY}",
-    "request_timeout": "leave it out: nginx gives up after fastcgi_read_timeout; PHP ends a script after so much CPU "
-    "time with php-cgi -d max_execution_time=30",
-    "slow_after": _NGINX_LOGS,
-    "slowlog": _NGINX_LOGS,
-    "access_log": _NGINX_LOGS,
-    "access_format": _NGINX_LOGS,
-}
+#: The keys of a wsgi pool alone; what to do instead where a command runs, foreign.INSTEAD says.
+WSGI_KEYS: Final = (
+    "server", "threads", "preload", "python", "pythonpath", "max_requests", "max_requests_jitter", "request_timeout",
+    "slow_after", "slowlog", "access_log", "access_format",
+)  # fmt: skip
 
 #: Less than this no process of any language uses: whoever writes 512 means 512MB.
 LEAST_RSS: Final = 1024 * 1024
@@ -94,6 +81,13 @@ def _numbers(read: TableRead, settings: PoolSettings | ProgramSettings, findings
 def _commands(read: TableRead, settings: PoolSettings | ProgramSettings, findings: Findings) -> None:
     if not isinstance(read.given["command"].entries["command"] if "command" in read.given else None, str):
         return  # whoever writes a list of words means them as they are
+    if os.path.basename(settings.command[0] if settings.command else "") == "spawn-fcgi":
+        findings.warning(
+            read,
+            "command",
+            "spawn-fcgi leaves what it starts, on a socket of its own; write what stands behind its --, or after its "
+            "-f: `fcgimgr help servers`",
+        )
     if (mend := _shell_command(settings.command)) is not None:
         findings.warning(read, "command", f'there is no shell, "{settings.command[0]}" is taken for a program; {mend}')
     for word in settings.command:
@@ -158,9 +152,11 @@ def _sockets(read: TableRead, settings: PoolSettings, findings: Findings) -> Non
 
 def _wsgi(read: TableRead, settings: PoolSettings, findings: Findings) -> None:
     if settings.wsgi is None:
-        for key, instead in WSGI_KEYS.items():
-            if read.own(key) and "wsgi" not in read.given:
-                findings.problem(read, key, f"is for a wsgi application only; {instead}")
+        if "wsgi" not in read.given:
+            for key in filter(read.own, WSGI_KEYS):
+                from fcgimgr.config.advice import of_wsgi_alone
+
+                findings.problem(read, key, of_wsgi_alone(key))
         return
     for key, without in _NEEDS.items():
         if read.own(key) and getattr(settings, without) is None:

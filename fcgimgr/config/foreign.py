@@ -1,55 +1,13 @@
-"""What the keys of Supervisor, PHP-FPM, uWSGI and gunicorn are here: for `check` and for the tables of the docs alike.
+"""What the keys of Supervisor, PHP-FPM, uWSGI and gunicorn are here: for `check`, `help` and the docs alike.
 
-A cell is Markdown, as the page shows it; the keys are its words in code. `here` begins with code where it is another
-name for the same thing ("here it is …" in a message), and is a sentence in itself where there is no such thing. What a
-message says is the cell as plain text. Imported only on the way to an error, and to write the pages (foreign_pages.py).
+The cells are as foreign_rows.py says; those of runit, daemontools and others are in foreign_tools.py. Imported only on
+the way to an error, and to write the pages (foreign_pages.py).
 """
 
-import re
 from typing import Final
 
-from msgspec import Struct
-
-_CODE: Final = re.compile(r"`([^`]+)`")
-_LINK: Final = re.compile(r"\[([^]]+)\]\([^)]+\)")
-# A key, also as an option or with a value: `lazy-apps = true`, `--check-config`, `php_admin_value[x]`.
-_KEY: Final = re.compile(r"(?:--)?([A-Za-z][\w.-]*)(?: = \"?(\w+)\"?)?")
-
-
-class Row(Struct, frozen=True):
-    """`theirs`: a cell for each column of the page. `wsgi`: what it is for a `wsgi` pool, where that is not `here`."""
-
-    theirs: tuple[str, ...]
-    here: str
-    wsgi: str = ""
-
-    @property
-    def keys(self) -> dict[str, str]:
-        """The keys that it is about, as `plain_key` writes them, each with the value of which alone it is, or ""."""
-        words = (word for cell in self.theirs for word in _CODE.findall(cell))
-        return {plain_key(found[1]): (found[2] or "").lower() for word in words if (found := _KEY.fullmatch(word))}
-
-
-def plain_key(key: str) -> str:
-    """`key` as the rows have it: uWSGI's hyphens and gunicorn's underscores mean the same."""
-    return key.lower().replace("-", "_")
-
-
-def named(cell: str) -> list[str]:
-    """The words of a cell that stand in code, up to a value: the keys that are advised."""
-    return [word.split(" = ")[0] for word in _CODE.findall(cell)]
-
-
-def message(cell: str) -> str:
-    """What `check` says of a key whose row has this cell under `here`."""
-    text = _LINK.sub(r"\1", cell)
-    plain = _CODE.sub(lambda code: code[0] if code[1].startswith("fcgimgr ") else code[1], text)
-    return f"here it is {plain}" if text.startswith("`") else plain
-
-
-def _one(theirs: str, here: str, wsgi: str = "") -> Row:
-    return Row((theirs,), here, wsgi)
-
+from fcgimgr.config.foreign_rows import Row, one
+from fcgimgr.config.foreign_tools import OTHERS, RUNIT
 
 _SAME: Final = "the same"
 _ENVIRONMENT: Final = '`environment = { NAME = "value" }`, or `environment_file`'
@@ -60,154 +18,165 @@ _LISTENERS: Final = (
 )
 
 SUPERVISOR: Final = (
-    _one("`[fcgi-program:x]`", "`[pool.x]`"),
-    _one("`[program:x]`", "`[program.x]`"),
-    _one("`[group:x]`, `programs`", "`[group.x]`, `programs`, as a list"),
-    _one("`priority` in `[group:x]`", "`priority` of each of its members, or `depends_on`"),
-    _one("`[include]`, `files`", 'write `include = ["conf.d/*.toml"]` above the first table; nested includes are read'),
-    _one(
-        "`[unix_http_server]`: `file`, `chmod`, `chown`", "`[manager]`: `control`, `control_mode` and `control_owner`"
-    ),
-    _one("`username`, `password`", "leave it out: the control socket's permissions decide"),
-    _one("`[inet_http_server]`, `[rpcinterface:x]`, `supervisor.rpcinterface_factory`", _HTTP),
-    _one("`[eventlistener:x]`, `events`, `buffer_size`, `result_handler`", _LISTENERS),
-    _one(
+    one("`[fcgi-program:x]`", "`[pool.NAME]`"),
+    one("`[program:x]`", "`[program.NAME]`"),
+    one("`[group:x]`, `programs`", "`[group.NAME]`, `programs`, as a list"),
+    one("`priority` in `[group:x]`", "`priority` of each of its members, or `depends_on`"),
+    one("`[include]`, `files`", 'write `include = ["conf.d/*.toml"]` above the first table; nested includes are read'),
+    one("`[unix_http_server]`: `file`, `chmod`, `chown`", "`[manager]`: `control`, `control_mode` and `control_owner`"),
+    one("`username`, `password`", "leave it out: the control socket's permissions decide"),
+    one("`[inet_http_server]`, `[rpcinterface:x]`, `supervisor.rpcinterface_factory`", _HTTP),
+    one("`[eventlistener:x]`, `events`, `buffer_size`, `result_handler`", _LISTENERS),
+    one(
         "`[supervisorctl]`, `serverurl`, `prompt`, `history_file`",
         "leave it out: commands find the manager by `[manager].control`",
     ),
-    _one("`[supervisord]`", "`[manager]`"),
-    _one(
+    one("`[supervisord]`", "`[manager]`"),
+    one(
         "`logfile`, `logfile_maxbytes`, `logfile_backups`, `loglevel`",
         "the same in `[manager]`; the levels are debug, info, warning, error",
     ),
-    _one(
+    one(
         "`pidfile`, `umask`, `minfds`, `identifier`, `directory`, `environment`",
         "the same in `[manager]`; `environment` is a table",
     ),
-    _one(
+    one(
         "`user` in `[supervisord]`",
         "leave it out: start the manager as that user, or say `user` in `[defaults]`",
     ),
-    _one("`nodaemon`", "leave it out: it runs in the foreground, unless `fcgimgr run --daemon` is asked for"),
-    _one("`minprocs`", "`rlimit_nproc` of a pool or program"),
-    _one("`silent`", 'leave it out: `[manager].logfile = "-"` logs to standard error'),
-    _one("`nocleanup`, `childlogdir`", "leave it out: there are no automatic log files; say `stdout_logfile`"),
-    _one("`strip_ansi`, `profile_options`", "leave it out: there is no such thing"),
-    _one(
+    one("`nodaemon`", "leave it out: it runs in the foreground, unless `fcgimgr run --daemon` is asked for"),
+    one("`minprocs`", "`rlimit_nproc` of a pool or program"),
+    one("`silent`", 'leave it out: `[manager].logfile = "-"` logs to standard error'),
+    one("`nocleanup`, `childlogdir`", "leave it out: there are no automatic log files; say `stdout_logfile`"),
+    one("`strip_ansi`, `profile_options`", "leave it out: there is no such thing"),
+    one(
         "`command`, `process_name`, `numprocs`, `numprocs_start`, `priority`",
         "the same; `process_name` has the number in it by default",
     ),
-    _one(
+    one(
         "`autostart`, `autorestart`, `exitcodes`, `startsecs`, `startretries`",
         'the same; `autorestart` defaults to `true`: write `autorestart = "unexpected"` in `[defaults]` to keep '
         "Supervisor's way",
     ),
-    _one("`stopsignal`, `stopwaitsecs`, `stopasgroup`, `killasgroup`", "the same; `killasgroup` defaults to `true`"),
-    _one("`user`, `umask`, `directory`", 'the same; `user` may be `"name:group"`, and sets HOME and USER'),
-    _one("`environment`", 'a table: `environment = { LANG = "C.UTF-8" }`'),
-    _one("`redirect_stderr`", _SAME),
-    _one(
+    one("`stopsignal`, `stopwaitsecs`, `stopasgroup`, `killasgroup`", "the same; `killasgroup` defaults to `true`"),
+    one("`user`, `umask`, `directory`", 'the same; `user` may be `"name:group"`, and sets HOME and USER'),
+    one("`environment`", 'a table: `environment = { LANG = "C.UTF-8" }`'),
+    one("`redirect_stderr`", _SAME),
+    one(
         "`stdout_logfile`, `stderr_logfile`",
         'the same, with `"none"`; AUTO does not exist: the default is the manager\'s own log; for `/dev/stdout` '
         'write `"-"`',
     ),
-    _one("`stdout_logfile_maxbytes`, `stdout_logfile_backups`, and those of stderr", _SAME),
-    _one(
+    one("`stdout_logfile_maxbytes`, `stdout_logfile_backups`, and those of stderr", _SAME),
+    one(
         "`stdout_capture_maxbytes`, `stderr_capture_maxbytes`",
         "leave it out: capturing parts of the output is not supported",
     ),
-    _one("`stdout_events_enabled`, `stderr_events_enabled`", "leave it out: output as events is not in this version"),
-    _one(
+    one("`stdout_events_enabled`, `stderr_events_enabled`", "leave it out: output as events is not in this version"),
+    one(
         "`stdout_syslog`, `stderr_syslog`",
         'leave it out: syslog is not in this version; with `stdout_logfile = "-"` the service manager can collect '
         "the output",
     ),
-    _one("`socket`", "the same, `unix:///path` and `tcp://host:port` too; IPv6, `*`, several, `systemd:NAME`"),
-    _one("`socket_backlog`, `socket_owner`", "the same; the owner is not taken from `user`"),
-    _one("`socket_mode`", 'the same; the default is `"0660"`, not 0700'),
+    one("`socket`", "the same, `unix:///path` and `tcp://host:port` too; IPv6, `*`, several, `systemd:NAME`"),
+    one("`socket_backlog`, `socket_owner`", "the same; the owner is not taken from `user`"),
+    one("`socket_mode`", 'the same; the default is `"0660"`, not 0700'),
 )
 
 _STATIC: Final = "leave it out: `numprocs` processes always run; scaling by load is not in this version"
-_MAX_REQUESTS: Final = (
-    '`environment = { PHP_FCGI_MAX_REQUESTS = "500" }`, with which php-cgi ends itself; of any program: `max_lifetime` '
-    "and `max_rss`"
+_OF_REQUESTS: Final = "leave it out: the web server logs each request (nginx: access_log)"
+_SLOW: Final = (
+    "leave it out: of a command there is no slow log; nginx can log `$request_time`, and `fcgimgr status` shows who is "
+    "BUSY"
 )
-_PHP_LOG: Final = "leave it out: the web server logs each request (nginx: access_log)"
-_PHP_SLOW: Final = (
-    "leave it out: of PHP there is no slow log; nginx can log `$request_time`, and `fcgimgr status` shows who is BUSY"
-)
+#: What to do instead of each key of a `wsgi` pool where a command runs, as a cell.
+INSTEAD: Final = {
+    "server": "leave it out: a command is a server itself",
+    "threads": "leave it out: how many threads it has is the program's own setting",
+    "preload": "leave it out: a command is started anew each time",
+    "python": "leave it out, and write the interpreter as the first word of `command`",
+    "pythonpath": '`environment = { PYTHONPATH = "/srv/lib" }`',
+    "max_requests": '`environment = { PHP_FCGI_MAX_REQUESTS = "500" }`, with which php-cgi ends itself; of any '
+    "program: `max_lifetime` and `max_rss`",
+    "max_requests_jitter": "leave it out: of any program there are `max_lifetime` and `max_rss`",
+    "request_timeout": "leave it out: nginx gives up after `fastcgi_read_timeout`, and nothing ends the request from "
+    "outside; `php-cgi -d max_execution_time=30` ends a script after so much CPU time",
+    "slow_after": _SLOW,
+    "slowlog": _SLOW,
+    "access_log": _OF_REQUESTS,
+    "access_format": _OF_REQUESTS,
+}
 _RESTARTS: Final = "leave it out: what fails to start is tried again after growing pauses, `backoff_initial` to "
 _PHP_VALUE: Final = 'an option of the command: `command = "php-cgi -d memory_limit=128M"`'
 
 FPM: Final = (
-    _one("`[www]`", "`[pool.www]`"),
-    _one("`[global]`", "`[manager]`"),
-    _one("`user`", _SAME),
-    _one("`group`", '`user = "user:group"`'),
-    _one("`listen`", "`socket`"),
-    _one("`listen.backlog`", "`socket_backlog`"),
-    _one("`listen.owner`, `listen.group`", '`socket_owner = "user:group"`'),
-    _one("`listen.mode`", "`socket_mode`"),
-    _one(
+    one("a pool, such as `[www]`", "`[pool.www]`"),
+    one("`[global]`", "`[manager]`"),
+    one("`user`", _SAME),
+    one("`group`", '`user = "user:group"`'),
+    one("`listen`", "`socket`"),
+    one("`listen.backlog`", "`socket_backlog`"),
+    one("`listen.owner`, `listen.group`", '`socket_owner = "user:group"`'),
+    one("`listen.mode`", "`socket_mode`"),
+    one(
         "`listen.acl_users`, `listen.acl_groups`", "leave it out: `socket_owner` and `socket_mode` say who may connect"
     ),
-    _one("`listen.allowed_clients`", "`socket_allowed`, which becomes FCGI_WEB_SERVER_ADDRS"),
-    _one("`pm`", _STATIC),
-    _one("`pm.max_children`", "`numprocs`"),
-    _one(
+    one("`listen.allowed_clients`", "`socket_allowed`, which becomes FCGI_WEB_SERVER_ADDRS"),
+    one("`pm`", _STATIC),
+    one("`pm.max_children`", "`numprocs`"),
+    one(
         "`pm.start_servers`, `pm.min_spare_servers`, `pm.max_spare_servers`, `pm.max_spawn_rate`, "
         "`pm.process_idle_timeout`",
         _STATIC,
     ),
-    _one("`pm.max_requests`", _MAX_REQUESTS, "`max_requests`"),
-    _one("`pm.status_path`, `pm.status_listen`", "leave it out: `fcgimgr status` shows the pool, `--json` for scripts"),
-    _one("`ping.path`, `ping.response`", 'leave it out: `ready = "ping"` and `fcgimgr probe` do this'),
-    _one(
+    one("`pm.max_requests`", INSTEAD["max_requests"], "`max_requests`"),
+    one("`pm.status_path`, `pm.status_listen`", "leave it out: `fcgimgr status` shows the pool, `--json` for scripts"),
+    one("`ping.path`, `ping.response`", 'leave it out: `ready = "ping"` and `fcgimgr probe` do this'),
+    one(
         "`request_terminate_timeout`, `request_terminate_timeout_track_finished`",
-        "leave it out: nothing ends a request of PHP from outside; nginx gives up after `fastcgi_read_timeout`, and "
-        "`php-cgi -d max_execution_time=30` ends a script after so much CPU time",
+        INSTEAD["request_timeout"],
         "`request_timeout`",
     ),
-    _one("`request_slowlog_timeout`, `request_slowlog_trace_depth`", _PHP_SLOW, "`slow_after`"),
-    _one("`slowlog`", _PHP_SLOW, "`slowlog`"),
-    _one("`access.log`", _PHP_LOG, "`access_log`"),
-    _one("`access.format`, `access.suppress_path`", _PHP_LOG, "`access_format`"),
-    _one("`php_value`, `php_flag`", _PHP_VALUE),
-    _one(
+    one("`request_slowlog_timeout`, `request_slowlog_trace_depth`", INSTEAD["slow_after"], "`slow_after`"),
+    one("`slowlog`", INSTEAD["slowlog"], "`slowlog`"),
+    one("`access.log`", INSTEAD["access_log"], "`access_log`"),
+    one("`access.format`, `access.suppress_path`", INSTEAD["access_format"], "`access_format`"),
+    one("`php_value`, `php_flag`", _PHP_VALUE),
+    one(
         "`php_admin_value`, `php_admin_flag`",
         _PHP_VALUE + "; a script can change it by ini_set, if PHP lets it at all",
     ),
-    _one("`env`", _ENVIRONMENT),
-    _one("`clear_env`", "the same; it defaults to `false`"),
-    _one("`chdir`, `prefix`", "`directory`"),
-    _one("`chroot`", _SAME),
-    _one("`rlimit_files`", "`rlimit_nofile`"),
-    _one("`rlimit_core`", _SAME),
-    _one("`process.priority`", "`nice`"),
-    _one("`process.dumpable`, `apparmor_hat`", "leave it out: there is no such thing"),
-    _one("`catch_workers_output`", "leave it out: output is always collected, see `stdout_logfile`"),
-    _one("`decorate_workers_output`", "`log_format` and `log_timestamps`"),
-    _one(
+    one("`env`", _ENVIRONMENT),
+    one("`clear_env`", "the same; it defaults to `false`"),
+    one("`chdir`, `prefix`", "`directory`"),
+    one("`chroot`", _SAME),
+    one("`rlimit_files`", "`rlimit_nofile`"),
+    one("`rlimit_core`", _SAME),
+    one("`process.priority`", "`nice`"),
+    one("`process.dumpable`, `apparmor_hat`", "leave it out: there is no such thing"),
+    one("`catch_workers_output`", "leave it out: output is always collected, see `stdout_logfile`"),
+    one("`decorate_workers_output`", "`log_format` and `log_timestamps`"),
+    one(
         "`security.limit_extensions`",
         "leave it out: `location ~ [.]php$` of nginx says what PHP runs; with `php-cgi -d cgi.fix_pathinfo=0` it runs "
         "just that file",
     ),
-    _one("`pid`", "`[manager].pidfile`"),
-    _one("`error_log`", "`[manager].logfile`"),
-    _one("`log_level`", "`[manager].loglevel`"),
-    _one(
+    one("`pid`", "`[manager].pidfile`"),
+    one("`error_log`", "`[manager].logfile`"),
+    one("`log_level`", "`[manager].loglevel`"),
+    one(
         "`syslog.facility`, `syslog.ident`",
         "leave it out: syslog is not in this version; with the logs on `-` the service manager can collect them",
     ),
-    _one("`log_limit`, `log_buffering`", "leave it out: there is no such thing"),
-    _one("`daemonize`", "leave it out: `fcgimgr run --daemon` does it"),
-    _one(
+    one("`log_limit`, `log_buffering`", "leave it out: there is no such thing"),
+    one("`daemonize`", "leave it out: `fcgimgr run --daemon` does it"),
+    one(
         "`emergency_restart_threshold`, `emergency_restart_interval`",
         _RESTARTS + "`backoff_max`",
     ),
-    _one("`process_control_timeout`", "`stopwaitsecs`"),
-    _one("`process.max`", "leave it out: each pool has its `numprocs`"),
-    _one("`events.mechanism`, `systemd_interval`", "leave it out: it is not needed"),
+    one("`process_control_timeout`", "`stopwaitsecs`"),
+    one("`process.max`", "leave it out: each pool has its `numprocs`"),
+    one("`events.mechanism`, `systemd_interval`", "leave it out: it is not needed"),
 )
 
 
@@ -216,6 +185,7 @@ def _wsgi(uwsgi: str, gunicorn: str, here: str) -> Row:
 
 
 WSGI: Final = (
+    _wsgi("`[uwsgi]`", "none", "`[pool.NAME]`, each application with its own name"),
     _wsgi(
         "`module`, `wsgi-file`, `callable`",
         "`wsgi_app`, or the argument `module:app`; `module:create_app()`",
@@ -237,7 +207,7 @@ WSGI: Final = (
     ),
     _wsgi(
         "`threads`, `enable-threads`",
-        "`threads`, of the worker class gthread",
+        "`threads`, of the class `gthread`",
         "`threads`; threads of the application's own always run",
     ),
     _wsgi("`socket`, `fastcgi-socket`, `uwsgi-socket`", "`bind`", "`socket`, several as a list"),
@@ -318,14 +288,14 @@ WSGI: Final = (
     _wsgi("none", "`loglevel`", "`loglevel` in `[manager]`; what the application logs is set in the application"),
     _wsgi(
         "`logto`, `logto2`, `daemonize`, `daemonize2`",
-        "`errorlog`, `capture_output`",
+        "`errorlog`, `--error-logfile`, `--log-file`, `capture_output`",
         "`stdout_logfile`, `stderr_logfile`, `redirect_stderr`",
     ),
     _wsgi("`logfile-chown`, `logfile-chmod`", "none", "`logfile_owner`, `logfile_mode`"),
     _wsgi("`log-maxsize`", "`logconfig`, `logconfig_dict`", "`stdout_logfile_maxbytes`, `stdout_logfile_backups`"),
     _wsgi(
         "`logger`, `req-logger`, `log-format`, `logformat`, `disable-logging`",
-        "`accesslog`, `access_log_format`",
+        "`accesslog`, `--access-logfile`, `access_log_format`, `--access-logformat`",
         "`access_log`, `access_format`; off unless it is said, for nginx logs as well",
     ),
     _wsgi("`log-slow`", "none", "`slow_after`, `slowlog`: with a traceback"),
@@ -350,8 +320,8 @@ WSGI: Final = (
     _wsgi("`static-map`, `check-static`, `static-index`", "none", "leave it out: `location /static/` in nginx"),
     _wsgi("`limit-post`", "none", "leave it out: `client_max_body_size 20m;` in nginx"),
     _wsgi(
-        "`socket-timeout`, `http-timeout`",
-        "`keepalive`",
+        "`socket-timeout`, `http-timeout`, `http-keepalive`, `so-keepalive`",
+        "`keepalive`, `--keep-alive`",
         "leave it out: nginx has the whole request before it passes it on, and `client_body_timeout 60s;` for the "
         "browser; [limits of the worker](wsgi.md#time-limits) are fixed",
     ),
@@ -383,6 +353,8 @@ WSGI: Final = (
         '`worker_class = "eventlet"`, an ASGI class',
         "a `command` of its own, such as [uvicorn](../examples/asgi)",
     ),
+    _wsgi("none", '`worker_class = "gthread"`', '`threads`, with `server = "native"`'),
+    _wsgi("none", '`worker_class = "sync"`', 'leave it out: so it is with `server = "native"` and without `threads`'),
     _wsgi(
         "hooks: `hook-pre-app`, `hook-post-app`, `exec-pre-app`, `@postfork`",
         "`on_starting`, `on_reload`, `when_ready`, `pre_fork`, `post_fork`, `post_worker_init`, `worker_int`, "
@@ -393,37 +365,11 @@ WSGI: Final = (
     ),
 )
 
-_NUMPROCS: Final = "`numprocs`"
-_COMMAND: Final = "`command`"
-
-#: Of runit, daemontools, systemd, Docker and pm2, and what people try: of no table in the docs.
-OTHERS: Final = (
-    _one("`setuidgid`, `envuidgid`, `username`", "`user`"),
-    _one("`run`, `exec`, `execstart`, `cmd`, `script`, `entrypoint`", _COMMAND),
-    _one("`args`, `arguments`", "words of `command`"),
-    _one("`down`, `enabled`, `autoload`", "`autostart`"),
-    _one("`finish`, `check`, `execstartpost`, `execstop`", "leave it out: no program is run before or after another"),
-    _one("`envdir`, `env_file`, `environmentfile`", "`environment_file`, of lines NAME=value"),
-    _one("`softlimit`, `ulimit`, `chpst`", "`rlimit_as`, `rlimit_nofile` and the other `rlimit_` keys"),
-    _one("`multilog`, `svlogd`, `log`", '`stdout_logfile`; with `log_timestamps = "tai64n"` as multilog writes them'),
-    _one("`instances`, `replicas`, `process`, `children`, `max_children`", _NUMPROCS),
-    _one("`address`, `bind_address`", "`socket`"),
-    _one("`port`, `host`", '`socket = "127.0.0.1:9001"`'),
-    _one("`mode`, `chmod`", "`socket_mode`"),
-    _one("`owner`, `chown`", "`socket_owner`"),
-    _one("`include`", "it stands above the first table: below one it is a key of that"),
-    _one("`app`", '`wsgi = "module:callable"`'),
-    _one("`cwd`, `workdir`, `working_directory`, `workingdirectory`", "`directory`"),
-    _one("`access_logfile`", "`access_log`"),
-    _one("`restart`", "`autorestart`"),
-    _one("`restartsec`, `restart_delay`", "`backoff_initial`"),
-    _one("`max_restarts`", "`startretries`"),
-    _one("`max_memory_restart`", "`max_rss`"),
-    _one("`timeoutstopsec`, `kill_timeout`, `stop_grace_period`, `stop_timeout`", "`stopwaitsecs`"),
-    _one("`stop_signal`, `killsignal`", "`stopsignal`"),
-    _one("`limitnofile`, `nofile`", "`rlimit_nofile`"),
-    _one("`after`, `requires`, `wants`", "`depends_on`"),
-)
-
 #: The tables by whose keys they hold, as a message names them.
-FOREIGN: Final = {"Supervisor": SUPERVISOR, "PHP-FPM": FPM, "uWSGI or gunicorn": WSGI, "": OTHERS}
+FOREIGN: Final = {
+    "Supervisor": SUPERVISOR,
+    "PHP-FPM": FPM,
+    "uWSGI or gunicorn": WSGI,
+    "runit or daemontools": RUNIT,
+    "": OTHERS,
+}

@@ -84,6 +84,10 @@ def test_a_slip_of_a_finger_is_understood(slip: str, command: str) -> None:
         (["--daemon"], "fcgimgr run --daemon"),
         (["-s", "reload"], "fcgimgr update"),
         (["pool.toml"], "fcgimgr -c pool.toml"),
+        (["svc", "-u", "/service/mailer"], "fcgimgr start NAME"),
+        (["-a", "127.0.0.1", "-p", "9001"], "fcgimgr help socket"),
+        (["--threads", "4", "shop:app"], "fcgimgr help threads"),
+        (["--worker-class", "gthread"], "fcgimgr help worker-class"),
         (["shop.wsgi:application"], "fcgimgr dev shop.wsgi:application"),
     ],
 )
@@ -114,6 +118,13 @@ def test_options_and_arguments_of_others_are_answered(
         ("listen", "listen of PHP-FPM: here it is socket"),
         ("reread", "fcgimgr check"),
         ("nginx", "/nginx\n"),
+        ("gthread", "worker_class = gthread of uWSGI or gunicorn: here it is threads"),
+        ("--threads", "[pool.NAME] threads"),
+        ("preload_app", "preload_app = true of uWSGI or gunicorn: here it is preload = true"),
+        ("sv", "`fcgimgr restart NAME`"),
+        ("runsvdir", "one process for all"),
+        ("gunicorn", "`fcgimgr help from-uwsgi-and-gunicorn`"),
+        ("spawn-fcgi", "`fcgimgr help servers`"),
     ],
 )
 def test_help_explains_commands_keys_pages_and_words_of_others(

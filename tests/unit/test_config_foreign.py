@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.config.checks import WSGI_KEYS
-from fcgimgr.config.foreign import FOREIGN
+from fcgimgr.config.foreign import FOREIGN, INSTEAD
 from fcgimgr.config.keys import keys
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings, ProgramSettings
@@ -33,6 +33,11 @@ def test_every_key_of_the_tables_in_the_docs_is_known(tmp_path: Path, table: str
     said = told(tmp_path, TABLES[table] + "".join(f'"{key}" = "x"\n' for key in THEIRS))
     assert [key for key in THEIRS if "did you mean" in said[key] or "help configuration" in said[key]] == []
     assert len(said) == len(THEIRS) > 200
+
+
+def test_what_a_command_does_instead_is_told_for_each_key_of_wsgi_pools() -> None:
+    assert set(WSGI_KEYS) == INSTEAD.keys()
+    assert INSTEAD.keys() <= keys(PoolSettings).keys()
 
 
 @pytest.mark.parametrize("table", ["command", "program"])
@@ -67,6 +72,12 @@ def test_a_table_is_told_which_keys_only_others_have(tmp_path: Path) -> None:
         ("command", "listen", "as PHP-FPM has it, here it is socket; as uWSGI or gunicorn has it, here it is socket_b"),
         ("program", "finish", "leave it out"),
         ("program", "down", "here it is autostart"),
+        ("program", "setuidgid", "here it is user"),
+        ("program", "chpst", "a key for each option"),
+        ("program", "softlimit", "here it is rlimit_as"),
+        ("program", "svlogd", "here it is stdout_logfile"),
+        ("wsgi", "keep_alive", "leave it out: nginx"),
+        ("wsgi", "max-requests-delta", "max_requests_jitter"),
         ("program", "envdir", "here it is environment_file"),
     ],
 )
@@ -84,11 +95,38 @@ def test_a_hint_says_what_works_for_the_table_at_hand(tmp_path: Path, table: str
         ('worker_class = "gevent"', "monkey.patch_all()"),
         ('worker_class = "uvicorn.workers.UvicornWorker"', "gunicorn as a command"),
         ('worker_class = "eventlet"', "such as uvicorn"),
+        ('worker_class = "gthread"', "here it is threads"),
+        ('worker_class = "sync"', "leave it out: so it is"),
     ],
 )
 def test_a_hint_heeds_the_value(tmp_path: Path, line: str, message: str) -> None:
     (said,) = told(tmp_path, f"{TABLES['wsgi']}{line}\n").values()
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("supervisord", "here it is [manager]"),
+        ("unix_http_server", "here it is [manager]: control"),
+        ('"fcgi-program:app"', "in TOML it is [pool.app]"),
+        ('"rpcinterface:supervisor"', "over HTTP are not in this version"),
+        ('"eventlistener:mail"', "`fcgimgr events -f --json`"),
+        ("global", "here it is [manager]"),
+        ("uwsgi", "here it is [pool.NAME]"),
+        ("service", "here it is [program.NAME]"),
+    ],
+)
+def test_a_table_of_others_is_known(tmp_path: Path, table: str, message: str) -> None:
+    said = told(tmp_path, f"{TABLES['program']}[{table}]\nx = 1\n")
+    assert message in said[table.strip('"')]
+
+
+def test_spawn_fcgi_is_no_command_of_a_pool(tmp_path: Path) -> None:
+    text = TABLES["command"].replace("serve", "/usr/bin/spawn-fcgi -n -p 9001 -- php-cgi")
+    (tmp_path / "pool.toml").write_text(text)
+    (warning,) = read(tmp_path / "pool.toml", {}).warnings
+    assert "write what stands behind its --" in str(warning)
 
 
 def test_every_key_of_php_fpm_with_a_dot_is_told(tmp_path: Path) -> None:
