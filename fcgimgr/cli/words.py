@@ -38,7 +38,9 @@ _RUNIT_TREE: Final = (
 _SOCKET: Final = "the sockets stand in the configuration: `fcgimgr help socket`"
 _USER: Final = "it stands in the configuration: `fcgimgr help user`"
 _NUMPROCS: Final = "it stands in the configuration: `fcgimgr help numprocs`"
-_WATCH: Final = "`watch -c fcgimgr status` looks again and again, `fcgimgr status -v` shows the requests in hand"
+_WATCH: Final = (
+    "`FORCE_COLOR=1 watch -c fcgimgr status` looks again and again, `fcgimgr status -v` shows the requests in hand"
+)
 _TABLE: Final = "it stands in the configuration, not in a command: change the file, then `fcgimgr update`"
 _PROBE: Final = "`fcgimgr probe ready` and `fcgimgr probe live` are for health checks"
 _DEV: Final = "`fcgimgr dev module:app` runs an application while you write it"

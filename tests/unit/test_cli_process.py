@@ -3,6 +3,8 @@
 import fcntl
 import os
 import pty
+import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -14,9 +16,12 @@ from typing import Any
 
 import pytest
 
+from fcgimgr.cli.words import WORDS
 from fcgimgr.control.messages import ProcessVerdict, Progress, Tail, Verdict
+from tests.integration.servers import need
 from tests.unit.scripted_manager import Connection, ScriptedManager
 from tests.unit.test_cli_commands import STATUS
+from tests.waiting import eventually
 
 FCGIMGR = [sys.executable, "-m", "fcgimgr"]
 
@@ -64,6 +69,34 @@ def test_a_pipe_gets_colour_where_it_is_asked_for(manager: ScriptedManager):
     assert "\x1b" not in piped()
     assert "\x1b[32mRUNNING" in piped(FORCE_COLOR="1")
     assert "\x1b" not in piped(FORCE_COLOR="1", NO_COLOR="1")
+
+
+def test_what_is_told_to_those_who_ask_for_top_looks_again_and_again_in_colour(
+    manager: ScriptedManager, tmp_path: Path
+):
+    need("watch")
+    told = re.findall(r"`([^`]* watch [^`]*)`", WORDS["top"])
+    assert len(told) == 1
+    command = tmp_path / "fcgimgr"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join([*FCGIMGR, "-s", str(manager.path)])} "$@"\n')
+    command.chmod(0o755)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    watch = subprocess.Popen(
+        ["sh", "-c", f"exec env {told[0]}"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(PATH=path)
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"RUNNING" not in seen:
+            seen += os.read(ours, 65536)
+        assert b"\x1b[32mRUNNING" in seen
+        eventually(lambda: len(manager.requests) > 1)
+    finally:
+        watch.terminate()
+        watch.wait(10)
+        os.close(ours)
 
 
 def test_a_terminal_sees_one_line_of_progress_and_then_the_verdict(manager: ScriptedManager):
