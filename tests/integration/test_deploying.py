@@ -184,6 +184,9 @@ class Checkout:
         self.git("add", "app.py", cwd=self.pushed)
         self.git("commit", "--quiet", "--message=a change", cwd=self.pushed)
 
+    def head(self) -> str:
+        return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=self.code, text=True, timeout=60).strip()
+
     def lies_there(self) -> str:
         return (self.code / "app.py").read_text()
 
@@ -220,6 +223,84 @@ def test_a_pull_serves_new_code_and_puts_the_old_back_where_it_does_not_come_up(
         assert checkout.serves() == b"two"
 
 
+def test_a_second_pull_after_a_refused_one_puts_the_old_code_back_again_and_serves_what_is_mended(
+    tmp_path: Path,
+) -> None:
+    checkout = Checkout(Server(tmp_path))
+    good = checkout.head()
+    with RunningManager(checkout.server.config, checkout.server.control):
+        checkout.push("import absent_library\n")
+        for _ in range(2):
+            code, said = checkout.pull()
+            assert code == 1
+            assert said.endswith(f" does not come up: {good} serves on, and lies there again\n")
+            assert checkout.head() == good
+        checkout.push(APP.format("mended"))
+        assert checkout.pull()[0] == 0
+        assert checkout.serves() == b"mended"
+        good = checkout.head()
+        checkout.push("import absent_library\n")
+        checkout.git("pull", "--quiet", cwd=checkout.code)  # by hand, or by a run that was cut off
+        assert checkout.pull()[0] == 1
+        assert checkout.head() == good
+
+
+def test_what_was_changed_in_the_checkout_outlives_a_refused_pull(tmp_path: Path) -> None:
+    checkout = Checkout(Server(tmp_path))
+    for name in ("staged.txt", "changed.txt"):
+        (checkout.pushed / name).write_text("as it was\n")
+        checkout.git("add", name, cwd=checkout.pushed)
+    checkout.push(APP.format("one") + "\n")
+    checkout.git("pull", "--quiet", cwd=checkout.code)
+    good = checkout.head()
+    changes = {name: f"{name} of ann\n" for name in ("staged.txt", "changed.txt", "new.txt")}
+    for name, text in changes.items():
+        (checkout.code / name).write_text(text)
+    checkout.git("add", "staged.txt", cwd=checkout.code)
+    with RunningManager(checkout.server.config, checkout.server.control):
+        checkout.push("import absent_library\n")
+        assert checkout.pull()[0] == 1
+        assert checkout.head() == good
+        assert {name: (checkout.code / name).read_text() for name in changes} == changes
+
+        (checkout.code / "app.py").write_text("changed by ann\n")
+        code, said = checkout.pull()  # which would have to write over it
+        assert code == 1
+        assert said.endswith("pull-shop: nothing was reloaded\n")
+        assert checkout.lies_there() == "changed by ann\n"
+        checkout.git("commit", "--quiet", "--all", "--message=only here", cwd=checkout.code)
+        mine = checkout.head()
+        code, said = checkout.pull()
+        assert (code, checkout.head()) == (1, mine)  # git pull cannot bring the two together
+        assert said.endswith("pull-shop: nothing was reloaded\n")
+
+
+def test_a_commit_that_is_nowhere_else_is_left_where_it_is(tmp_path: Path) -> None:
+    checkout = Checkout(Server(tmp_path))
+    with RunningManager(checkout.server.config, checkout.server.control):
+        assert checkout.pull()[0] == 0
+        good = checkout.head()
+        (checkout.code / "app.py").write_text("import absent_library\n")
+        checkout.git("commit", "--quiet", "--all", "--message=only here", cwd=checkout.code)
+        mine = checkout.head()
+        code, said = checkout.pull()
+        assert (code, checkout.head()) == (1, mine)
+        assert said.endswith(f"pull-shop: {mine} is not pushed, and stays: {good} serves on\n")
+
+
+def test_two_who_pull_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+    checkout = Checkout(Server(tmp_path))
+    with RunningManager(checkout.server.config, checkout.server.control), ThreadPoolExecutor(1) as other:
+        checkout.push(WAITS + APP.format("two"))
+        first = other.submit(checkout.pull)
+        eventually(lambda: "while" in checkout.lies_there())
+        code, said = checkout.pull()
+        assert (code, said) == (1, "pull-shop: somebody else is at it\n")
+        (checkout.code / "go").touch()
+        assert first.result(60)[0] == 0
+        assert checkout.serves() == b"two"
+
+
 def test_new_code_that_serves_is_not_put_back_because_an_old_request_was_lost(tmp_path: Path) -> None:
     checkout = Checkout(Server(tmp_path))
     checkout.push(HANGS)
@@ -233,7 +314,8 @@ def test_new_code_that_serves_is_not_put_back_because_an_old_request_was_lost(tm
         code, said = checkout.pull()
         assert (code, said) == (
             1,
-            "shop: reloaded: generation 2 serves, but 1 connection of generation 1 lost: see the log\n",
+            "shop: reloaded: generation 2 serves, but 1 connection of generation 1 lost: see the log\n"
+            f"pull-shop: {checkout.head()} stays, for it serves or may yet: fcgimgr status shop\n",
         )
         assert checkout.lies_there() == APP.format("two")
         assert checkout.serves() == b"two"
@@ -246,7 +328,8 @@ def test_new_code_that_is_still_to_serve_is_not_put_back_because_the_command_was
         checkout.server.cut_reloads_off()
         checkout.push(WAITS + APP.format("two"))
         code, said = checkout.pull()
-        assert (code, said) == (1, "shop: reloading\n")
+        stays = f"pull-shop: {checkout.head()} stays, for it serves or may yet: fcgimgr status shop\n"
+        assert (code, said) == (1, f"shop: reloading\n{stays}")
         assert checkout.lies_there() == WAITS + APP.format("two")
         code, said = checkout.pull()
         assert (code, said) == (1, "pull-shop: no manager, or a reload is under way\n")
