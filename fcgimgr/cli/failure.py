@@ -1,6 +1,6 @@
 """How a command fails: a message for a person and an exit code for a script.
 
-The codes are a promise (docs/commands): scripts and health checks look at them.
+The codes are a promise (docs/commands.md): scripts and health checks look at them.
 """
 
 from typing import Final

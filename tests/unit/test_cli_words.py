@@ -175,13 +175,6 @@ def test_no_short_text_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert [row for row in rows if row.endswith("...") or len(row) > 80] == []
 
 
-def test_what_messages_tell_people_to_read_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    sources = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
-    topics = {topic for text in sources.values() for topic in re.findall(r"`fcgimgr help ([\w.-]+)`", text)}
-    assert topics >= {"configuration", "monitoring", "systemd"}
-    assert [topic for topic in sorted(topics) if said(capsys, "help", topic)[0] != 0] == []
-
-
 def test_the_help_of_each_key_is_that_of_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     for name, key in keys(PoolSettings).items():
         if name in COMMANDS:

@@ -118,15 +118,6 @@ def test_every_key_is_mentioned() -> None:
     assert KEYS - named == set()
 
 
-def test_commands_that_are_mentioned_exist() -> None:
-    mentioned = set()
-    for document in DOCUMENTS:
-        for words in CODE.findall(prose(document)):
-            if found := re.match(r"fcgimgr ([a-z]+)\b", words):
-                mentioned.add((name_of(document), found[1]))
-    assert sorted(place for place in mentioned if place[1] not in COMMANDS) == []
-
-
 def test_the_tables_of_the_keys_of_others_are_those_of_the_program() -> None:
     texts = [path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")]
     assert sorted(re.findall("<!-- keys of (.*) -->", "".join(texts))) == sorted(BLOCKS)
