@@ -142,18 +142,21 @@ def find_servers(go: Callable[[], str]) -> tuple[list[Server], list[str]]:
         Server("uwsgi", "uWSGI, chain reload (lazy-apps)", "uwsgi", _uwsgi(uwsgi, "--lazy-apps"), _chain),
     )
     if has_go:
-        servers.append(Server("fcgimgr", "fcgimgr, Go, `reload`", "fastcgi", _fcgimgr(go), _fcgimgr_reload, "fcgimgr"))
-    servers.append(Server("fcgimgr", "fcgimgr, WSGI, `reload`", "fastcgi", _fcgimgr(None), _fcgimgr_reload))
+        of_go = fcgimgr(lambda: f'command = "{go()}"')
+        servers.append(Server("fcgimgr", "fcgimgr, Go, `reload`", "fastcgi", of_go, _fcgimgr_reload, "fcgimgr"))
+    of_wsgi = fcgimgr(lambda: 'wsgi = "app:app"')
+    servers.append(Server("fcgimgr", "fcgimgr, WSGI, `reload`", "fastcgi", of_wsgi, _fcgimgr_reload))
     return servers, missing
 
 
 # -- how each is configured and asked ----------------------------------------------------------------------------------
 
 
-def _fcgimgr(go: Callable[[], str] | None) -> Callable[[Place], list[str]]:
+def fcgimgr(serve: Callable[[], str]) -> Callable[[Place], list[str]]:
+    """With a pool whose keys for what it runs `serve` says."""
+
     def configure(place: Place) -> list[str]:
         here = place.directory
-        serve = 'wsgi = "app:app"' if go is None else f'command = "{go()}"'
         (here / "fcgimgr.toml").write_text(f"""
 [manager]
 control = "{here}/control.sock"
@@ -161,7 +164,7 @@ logfile = "{here}/manager.log"
 
 [pool.app]
 socket = "{place.address("unix:")}"
-{serve}
+{serve()}
 directory = "{here}"
 numprocs = {WORKERS}
 """)

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from time import sleep
 from typing import Final, Literal
@@ -24,7 +23,7 @@ from bench.figure import OURS, Figure, Setting, say
 from bench.front import Counted, Front, Load, free_port, front
 from bench.peers import SETTLED, Process, own_module, own_program, start
 from bench.proc import children, descendants, kill_quietly, memory
-from bench.servers import TRANSPORTS, WORKERS, Place, Transport
+from bench.servers import TRANSPORTS, WORKERS, Place, Transport, fcgimgr
 
 SECONDS: Final = 4
 QUICK_SECONDS: Final = 1
@@ -262,22 +261,7 @@ def find() -> list[Server]:
 
 
 def _fcgimgr(serve: str) -> Callable[[Place], list[str]]:
-    def configure(place: Place) -> list[str]:
-        here = place.directory
-        (here / "fcgimgr.toml").write_text(f"""
-[manager]
-control = "{here}/control.sock"
-logfile = "{here}/manager.log"
-
-[pool.app]
-socket = "{place.address("unix:")}"
-{serve}
-directory = "{here}"
-numprocs = {WORKERS}
-""")
-        return [str(Path(sys.executable).with_name("fcgimgr")), "-c", str(here / "fcgimgr.toml")]
-
-    return configure
+    return fcgimgr(lambda: serve)
 
 
 def _uwsgi(place: Place) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,7 @@ def staged(attack: Attack) -> Iterator[Stage]:
         Fuse(directory, closed=attack.closed) if attack.fuse else open_directory() as extra,
     ):
         (directory / "good.py").write_text(GOOD)
+        shutil.copy(ATTACKS / "lingering.py", directory)  # of some of them
         words = [command(word, directory) for word in attack.words]
         if isinstance(extra, Fuse):
             words.insert(1, str(extra.file))

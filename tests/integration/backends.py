@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.ports import free_port
-from tests.integration.servers import CHECKOUT, Nginx, as_user, need, run
+from tests.integration.servers import Nginx, need, run
 
 GO = """\
 package main
@@ -249,24 +248,10 @@ def pool(
 
 
 _NGINX_CONF = """\
-daemon off;
-pid nginx.pid;
-error_log stderr;
-worker_processes 1;
-{user}
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path temp;
-    proxy_temp_path temp;
-    fastcgi_temp_path temp;
-    uwsgi_temp_path temp;
-    scgi_temp_path temp;
-    {upstreams}
-    server {{
-        listen 127.0.0.1:{port};
-        {locations}
-    }}
+{upstreams}
+server {{
+    listen 127.0.0.1:{port};
+    {locations}
 }}
 """
 
@@ -278,8 +263,6 @@ def front(directory: Path, backend: str, *addresses: str, keep: bool = False) ->
     it repeats a request that a kept connection has not taken, if that is safe.
     """
     kind = BACKENDS[backend]
-    prefix = directory / "nginx"
-    shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", prefix / "fcgimgr")
     upstreams, locations = [], []
     protocol = "proxy" if kind.proxy else "fastcgi"
     for number, address in enumerate(addresses):
@@ -298,11 +281,4 @@ def front(directory: Path, backend: str, *addresses: str, keep: bool = False) ->
         if not keep:
             lines.append(f"{protocol}_next_upstream off;")
         locations.append(f"location /{number} {{ {' '.join(lines)} }}")
-    port = free_port()
-    conf = prefix / "nginx.conf"
-    conf.write_text(
-        _NGINX_CONF.format(
-            user=as_user(), port=port, upstreams="\n    ".join(upstreams), locations="\n        ".join(locations)
-        )
-    )
-    return Nginx(prefix, conf, port)
+    return Nginx.below(directory, _NGINX_CONF, upstreams="\n".join(upstreams), locations="\n    ".join(locations))

@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 
 from tests.integration.ports import connect, free_port
 from tests.integration.running import RunningManager
-from tests.integration.servers import CHECKOUT, as_user, need, which
+from tests.integration.servers import CHECKOUT, need, nginx_conf, which
 from tests.waiting import eventually
 
 DOCUMENT = CHECKOUT / "docs" / "fronts.md"
@@ -86,9 +86,7 @@ class Front:
         for each in (*self.variants, *variants):
             block = _exchanged(block, *_variant(self.name, each))
         block = self._placed(_addressed(block, self.name, address).replace("/srv/files", str(files)))
-        self.conf.write_text(
-            self.frame.format(block=block, directory=self.directory, port=self.port, user=self._user())
-        )
+        self.conf.write_text(self._framed(block))
         self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -133,6 +131,9 @@ class Front:
     def _environment(self) -> dict[str, str]:
         return {}
 
+    def _framed(self, block: str) -> str:
+        return self.frame.format(block=block, directory=self.directory, port=self.port, user=self._user())
+
     def _user(self) -> str:
         """A line about the user to serve as, where root's own default is one who cannot enter the directory."""
         return ""
@@ -172,28 +173,12 @@ class Front:
 
 class Nginx(Front):
     name, command, package = "nginx", "nginx", "nginx-light"
-    frame = """\
-daemon off;
-pid nginx.pid;
-error_log stderr;
-worker_processes 1;
-{user}
-events {{ worker_connections 512; }}
-http {{
-access_log off;
-client_body_temp_path temp;
-proxy_temp_path temp;
-fastcgi_temp_path temp;
-uwsgi_temp_path temp;
-scgi_temp_path temp;
-{block}}}
-"""
 
     def _prepare(self) -> None:
         shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", self.directory / "fcgimgr")
 
-    def _user(self) -> str:
-        return as_user()
+    def _framed(self, block: str) -> str:
+        return nginx_conf(block)
 
     def _placed(self, block: str) -> str:
         return _exchanged(block, "listen 80;", f"listen 127.0.0.1:{self.port};")

@@ -39,27 +39,33 @@ def which(command: str) -> str | None:
 
 # -- nginx ------------------------------------------------------------------------------------------------------------
 
-_NGINX_CONF = """\
+_SHIPPED = """\
+default_type text/plain;
+server {{
+    listen 127.0.0.1:{port};
+    {server}
+    include fcgimgr/{snippet};
+}}
+"""
+
+
+def nginx_conf(http: str) -> str:
+    """A configuration of nginx with this in its http {}; whatever it writes is below its prefix."""
+    return f"""\
 daemon off;
 pid nginx.pid;
 error_log stderr;
 worker_processes 1;
-{user}
+{as_user()}
 events {{ worker_connections 512; }}
 http {{
-    access_log off;
-    default_type text/plain;
-    client_body_temp_path temp;
-    proxy_temp_path temp;
-    fastcgi_temp_path temp;
-    uwsgi_temp_path temp;
-    scgi_temp_path temp;
-    server {{
-        listen 127.0.0.1:{port};
-        {server}
-        include fcgimgr/{snippet};
-    }}
-}}
+access_log off;
+client_body_temp_path temp;
+proxy_temp_path temp;
+fastcgi_temp_path temp;
+uwsgi_temp_path temp;
+scgi_temp_path temp;
+{http}}}
 """
 
 
@@ -96,12 +102,21 @@ class Nginx:
         `directory`: an empty place of the test's own. `server`: more text for the server {}.
         """
         snippet = snippet or ("fastcgi-unix.conf" if address.startswith("unix:") else "fastcgi-tcp.conf")
+        nginx = cls.below(directory, _SHIPPED, server=server, snippet=snippet)
+        _point_at(directory / "nginx" / "fcgimgr" / snippet, address)
+        return nginx
+
+    @classmethod
+    def below(cls, directory: Path, http: str, **values: object) -> Self:
+        """nginx with `http` in its http {}, formatted with these values and `port`, a free one.
+
+        Its files, the shipped ones too, are in `directory`/nginx, which must not be there.
+        """
         prefix = directory / "nginx"
         shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", prefix / "fcgimgr")
-        _point_at(prefix / "fcgimgr" / snippet, address)
         port = free_port()
         conf = prefix / "nginx.conf"
-        conf.write_text(_NGINX_CONF.format(user=as_user(), port=port, server=server, snippet=snippet))
+        conf.write_text(nginx_conf(http.format(port=port, **values)))
         return cls(prefix, conf, port)
 
     def __enter__(self) -> Self:

@@ -1,6 +1,7 @@
 """Scenes for the tests of managers that follow one another: a pool that serves, clients that never stop asking."""
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -44,10 +45,30 @@ def write(directory: Path, tables: str, *, manager: str = "") -> Path:
     return scene(directory, tables, manager=manager)
 
 
+def speaking(directory: Path, program: str) -> Path:
+    """A scene with this Python program, which is to write to out.log what is written to the FIFO `say`."""
+    (directory / "speak.py").write_text(program)
+    os.mkfifo(directory / "say")
+    tables = f"""
+        [program.app]
+        command = "{PYTHON} speak.py"
+        directory = "%(here)s"
+        stdout_logfile = "%(here)s/out.log"
+        startsecs = 0
+    """
+    return scene(directory, tables)
+
+
 @contextlib.contextmanager
 def killed(config: Path, **more: Any) -> Iterator[RunningManager]:
-    """A manager that is running on entry, to be killed by the test; nothing of it is left on exit."""
-    manager = managing(config, **more)
+    """The manager of a `scene`, to be killed by the test."""
+    with to_be_killed(managing(config, **more)) as manager:
+        yield manager
+
+
+@contextlib.contextmanager
+def to_be_killed(manager: RunningManager) -> Iterator[RunningManager]:
+    """It is running on entry; nothing of it is left on exit."""
     manager.__enter__()
     try:
         yield manager

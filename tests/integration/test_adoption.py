@@ -16,7 +16,7 @@ from tests.integration.commands import lines_of
 from tests.integration.ports import free_address
 from tests.integration.running import MARK, RunningManager
 from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, ordinary_user, scene
-from tests.integration.succession import PYTHON, SERVE, Load, killed, next_one, pool, reload, served_by, write
+from tests.integration.succession import PYTHON, SERVE, Load, killed, next_one, pool, reload, served_by, speaking, write
 from tests.integration.test_supervision import replaced
 from tests.integration.test_upgrade import upgrade
 from tests.waiting import eventually
@@ -79,16 +79,7 @@ def test_the_next_manager_takes_over_the_same_processes_and_socket(user: str, tr
 
 def test_what_was_written_while_there_was_no_manager_is_in_the_log(tmp_path: Path) -> None:
     speaker = "import os, sys\nfor line in open('say'):\n    print(line.strip(), flush=True)\n"
-    (tmp_path / "speak.py").write_text(speaker)
-    os.mkfifo(tmp_path / "say")
-    tables = f"""
-        [program.app]
-        command = "{PYTHON} speak.py"
-        directory = "%(here)s"
-        stdout_logfile = "%(here)s/out.log"
-        startsecs = 0
-    """
-    with killed(scene(tmp_path, tables)) as first, (tmp_path / "say").open("w", buffering=1) as say:
+    with killed(speaking(tmp_path, speaker)) as first, (tmp_path / "say").open("w", buffering=1) as say:
         say.write("one\n")
         eventually(lambda: lines_of(tmp_path / "out.log") == ["one"])
         first.kill()

@@ -21,8 +21,8 @@ import pytest
 
 from tests.integration.backends import built
 from tests.integration.commands import running
-from tests.integration.ports import connect, free_address, free_port
-from tests.integration.servers import Nginx, as_user, need
+from tests.integration.ports import connect, free_address
+from tests.integration.servers import Nginx, need
 from tests.waiting import eventually
 
 PYTHON = f"{sys.executable} -S -E"
@@ -140,24 +140,10 @@ while not told or time.monotonic() < told[0] + 0.3:
 """
 
 NGINX = """\
-daemon off;
-pid nginx.pid;
-error_log stderr;
-worker_processes 1;
-{user}
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path temp;
-    proxy_temp_path temp;
-    fastcgi_temp_path temp;
-    uwsgi_temp_path temp;
-    scgi_temp_path temp;
-    upstream pool {{ server {address}; keepalive 16; }}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ {location} }}
-    }}
+upstream pool {{ server {address}; keepalive 16; }}
+server {{
+    listen 127.0.0.1:{port};
+    location / {{ {location} }}
 }}
 """
 PROXY = 'proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Connection "";'
@@ -197,12 +183,7 @@ def pool(directory: Path, command: str, address: str, *keys: str, numprocs: int 
 
 
 def front(directory: Path, address: str, location: str) -> Nginx:
-    prefix = directory / "nginx"
-    prefix.mkdir()
-    port = free_port()
-    conf = prefix / "nginx.conf"
-    conf.write_text(NGINX.format(user=as_user(), address=address, port=port, location=location))
-    return Nginx(prefix, conf, port)
+    return Nginx.below(directory, NGINX, address=address, location=location)
 
 
 class Posts:

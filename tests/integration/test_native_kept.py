@@ -12,42 +12,28 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.control.messages import NamesParams
-from tests.integration.ports import free_address, free_port
+from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
-from tests.integration.servers import CHECKOUT, Nginx, as_user
+from tests.integration.servers import Nginx
 
 CONF = """\
-daemon off;
-pid nginx.pid;
-error_log stderr;
-worker_processes 1;
-{user}
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_max_body_size 0;
-    client_body_temp_path temp;
-    proxy_temp_path temp;
-    fastcgi_temp_path temp;
-    uwsgi_temp_path temp;
-    scgi_temp_path temp;
-    upstream shop {{
-        server {address};
-        keepalive 64;
+client_max_body_size 0;
+upstream shop {{
+    server {address};
+    keepalive 64;
+}}
+server {{
+    listen 127.0.0.1:{port};
+    location / {{
+        include fcgimgr/application_params;
+        fastcgi_pass shop;
+        fastcgi_keep_conn on;
     }}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            include fcgimgr/application_params;
-            fastcgi_pass shop;
-            fastcgi_keep_conn on;
-        }}
-        location = /count {{
-            include fcgimgr/application_params;
-            fastcgi_pass shop;
-            fastcgi_keep_conn on;
-            fastcgi_request_buffering off;
-        }}
+    location = /count {{
+        include fcgimgr/application_params;
+        fastcgi_pass shop;
+        fastcgi_keep_conn on;
+        fastcgi_request_buffering off;
     }}
 }}
 """
@@ -82,10 +68,8 @@ def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Runni
     (tmp_path / "site_app.py").write_text(APP)
     config = tmp_path / "pool.toml"
     config.write_text(POOL.format(directory=tmp_path, address=address))
-    shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", tmp_path / "nginx" / "fcgimgr")
-    conf, port = tmp_path / "nginx" / "nginx.conf", free_port()
-    conf.write_text(CONF.format(user=as_user(), address=address, port=port))
-    with RunningManager(config, tmp_path / "fcgimgr.sock") as manager, Nginx(conf.parent, conf, port) as nginx:
+    front = Nginx.below(tmp_path, CONF, address=address)
+    with RunningManager(config, tmp_path / "fcgimgr.sock") as manager, front as nginx:
         yield manager, nginx
 
 

@@ -1,12 +1,11 @@
 """Two projects of one user, whose configurations have the same control socket: neither is taken for the other."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.integration.commands import fcgimgr
-from tests.integration.running import RunningManager, end_strays
+from tests.integration.running import RunningManager
 from tests.integration.scenes import fails
+from tests.integration.succession import to_be_killed
 
 IDLE = """
 [program.idle]
@@ -65,7 +64,7 @@ def test_a_second_manager_is_refused_with_the_name_of_the_first_ones_configurati
 
 def test_processes_of_another_project_are_not_taken_over(tmp_path: Path) -> None:
     here, other = project(tmp_path, "here"), project(tmp_path, "other", "another")
-    with killed(here, tmp_path / "pool.sock") as first:
+    with to_be_killed(RunningManager(here, tmp_path / "pool.sock")) as first:
         pids = first.pids("idle")
         first.kill()
         code, said = fails(other)
@@ -79,21 +78,9 @@ def test_processes_of_another_project_are_not_taken_over(tmp_path: Path) -> None
 
 def test_processes_of_a_configuration_that_was_moved_are_taken_over(tmp_path: Path) -> None:
     here = project(tmp_path, "here")
-    with killed(here, tmp_path / "pool.sock") as first:
+    with to_be_killed(RunningManager(here, tmp_path / "pool.sock")) as first:
         pids = first.pids("idle")
         first.kill()
         here.parent.rename(tmp_path / "moved")
         with RunningManager(tmp_path / "moved" / "pool.toml", tmp_path / "pool.sock", mark=first.mark) as second:
             assert second.pids("idle") == pids
-
-
-@contextmanager
-def killed(config: Path, control: Path) -> Iterator[RunningManager]:
-    """A manager that is running on entry, to be killed by the test; nothing of it is left on exit."""
-    manager = RunningManager(config, control)
-    manager.__enter__()
-    try:
-        yield manager
-    finally:
-        manager.kill()
-        end_strays(manager.mark)

@@ -19,7 +19,7 @@ from tests.integration.ports import connect, free_address
 from tests.integration.running import RunningManager
 from tests.integration.scenes import Child, as_root, kill, managing, ordinary_user, scene
 from tests.integration.servers import CHECKOUT
-from tests.integration.succession import PYTHON, Load, killed, next_one, pool, reload, write
+from tests.integration.succession import Load, killed, next_one, pool, reload, speaking, write
 from tests.integration.test_supervision import replaced
 from tests.waiting import eventually
 
@@ -114,18 +114,8 @@ def test_back_off_and_what_was_given_up_go_on(tmp_path: Path) -> None:
 
 
 def test_no_line_of_a_log_is_torn_or_lost(tmp_path: Path) -> None:
-    (tmp_path / "speak.py").write_text(
-        "import os\nfor word in open('say'):\n    os.write(1, word.strip().replace('|', '\\n').encode())\n"
-    )
-    os.mkfifo(tmp_path / "say")
-    tables = f"""
-        [program.app]
-        command = "{PYTHON} speak.py"
-        directory = "%(here)s"
-        stdout_logfile = "%(here)s/out.log"
-        startsecs = 0
-    """
-    with managing(scene(tmp_path, tables)) as manager, (tmp_path / "say").open("w", buffering=1) as say:
+    speaker = "import os\nfor word in open('say'):\n    os.write(1, word.strip().replace('|', '\\n').encode())\n"
+    with managing(speaking(tmp_path, speaker)) as manager, (tmp_path / "say").open("w", buffering=1) as say:
         say.write("one|tw\n")
         eventually(lambda: lines_of(tmp_path / "out.log") == ["one"])
         upgrade(manager).succeeds()

@@ -6,7 +6,6 @@ answer to HEAD for a fault.
 
 import contextlib
 import http.client
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,39 +15,25 @@ import pytest
 
 from tests.integration.benches import ENGINES, Bench, tcp_bench
 from tests.integration.ports import free_port
-from tests.integration.servers import CHECKOUT, Nginx, as_user, need, which
+from tests.integration.servers import Nginx, need, which
 from tests.waiting import eventually
 
 NGINX = """\
-daemon off;
-pid nginx.pid;
-error_log stderr;
-worker_processes 1;
-{user}
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_max_body_size 0;
-    client_body_temp_path temp;
-    proxy_temp_path temp;
-    fastcgi_temp_path temp;
-    uwsgi_temp_path temp;
-    scgi_temp_path temp;
-    server {{
-        listen 127.0.0.1:{port};
-        server_name localhost;
-        location / {{
-            include {params};
-            fastcgi_pass {address};
-        }}
-        location /streamed {{
-            include {params};
-            fastcgi_pass {address};
-            fastcgi_request_buffering off;
-        }}
-        location /old/ {{
-            rewrite ^ /new last;
-        }}
+client_max_body_size 0;
+server {{
+    listen 127.0.0.1:{port};
+    server_name localhost;
+    location / {{
+        include {params};
+        fastcgi_pass {address};
+    }}
+    location /streamed {{
+        include {params};
+        fastcgi_pass {address};
+        fastcgi_request_buffering off;
+    }}
+    location /old/ {{
+        rewrite ^ /new last;
     }}
 }}
 """
@@ -101,13 +86,8 @@ def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 @pytest.fixture(params=["shipped", "stock"])
 def nginx(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Nginx]:
-    prefix = bench.directory / "nginx"
-    shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", prefix / "fcgimgr")
-    port = free_port()
     params = "fcgimgr/application_params" if request.param == "shipped" else STOCK
-    conf = prefix / "nginx.conf"
-    conf.write_text(NGINX.format(user=as_user(), port=port, params=params, address=bench.address))
-    with Nginx(prefix, conf, port) as started:
+    with Nginx.below(bench.directory, NGINX, params=params, address=bench.address) as started:
         yield started
 
 

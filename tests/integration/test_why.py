@@ -38,6 +38,16 @@ def events(manager: RunningManager, *names: str) -> list[Event]:
     return [event for event in told if event.kind == "process_state"]
 
 
+FAILING = f"""
+[program.bad]
+command = "{PYTHON} %(here)s/fail.py"
+startsecs = 30
+startretries = 0
+[program.good]
+command = "sleep 1000"
+"""
+
+
 def ended(manager: RunningManager, name: str) -> Event:
     """The last event in which a process of this name has left RUNNING."""
     return [event for event in events(manager, name) if event.from_state == "RUNNING"][-1]
@@ -45,15 +55,7 @@ def ended(manager: RunningManager, name: str) -> Event:
 
 def test_what_a_process_said_of_its_end_is_told_with_it(tmp_path: Path) -> None:
     (tmp_path / "fail.py").write_text("raise RuntimeError('no database at db.example:5432')\n")
-    tables = f"""
-        [program.bad]
-        command = "{PYTHON} %(here)s/fail.py"
-        startsecs = 30
-        startretries = 0
-        [program.good]
-        command = "sleep 1000"
-    """
-    with running(tmp_path, tables, ready=False) as manager:
+    with running(tmp_path, FAILING, ready=False) as manager:
         eventually(lambda: manager.pool("bad").state == "FATAL")
         why = r"exited with code 1 [\d.]+ m?s after its start, before it was ready: RuntimeError: no database at db.ex"
         process = manager.pool("bad").processes[0]
@@ -151,15 +153,7 @@ def test_who_ends_well_has_its_words_in_the_log_every_time(tmp_path: Path) -> No
 @pytest.mark.parametrize("order", ["start", "restart"])
 def test_who_orders_a_start_sees_again_why_it_fails(order: str, tmp_path: Path) -> None:
     (tmp_path / "fail.py").write_text("raise RuntimeError('no database')\n")
-    tables = f"""
-        [program.bad]
-        command = "{PYTHON} %(here)s/fail.py"
-        startsecs = 30
-        startretries = 0
-        [program.good]
-        command = "sleep 1000"
-    """
-    with running(tmp_path, tables, ready=False) as manager:
+    with running(tmp_path, FAILING, ready=False) as manager:
         for times in (1, 2, 3):
             eventually(lambda: manager.pool("bad").state == "FATAL")
             assert manager.output().count('fail.py", line 1') == times

@@ -1,37 +1,21 @@
 """nginx before a pool, on connections that it keeps: `keepalive 16`, as the goal has it, and else its defaults."""
 
-import shutil
 from pathlib import Path
 from typing import Final
 
-from tests.integration.ports import free_port
-from tests.integration.servers import CHECKOUT, Nginx, as_user
+from tests.integration.servers import Nginx
 from tests.promises.programs import Program
 
 _NGINX_CONF: Final = """\
-daemon off;
-pid nginx.pid;
-error_log stderr;
-worker_processes 1;
-{user}
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    keepalive_requests 1000000;
-    client_body_temp_path temp;
-    proxy_temp_path temp;
-    fastcgi_temp_path temp;
-    uwsgi_temp_path temp;
-    scgi_temp_path temp;
-    upstream pool {{
-        server {address};
-        keepalive 16;
-        keepalive_timeout 30s;
-    }}
-    server {{
-        listen 127.0.0.1:{port};
-        {locations}
-    }}
+keepalive_requests 1000000;
+upstream pool {{
+    server {address};
+    keepalive 16;
+    keepalive_timeout 30s;
+}}
+server {{
+    listen 127.0.0.1:{port};
+    {locations}
 }}
 """
 
@@ -63,8 +47,6 @@ include fcgimgr/params;
 
 def front(directory: Path, program: Program, address: str) -> Nginx:
     """To be started: it passes to the pool at `address`; its files are below `directory`."""
-    prefix = directory / "nginx"
-    shutil.copytree(CHECKOUT / "nginx" / "fcgimgr", prefix / "fcgimgr")
     scripts = [name for name in program.files if name.endswith(".php")]
     if program.protocol == "http":
         locations = _HTTP
@@ -72,7 +54,4 @@ def front(directory: Path, program: Program, address: str) -> Nginx:
         locations = _FASTCGI.format(params=_SCRIPT.format(script=directory / scripts[0]))
     else:
         locations = _FASTCGI.format(params="include fcgimgr/application_params;")
-    port = free_port()
-    conf = prefix / "nginx.conf"
-    conf.write_text(_NGINX_CONF.format(user=as_user(), port=port, address=address, locations=locations))
-    return Nginx(prefix, conf, port)
+    return Nginx.below(directory, _NGINX_CONF, address=address, locations=locations)

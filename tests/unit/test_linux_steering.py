@@ -16,6 +16,7 @@ from fcgimgr.linux import sockdiag
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, open_tcp, open_unix
 from fcgimgr.linux.steering import Group, admit_again, refuse_new
+from tests.unit.generations import serve
 from tests.unit.handshakes import let_hear, needs_filter, shy_client
 from tests.waiting import eventually
 
@@ -252,15 +253,6 @@ def test_switching_under_load_refuses_nobody_and_leaves_nobody_behind() -> None:
         answers: list[tuple[int, int]] = []  # (the generation in force when the client set out, who answered)
         failures: list[OSError] = []
         done = threading.Event()
-
-        def serve(listener: socket.socket, number: int) -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return  # shut down
-                with connection:
-                    connection.sendall(b"%d" % number)
 
         def ask() -> None:
             while not done.is_set():

@@ -16,6 +16,7 @@ from fcgimgr.linux import sockdiag
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LONGEST_PATH, Listener, open_tcp, open_unix, take_back
 from fcgimgr.linux.procfs import sockets
+from tests.unit.generations import serve
 from tests.waiting import eventually
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that")
@@ -240,15 +241,6 @@ def test_renaming_under_load_refuses_nobody(path: str) -> None:
     done = threading.Event()
     failures: list[OSError] = []
     answers: list[int] = []
-
-    def serve(listener: socket.socket, number: int) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return  # shut down
-            with connection:
-                connection.sendall(b"%d" % number)
 
     def ask() -> None:
         while not done.is_set():
