@@ -1,6 +1,6 @@
 """Work on one message after the other until told to stop; the message in hand is always finished.
 
-    python consumer.py FILE
+    python3 consumer.py FILE
 
 SIGTERM and SIGINT are blocked for good and asked for between two messages with sigtimedwait(2): no handler can then
 cut into the work, and no flag can be read a moment too early. The same call is the pause while the queue is empty, so

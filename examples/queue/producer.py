@@ -1,7 +1,7 @@
 """Put messages into the queue, or count them.
 
-python producer.py FILE N     add N messages
-python producer.py FILE       say how many wait, are in hand, are done
+python3 producer.py FILE N     add N messages
+python3 producer.py FILE       say how many wait, are in hand, are done
 """
 
 import sys

@@ -67,7 +67,7 @@ user = "www-data"
 
 [pool.app]                     # processes that share a listening socket
 socket   = "127.0.0.1:9001"
-command  = "python app.py"
+command  = "python3 app.py"
 numprocs = 4
 
 [program.mailer]               # processes without a socket

@@ -47,7 +47,12 @@ def find_executable(
         raise LinuxError(f"{key} {name}: {hidden}")
     but = f", of which {', '.join(unreadable)} cannot be read" if unreadable else ""
     where = f"PATH ({path})" if chroot is None else f"PATH ({path}) inside {chroot}"
-    raise LinuxError(f"{key} not found: {name}; it is in no directory of {where}{but}; give its absolute path")
+    remedy = "give its absolute path"
+    if name == "python" and any(
+        not _why_not_executable(chroot, os.path.join(start, entry, "python3")) for entry in path.split(":")
+    ):
+        remedy = "python3 is: write that, or give its absolute path"
+    raise LinuxError(f"{key} not found: {name}; it is in no directory of {where}{but}; {remedy}")
 
 
 def why_not_executed(path: str, code: int, who: str, chroot: str | None) -> str:

@@ -266,7 +266,7 @@ def test_a_wrong_wsgi_application(tmp_path: Path, wsgi: str, message: str):
         ("[manager]\nminfds = 127\n" + POOL, "manager.minfds: expected"),
         ("[pool.app]\n", "pool.app.socket: is missing"),
         ("[pool.app]\n", "pool.app.command: is missing"),
-        ("[program.app]\n", 'program.app.command: is missing: say what to run, as in command = "python app.py"'),
+        ("[program.app]\n", 'program.app.command: is missing: say what to run, as in command = "python3 app.py"'),
         ('[program.app]\ncommand = ""\n', "it is empty"),
         ("[program.app]\ncommand = [1]\n", 'write "1"'),
         ("[program.app]\ncommand = \"it's\"\n", "cannot be split into words: no closing quotation"),

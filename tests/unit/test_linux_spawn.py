@@ -485,6 +485,8 @@ def test_a_program_is_found_in_the_childs_path(tmp_path: Path) -> None:
     ("name", "make", "words"),
     [
         ("absent", lambda path: None, r"command not found: absent; it is in no directory of PATH \(.*\)"),
+        ("python", lambda path: None, r"no directory of PATH \(.*\); give its absolute path"),
+        ("python", lambda path: path.with_name("python3").touch(0o755), "python3 is: write that, or give its absolute"),
         ("./absent", lambda path: None, "absent does not exist"),
         ("./here", lambda path: path.mkdir(), "here is a directory"),
         ("./here", lambda path: path.touch(0o644), "here is not executable; chmod"),
