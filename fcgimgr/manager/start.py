@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcgimgr.config.address import InheritedAddress
 from fcgimgr.config.read import ConfigError, read
-from fcgimgr.config.settings import Config, ManagerSettings
+from fcgimgr.config.settings import Config, ManagerSettings, PoolSettings, ProcessSettings
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Fatal
 from fcgimgr.linux.accounts import resolve_owner
@@ -372,4 +372,21 @@ def daemon_warnings(config: Config) -> list[str]:
         )
     if config.manager.logfile == "-":
         warnings.append('manager.logfile is "-": in the background the manager\'s log is lost; name a file')
+    if config.manager.directory is None:
+        warnings += filter(None, map(_lost_directory, (*config.pools.values(), *config.programs.values())))
     return warnings
+
+
+def _lost_directory(settings: ProcessSettings) -> str | None:
+    """What to say of a pool or program whose files are found from where the manager is started, but not from /."""
+    kind, words = "program", list(settings.command)
+    if isinstance(settings, PoolSettings):
+        kind = "pool"
+        if settings.wsgi is not None:
+            top = settings.wsgi.partition(":")[0].partition(".")[0]
+            words = [top, f"{top}.py"]
+    here = next((word for word in words if not os.path.isabs(word) and os.path.exists(word)), None)
+    if here is None or settings.directory is not None or settings.chroot is not None:
+        return None
+    mend = f'write directory = "{os.getcwd()}"'
+    return f"{kind}.{settings.name}: in the background it runs in /, and {here} is in {os.getcwd()}; {mend}"

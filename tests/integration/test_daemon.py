@@ -1,6 +1,7 @@
 """`fcgimgr run --daemon`: its exit code means what it says, and what runs then is a daemon in every respect."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ class Daemon:
     def configure(self, text: str) -> None:
         configuration(self.directory, LOG + text)
 
-    def start(self, umask: int = -1) -> Done:
+    def start(self, umask: int = -1, cwd: Path | None = None) -> Done:
         # Not through pipes: whoever kept one of them open would keep the test waiting for its end.
         out, err = self.directory / "starter.out", self.directory / "starter.err"
         with out.open("wb") as stdout, err.open("wb") as stderr:
@@ -44,6 +45,7 @@ class Daemon:
                 stderr=stderr,
                 env=self._environment,
                 umask=umask,
+                cwd=cwd,
                 timeout=60,
             )
         return Done(code, out.read_text(), err.read_text())
@@ -96,6 +98,22 @@ def test_the_starter_waits_for_readiness(daemon: Daemon) -> None:
     daemon.configure('[program.slow]\ncommand = "sleep 1000"\nstartsecs = 0.3\n')
     daemon.start().succeeds()
     assert "1 of 1 running" in daemon("status").succeeds()
+
+
+def test_the_starter_names_what_is_found_from_where_it_was_started_alone(daemon: Daemon) -> None:
+    (daemon.directory / "work").write_text("#!/bin/sh\nexec sleep 1000\n")
+    (daemon.directory / "work").chmod(0o755)
+    (daemon.directory / "app.py").touch()
+    daemon.configure(
+        IDLE + '[program.lost]\ncommand = "./work"\n[pool.lost_too]\nsocket = "%(here)s/s"\nwsgi = "app:app"\n'
+        'pythonpath = ["%(here)s"]\nstartretries = 0\n[program.there]\ncommand = "./work"\ndirectory = "%(here)s"\n'
+    )
+    said = daemon.start(cwd=daemon.directory).err
+    found = re.findall(r"warning: (\S+): in the background it runs in /, and (\S+) is in (\S+); write directory", said)
+    assert found == [
+        ("pool.lost_too", "app.py", str(daemon.directory)),
+        ("program.lost", "./work", str(daemon.directory)),
+    ]
 
 
 def test_the_starter_names_what_is_wrong_with_the_configuration(daemon: Daemon) -> None:
