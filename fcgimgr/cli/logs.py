@@ -47,7 +47,8 @@ def tail_(context: click.Context, name: str, follow: bool, lines: int, stream: s
     answer = ask(context, "tail", params, Tail)
     _show_lines(answer)
     if not answer.lines and lines:
-        print(f"fcgimgr: {name} has written nothing to {stream} that is remembered", file=sys.stderr)
+        late = "; many programs keep back what they write to a pipe: `fcgimgr help logs`" if stream == "stdout" else ""
+        print(f"fcgimgr: {name} has written nothing to {stream} that is remembered{late}", file=sys.stderr)
 
 
 @click.command("log", cls=Command, short_help="Show the last lines of the manager's own log.")

@@ -236,6 +236,9 @@ def test_tail_says_when_there_is_nothing(run: Run, manager: ScriptedManager):
     manager.answers["tail"] = Tail(lines=())
     nothing = "fcgimgr: app has written nothing to stderr that is remembered\n"
     assert run("-s", "m.sock", "tail", "--stderr", "app") == (0, "", nothing)
+    code, said, told = run("-s", "m.sock", "tail", "app")
+    assert (code, said) == (0, "")
+    assert "keep back what they write to a pipe: `fcgimgr help logs`" in told
 
 
 def test_log_shows_the_managers_own(run: Run, manager: ScriptedManager):
