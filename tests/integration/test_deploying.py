@@ -169,10 +169,11 @@ class Checkout:
         self.pushed, self.code = server.root / "pushed", server.shop / "code"
         server.shop.mkdir(parents=True, exist_ok=True)
         self.git("init", "--quiet", "--initial-branch=main", str(self.pushed), cwd=server.root)
-        self.push(APP.format("one"))
+        self.push(APP.format("first"))
         self.git("clone", "--quiet", str(self.pushed), str(self.code), cwd=server.root)
         pool = server.here(re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.M | re.S)[1])
         pool = re.sub(r"^(user|python) .*\n", "", pool, flags=re.M)
+        pool += 'environment = { PYTHONDONTWRITEBYTECODE = "" }\n'  # as others have it
         server.config.write_text(f'[manager]\ncontrol = "{server.control}"\n{pool}numprocs = 2\nstartretries = 0\n')
 
     def git(self, *words: str, cwd: Path) -> None:
@@ -208,19 +209,20 @@ class Checkout:
 def test_a_pull_serves_new_code_and_puts_the_old_back_where_it_does_not_come_up(tmp_path: Path) -> None:
     checkout = Checkout(Server(tmp_path))
     with RunningManager(checkout.server.config, checkout.server.control) as manager:
-        checkout.push(APP.format("two"))
+        checkout.push(APP.format("second"))
         code, said = checkout.pull()
         assert (code, said) == (0, "shop: reloaded: generation 2 serves\n")
-        assert checkout.serves() == b"two"
-        checkout.push("import absent_library\n")
+        assert checkout.serves() == b"second"
+        # Of the same length: bytecode of it must not be taken for that of what is put back.
+        checkout.push("import absent_library\n".ljust(len(APP.format("second")), "#"))
         code, said = checkout.pull()
         assert code == 1
         assert "No module named 'absent_library'" in said
-        assert checkout.lies_there() == APP.format("two")
+        assert checkout.lies_there() == APP.format("second")
         before = manager.pids("shop")
         kill(before[0])
         eventually(lambda: len(manager.pids("shop")) == 2 and manager.pids("shop") != before)
-        assert checkout.serves() == b"two"
+        assert checkout.serves() == b"second"
 
 
 def test_a_second_pull_after_a_refused_one_puts_the_old_code_back_again_and_serves_what_is_mended(
