@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .failure import Failure
-from .names import complete_names, names_argument
+from .names import Name, complete_names, names_argument
 from .options import Command
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _lines = click.option(
 
 
 @click.command("tail", cls=Command, short_help="Show the last lines that processes wrote.")
-@click.argument("name", metavar="NAME", shell_complete=complete_names)
+@click.argument("name", cls=Name, metavar="NAME", shell_complete=complete_names)
 @_follow
 @_lines
 @click.option(

@@ -46,7 +46,7 @@ from tests.unit.scripted_manager import Connection, ScriptedManager
 Outcome = tuple[int, str, str]
 Run = Callable[..., Outcome]
 
-STATUS = {
+STATUS: dict[str, Any] = {
     "manager": {
         "pid": 1,
         "version": "0.1.0",
@@ -376,7 +376,7 @@ def test_a_shutdown_that_is_quicker_than_its_answer_is_done(run: Run, manager: S
         (["frobnicate"], "`fcgimgr help` lists what there is"),
         (["status", "--jsn"], "--json"),
         (["-s"], "requires an argument"),
-        (["start"], "Missing argument"),
+        (["signal"], "Missing argument"),
         (["probe", "dead"], "live"),
         (["tail", "-n", "-3", "app"], "-n"),
         (["-s", "m.sock"], "say what to ask"),
@@ -387,6 +387,49 @@ def test_a_wrong_command_line_is_2(run: Run, arguments: list[str], words: str):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (
+            "stop",
+            [
+                "fcgimgr -s m.sock stop app   RUNNING",
+                "fcgimgr -s m.sock stop mail  FATAL",
+                "fcgimgr -s m.sock stop all",
+            ],
+        ),
+        ("reload --promote", ["fcgimgr -s m.sock reload --promote all"]),
+        ("signal HUP", ["fcgimgr -s m.sock signal HUP app   RUNNING"]),
+        ("scale --no-wait", ["fcgimgr -s m.sock scale --no-wait app +1   RUNNING"]),
+        ("tail -f", ["fcgimgr -s m.sock tail -f mail  FATAL"]),
+    ],
+)
+def test_a_command_without_a_name_does_nothing_and_says_what_there_is(
+    run: Run, manager: ScriptedManager, words: str, lines: list[str]
+):
+    other = {"name": "mail", "kind": "program", "state": "FATAL", "numprocs": 1, "processes": []}
+    manager.answers["status"] = {**STATUS, "pools": [*STATUS["pools"], other]}
+    code, out, err = run("-s", "m.sock", *words.split())
+    assert (code, out) == (2, "")
+    command, *shown = err.splitlines()
+    assert command == f"fcgimgr: {words.split()[0]} what? There are:"
+    assert set(lines) <= {line.strip() for line in shown}
+    assert not any(line.startswith("  fcgimgr -s m.sock scale") and "all" in line for line in shown)
+    assert manager.asked == [("status", StatusParams(detail=False))]
+
+
+def test_where_the_manager_was_named_behind_the_command_it_stays_there(run: Run, manager: ScriptedManager):
+    manager.answers["status"] = STATUS
+    assert "  fcgimgr restart -s m.sock app  RUNNING\n" in run("restart", "-s", "m.sock")[2]
+    manager.answers["status"] = {**STATUS, "pools": []}
+    assert run("restart", "-s", "m.sock") == (2, "", "fcgimgr: restart what? There are no pools and no programs\n")
+
+
+def test_a_command_without_a_name_says_as_any_other_that_no_manager_is_there(run: Run):
+    assert run("-s", "m.sock", "stop") == run("-s", "m.sock", "status")
+    assert run("-s", "m.sock", "stop")[0] == 4
 
 
 def test_an_unexpected_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch):
