@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["crash", "recycled", "by_hand"]
 
 # Characters of what a process said last that are told of it; it is in its log as it is.
-LONGEST: Final = 300
+LONGEST: Final = 400
 # How our own workers begin what they say of themselves (worker/saying.py).
 OURS: Final = "fcgimgr worker: "
 
