@@ -7,6 +7,7 @@ that did is kept until the next one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -27,6 +28,15 @@ Kind = Literal["crash", "recycled", "by_hand"]
 LONGEST: Final = 400
 # How our own workers begin what they say of themselves (worker/saying.py).
 OURS: Final = "fcgimgr worker: "
+
+# Lines of a dump that begin in the first column and tell nothing: what is wrong stands before them.
+_OF_A_DUMP: Final = re.compile(
+    r"(?:Current thread|Thread) 0x|Current thread's C stack|Extension modules: |Python runtime state: "  # faulthandler
+    r"|goroutine \d+ \[|created by |\[signal SIG|exit status \d+$|\S+\((?:|\.\.\.|[{}0-9a-fx?, .]+)\)$"  # Go
+    r"|Stack trace:$|#\d+ "  # PHP
+    r"|Node\.js v\d|[\])}]+$"  # Node, and the end of an error's properties
+    r"|note: run with `RUST_BACKTRACE|stack backtrace:$"  # Rust
+)
 
 
 class Cause(NamedTuple):
@@ -174,18 +184,22 @@ class Causes:
 def last_word(settings: ProcessSettings, exit: Exit, lines: list[bytes], *, was_ready: bool) -> str:
     """Of the last lines on its standard error the one that tells most likely why a process has ended so; "": none.
 
-    Its last line, but for those that belong to one before them; of our own workers what they say themselves. Whoever is
-    killed has said nothing of it.
+    Its last line, but for those that belong to one before them, or are of a dump below it; of our own workers what they
+    say themselves, unless a signal has ended them. Whoever is killed has said nothing of it.
     """
     is_killed = exit.signal in (process.SIGKILL, settings.stopsignal)
     if process.expected(settings, exit) or is_killed or exit == Exit():
         return ""
     shown = [line.decode("utf-8", "backslashreplace").rstrip() for line in lines]
     ours = [line.removeprefix(OURS) for line in shown if line.startswith(OURS)]
-    if ours and not was_ready:
+    if ours and not was_ready and exit.signal is None:
         word = printable(ours[-1])
     else:
-        word = printable(next((line for line in reversed(shown) if line and not line[0].isspace()), ""))
+        word = printable(next((line for line in reversed(shown) if _tells(line)), ""))
     if word.endswith(":") and ". " in word:  # what follows it is of no use without the log
         word = word.rpartition(". ")[0]
     return word if len(word) <= LONGEST else f"{word[:LONGEST]}…"
+
+
+def _tells(line: str) -> bool:
+    return bool(line) and not line[0].isspace() and _OF_A_DUMP.match(line) is None

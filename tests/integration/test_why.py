@@ -68,6 +68,25 @@ def test_what_a_process_said_of_its_end_is_told_with_it(tmp_path: Path) -> None:
         assert "; FATAL for " in manager("status").out
 
 
+def test_who_crashes_in_c_is_told_with_the_line_that_says_so_and_not_with_a_thread(tmp_path: Path) -> None:
+    tables = f"""
+        [program.bad]
+        command = "{PYTHON} -X faulthandler -c 'import ctypes; ctypes.string_at(0)'"
+        rlimit_core = 0
+        startsecs = 30
+        startretries = 0
+        [program.good]
+        command = "sleep 1000"
+    """
+    with running(tmp_path, tables, ready=False) as manager:
+        eventually(lambda: manager.pool("bad").state == "FATAL")
+        why = (
+            r"killed by SIGSEGV [\d.]+ m?s after its start, before it was ready: Fatal Python error: Segmentation fault"
+        )
+        assert re.fullmatch(why, manager.pool("bad").processes[0].reason or "")
+        assert re.fullmatch(why, events(manager, "bad")[-1].detail or "")
+
+
 def test_a_death_says_why_and_an_order_by_whom(tmp_path: Path) -> None:
     with managing(scene(tmp_path, SLEEPERS)) as manager:
         kill(manager.pids("app")[0])
