@@ -2,14 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fcgimgr import __version__
-from fcgimgr.cli.main import main
 from fcgimgr.control.codec import encode_request
 from fcgimgr.control.messages import (
     INVALID_PARAMS,
@@ -19,9 +17,6 @@ from fcgimgr.control.messages import (
     DrainParams,
     Event,
     Events,
-    EventsParams,
-    Line,
-    LogParams,
     NamesParams,
     NoParams,
     Ok,
@@ -37,14 +32,10 @@ from fcgimgr.control.messages import (
     ShutdownParams,
     SignalParams,
     StatusParams,
-    Tail,
-    TailParams,
     Verdict,
 )
+from tests.unit.conftest import Run
 from tests.unit.scripted_manager import Connection, ScriptedManager
-
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
 
 STATUS: dict[str, Any] = {
     "manager": {
@@ -68,27 +59,6 @@ STATUS: dict[str, Any] = {
         }
     ],
 }
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FCGIMGR_DEBUG", raising=False)
-    # The scripted manager is this very process, which does not end when it hangs up.
-    monkeypatch.setattr("fcgimgr.cli.running._END_WITHIN", 0.01)
-
-    def run(*arguments: str) -> Outcome:
-        code = main(arguments)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[ScriptedManager]:
-    with ScriptedManager(tmp_path / "m.sock") as manager:
-        yield manager
 
 
 def verdict(*processes: tuple[str, str], ok: bool = True, **facts: Any) -> Verdict:
@@ -219,73 +189,6 @@ def test_status_ends_with_3_when_something_is_not_running(run: Run, manager: Scr
     assert code == 3
     assert "DEGRADED" in out
     assert err == ""
-
-
-def test_tail_shows_lines(run: Run, manager: ScriptedManager):
-    manager.answers["tail"] = Tail(lines=("one", "two"))
-    assert run("-s", "m.sock", "tail", "-n", "2", "--stderr", "app:app_00") == (0, "one\ntwo\n", "")
-    assert manager.asked == [("tail", TailParams(name="app:app_00", stream="stderr", lines=2, follow=False))]
-
-
-def test_tail_of_several_has_their_names_before_the_lines(run: Run, manager: ScriptedManager):
-    manager.answers["tail"] = Tail(lines=("one", "two"), processes=("app:app_00", "app:app_01"))
-    assert run("-s", "m.sock", "tail", "app")[1] == "app:app_00| one\napp:app_01| two\n"
-
-
-def test_tail_says_when_there_is_nothing(run: Run, manager: ScriptedManager):
-    manager.answers["tail"] = Tail(lines=())
-    nothing = "fcgimgr: app has written nothing to stderr that is remembered\n"
-    assert run("-s", "m.sock", "tail", "--stderr", "app") == (0, "", nothing)
-
-
-def test_log_shows_the_managers_own(run: Run, manager: ScriptedManager):
-    manager.answers["log"] = Tail(lines=("up",))
-    assert run("-s", "m.sock", "log", "-n", "1") == (0, "up\n", "")
-    assert manager.asked == [("log", LogParams(lines=1))]
-
-
-@pytest.mark.parametrize("answers_first", [True, False])
-def test_tail_follows_until_the_manager_ends(run: Run, manager: ScriptedManager, answers_first: bool):
-    def tail(connection: Connection, request: Any) -> None:
-        if answers_first:
-            connection.send(b'{"jsonrpc":"2.0","id":1,"result":{"lines":["one"]}}\n')
-        else:
-            connection.notify("line", Line(process="app:app_00", stream="stdout", text="one"))
-        connection.notify("line", Line(process="app:app_00", stream="stdout", text="two"))
-        os.unlink(manager.path)
-        connection.hang_up()
-
-    manager.answers["tail"] = tail
-    assert run("-s", "m.sock", "tail", "-f", "app") == (1, "one\ntwo\n", "fcgimgr: the manager has ended\n")
-
-
-def test_tail_tells_what_it_missed_and_that_it_was_hung_up_on(run: Run, manager: ScriptedManager):
-    def tail(connection: Connection, request: Any) -> None:
-        connection.notify("line", Line(process="app:app_00", stream="stdout", text="", skipped=3))
-        connection.notify("line", Line(process="app:app_00", stream="stdout", text="four"))
-        connection.hang_up()
-
-    manager.answers["tail"] = tail
-    code, out, err = run("-s", "m.sock", "tail", "-f", "app")
-    assert (code, out) == (1, "four\n")
-    assert "3 lines skipped" in err
-    assert "hung up, but runs on" in err
-
-
-def test_events_are_lines(run: Run, manager: ScriptedManager, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TZ", "UTC")
-    event = Event(time=0.25, kind="process_state", name="app:app_00", from_state="STARTING", to_state="RUNNING")
-    told = Event(time=1.0, kind="manager", name="", detail="reopened logs")
-    manager.answers["events"] = Events(events=(event, told))
-    import time
-
-    time.tzset()
-    assert run("-s", "m.sock", "events", "-n", "2")[1] == (
-        "1970-01-01 00:00:00.250  app:app_00  STARTING -> RUNNING\n1970-01-01 00:00:01.000  manager  reopened logs\n"
-    )
-    assert manager.asked == [("events", EventsParams(n=2, follow=False))]
-    shown = run("-s", "m.sock", "events", "--json")[1].splitlines()
-    assert [json.loads(line)["to"] for line in shown] == ["RUNNING", None]
 
 
 def test_reopen(run: Run, manager: ScriptedManager):
