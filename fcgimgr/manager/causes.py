@@ -16,6 +16,7 @@ from fcgimgr.core import process
 from fcgimgr.core.process import Backoff, CountAsFailed, Exit, Exited, Fatal, Retiring, Running, Spawning, Starting
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.orders import giver
+from fcgimgr.manager.state import OrderRecord, OrdersRecord
 
 if TYPE_CHECKING:
     from fcgimgr.config.settings import ProcessSettings
@@ -52,7 +53,7 @@ class Cause(NamedTuple):
 
 TRIED_AGAIN: Final = Cause("crash", "tried again")
 NOT_STARTED: Final = Cause("by_hand", "not started yet")
-# Of what was taken over: who it was, and why, the manager before has taken with it.
+# Of what was taken over from a manager that has not written down who it was, and why.
 ORDERED_BEFORE: Final = Cause("by_hand", "ordered before this manager took over")
 
 
@@ -85,9 +86,16 @@ class Causes:
         self.missing = Cause("by_hand", "")  # why the last that has left STARTING or RUNNING has
         self._begin_with(NOT_STARTED)
 
-    def take_over(self) -> None:
-        """Its processes had their orders from another manager."""
+    def take_over(self, orders: OrdersRecord | None) -> None:
+        """Its processes had their orders from another manager. orders: what it has written down."""
         self._begin_with(ORDERED_BEFORE)
+        if orders is not None:
+            self.order, self.end, self._rolling = map(_read, (orders.last, orders.end, orders.rolling))
+
+    @property
+    def record(self) -> OrdersRecord:
+        """What the next manager is to know."""
+        return OrdersRecord(*map(_written, (self.order, self.end, self._rolling)))
 
     def _begin_with(self, order: Cause) -> None:
         self.order = order  # the last that has stopped, or started, any of them
@@ -179,6 +187,15 @@ class Causes:
             return None
         expected = process.expected(self._generation.settings, event.event.exit)
         return Cause("recycled" if expected else "crash", self._generation.slots[index].end)
+
+
+def _written(order: Cause) -> OrderRecord:
+    return OrderRecord(order.kind, order.why, order.by)
+
+
+def _read(record: OrderRecord) -> Cause:
+    """It is shown on terminals and in logs, and a file may have been changed by anybody who was root for a moment."""
+    return Cause(record.kind, printable(record.why[:LONGEST]), printable(record.by[:LONGEST]))
 
 
 def last_word(settings: ProcessSettings, exit: Exit, lines: list[bytes], *, was_ready: bool) -> str:

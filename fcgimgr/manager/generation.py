@@ -154,7 +154,7 @@ class Generation:
         self.daemon.look_at_soon(self.pool)
 
     def _take(self, event: core.Event, changed: list[Change]) -> None:
-        before = self.core
+        before, order = self.core, self.causes.order
         self.causes.hear(event)
         if isinstance(event, core.Start | core.Restart):
             self.repeats.forget()
@@ -168,7 +168,9 @@ class Generation:
         self._arm_retry_timer()
         if self.core.left or self.core.refusing:
             self.daemon.saturation.let_go(self)
-        if any(getattr(before, name) is not getattr(self.core, name) for name in _SAVED):
+        if self.causes.order is not order or any(
+            getattr(before, name) is not getattr(self.core, name) for name in _SAVED
+        ):
             self.daemon.state_file.generation_changed(self)
         recycled = {action.index: action.why for action in actions if isinstance(action, core.Recycling)}
         for action in actions:

@@ -367,7 +367,32 @@ def test_a_program_that_ends_by_itself_was_ended_by_no_order(tmp_path: Path) -> 
         assert of_pool(manager, "app", "STOPPED").detail == f"stop, by pid {os.getpid()}, uid {os.geteuid()}"
 
 
-def test_what_was_ordered_before_an_upgrade_is_told_as_that_and_nothing_is_made_up(tmp_path: Path) -> None:
+def test_who_has_ordered_a_stop_is_known_to_who_takes_over_from_a_manager_that_was_killed(tmp_path: Path) -> None:
+    until_free = "trap told=1 TERM; until test $told -a -e free; do sleep 0.02; done"
+    tables = f"""
+        [program.app]
+        command = ["sh", "-c", "{until_free}"]
+        directory = "%(here)s"
+        startsecs = 0.3
+        stopwaitsecs = 20
+        [program.other]
+        command = "sleep 1000"
+    """
+    with killed(scene(tmp_path, tables)) as first:
+        with Client(str(first.control)) as client:
+            client.call("stop", NamesParams(names=("app",), wait=False), answer=Verdict)
+        eventually(lambda: first.pool("app").state == "STOPPING")  # it is written down by then
+        first.kill()
+        with next_one(first, ready=False) as second:
+            eventually(lambda: second.pool("app").state == "STOPPING")
+            (tmp_path / "free").touch()
+            eventually(lambda: second.pool("app").state == "STOPPED")
+            event = of_pool(second, "app", "STOPPED")
+            by = f"pid {os.getpid()}, uid {os.geteuid()}"
+            assert (event.detail, event.by) == (f"stop, by {by}", by)
+
+
+def test_what_was_ordered_before_an_upgrade_is_told_with_who_it_was_and_nothing_is_made_up(tmp_path: Path) -> None:
     until_free = "trap told=1 TERM; until test $told -a -e free; do sleep 0.02; done"
     tables = f"""
         [program.app]
@@ -394,4 +419,5 @@ def test_what_was_ordered_before_an_upgrade_is_told_as_that_and_nothing_is_made_
         assert ("STOPPED", "STARTING") not in {(event.from_state, event.to_state) for event in told}
         assert not any("not started yet" in (event.detail or "") for event in told)
         told_to = [event for event in told if event.name == "app:app_01" and event.to_state == "STOPPING"]
-        assert [event.detail for event in told_to] == ["ordered before this manager took over"]
+        by = f"pid {os.getpid()}, uid {os.geteuid()}"
+        assert [(event.by, event.detail) for event in told_to] == [(by, f"restart, by {by}")]

@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+from typing import Any, cast
 
+import msgspec
 import pytest
 
 from fcgimgr.config.pools import ProgramSettings
 from fcgimgr.core.process import Exit
-from fcgimgr.manager.causes import LONGEST, last_word
+from fcgimgr.manager.causes import LONGEST, ORDERED_BEFORE, Cause, Causes, last_word
 from fcgimgr.manager.pump import Pump
 from fcgimgr.manager.slots import OF_ITS_END, Slot
+from fcgimgr.manager.state import OrderRecord, OrdersRecord, decode, encode
 from tests.unit.logs_bench import Clock, Memory, child_pipe
+from tests.unit.test_state import V1
 
 SETTINGS = ProgramSettings(name="app", command=("app",))
 TRACEBACK = [
@@ -163,6 +167,25 @@ def test_it_can_neither_forge_a_line_nor_fill_the_log() -> None:
     assert "\x1b" not in word(Exit(code=1), [b"\x1b[2J\xff\r"])
     assert len(word(Exit(code=1), [b"x" * 100_000])) == LONGEST + 1
     assert word(Exit(code=1), []) == ""
+
+
+def test_orders_are_handed_on_and_what_is_read_of_them_can_forge_nothing() -> None:
+    before, after = Causes(cast(Any, None)), Causes(cast(Any, None))
+    before.order = Cause("by_hand", "restart --hard", "pid 7, uid 0")
+    before.end = Cause("recycled", "generation 2 serves")
+    generation = decode(V1).generations["app", 1]
+    line = encode(msgspec.structs.replace(generation, orders=before.record))
+    read = decode(V1 + line).generations["app", 1].orders
+    after.take_over(read)
+    assert (after.order, after.end) == (before.order, before.end)
+    assert after.record == before.record
+
+    hostile = OrderRecord("by_hand", "\x1b[2J" + "x" * 100_000, "\n" + "y" * 100_000)
+    after.take_over(OrdersRecord(hostile, hostile, hostile))
+    assert str(after.order).isprintable()
+    assert len(str(after.order)) < 3 * LONGEST
+    after.take_over(generation.orders)  # of a release that wrote none
+    assert after.order == after.end == ORDERED_BEFORE
 
 
 @pytest.mark.parametrize("redirected", [False, True])
