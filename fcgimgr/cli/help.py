@@ -54,9 +54,11 @@ def _show(text: str) -> None:
 
 
 def _overview(context: click.Context) -> str:
-    from .pages import titles
+    import shlex
 
-    pages = titles()
+    from .pages import manual, titles
+
+    pages, manuals = titles(), manual()
     width = max(map(len, pages))
     rows = [f"  {name:<{width}}  {title}" for name, title in pages.items()]
     return "\n".join(
@@ -66,6 +68,8 @@ def _overview(context: click.Context) -> str:
             *rows,
             "\nWhat you see, as in `fcgimgr help FATAL`: any state, 502, 504, hang, queue, slow, leak, permission.",
             "\nA key of the configuration, as in `fcgimgr help stopwaitsecs`; all: `fcgimgr help configuration`.",
+            *(["\nThe manual pages, where `man fcgimgr` does not find them:"] if manuals else []),
+            *(f"  {shlex.join(['man', '-l', str(page)])}" for page in manuals),
         ]
     )
 
