@@ -281,6 +281,23 @@ def test_root_does_not_believe_what_an_ordinary_user_has_written(tmp_path: Path)
             end_strays(first.mark)
 
 
+def test_one_that_was_started_and_not_written_down_ends_though_another_has_its_place_at_once(tmp_path: Path) -> None:
+    config = write(tmp_path, pool(free_address("tcp", tmp_path), "numprocs = 2"))
+    with killed(config) as first:
+        pid, _ = first.pids("app")
+        environment = Child(pid).environ
+        first.kill()
+        with subprocess.Popen(["sleep", "1000"], env=environment, start_new_session=True) as unwritten:
+            try:
+                kill(pid)
+                with next_one(first) as second:
+                    assert unwritten.wait(20) == -signal.SIGTERM
+                    assert f"pid {unwritten.pid}" in second.output()
+                    assert len(second.pids("app")) == 2
+            finally:
+                unwritten.kill()
+
+
 # -- a configuration that has changed ---------------------------------------------------------------------------------
 
 
@@ -309,6 +326,28 @@ def test_fewer_processes_another_name_and_another_address(tmp_path: Path) -> Non
                 load.stop()
                 other.stop()
         assert load.failures == other.failures == []
+
+
+def test_a_pool_that_has_a_new_name_and_whose_old_processes_take_long_is_one_pool(tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    table = pool(address, "numprocs = 1", "stopwaitsecs = 60")
+    config = write(tmp_path, table.replace("pool.app", "pool.old_name"))
+    (tmp_path / "serve.py").write_text(f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{SERVE}")
+    with killed(config) as first:
+        (old,) = first.pids("old_name")
+        write(tmp_path, table.replace("pool.app", "pool.new_name"))
+        (tmp_path / "serve.py").write_text(SERVE)
+        os.kill(first.pid, signal.SIGHUP)
+        eventually(lambda: "STOPPING" in first.output())
+        assert is_alive(old)
+        first.kill()
+        with next_one(first, ready=False) as second:
+            eventually(lambda: len(second.pids("new_name")) == 1)
+            assert {one.name for one in second.status().pools} == {"new_name"}
+            assert served_by(address) in second.pids("new_name")
+            kill(old)
+            eventually(lambda: "a generation has left" in second.output())
+            assert "internal error" not in second.output()
 
 
 def test_a_broken_configuration_leaves_the_processes_serving(tmp_path: Path) -> None:
