@@ -61,8 +61,8 @@ SYMPTOMS: Final = (
     ),
     Symptom(
         "STOPPED",
-        "It does not run, and nobody wants it to: it was stopped by hand, or has autostart = false. Its socket is "
-        "closed: clients are refused.",
+        "It does not run, and nobody wants it to: it was stopped by hand, or has autostart = false. The socket "
+        "of a pool that is STOPPED is closed: clients are refused.",
         (("fcgimgr events NAME", "who has stopped it"), _START),
         "processes.md autostart",
     ),
@@ -115,8 +115,8 @@ SYMPTOMS: Final = (
     ),
     Symptom(
         "leak leaks memory rss oom swap",
-        "RSS is the resident memory of a process. One that grows without end is replaced in time, behind a stand-in "
-        "and without losing a request, by max_rss or max_requests. SIGKILL by nobody's order is, as a rule, the "
+        "RSS is the resident memory of a process. One that grows without end is replaced in time, behind a "
+        "stand-in, by max_rss, or in a wsgi pool by max_requests. SIGKILL by nobody's order is, as a rule, the "
         "kernel's when memory ran out: journalctl -k says so.",
         (("fcgimgr status NAME", "RSS of each process"), ("fcgimgr reload NAME", "begin anew")),
         "limits.md max_rss max_requests",

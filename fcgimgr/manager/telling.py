@@ -45,11 +45,12 @@ def log_spawn(generation: Generation, slot: Slot, name: str, pid: int) -> None:
 
 
 def log_change(generation: Generation, slot: Slot, name: str, before: State, after: State, text: str) -> None:
-    """Log the `text` of a change of state, where it does not repeat what is logged already."""
+    """Log the `text` of a change of state; what repeats others (repeats.py) is for those who debug."""
     journal, repeats = generation.daemon.journal, generation.repeats
     if after.name == "STARTING":
         return  # "spawned" says it, with the pid
     if after.name == "BACKOFF" and not isinstance(before, Running) and not repeats.has_failed(slot, text):
+        journal.debug(text, name=name)
         return
     unseen = {"pid": after.pid} if repeats.is_over(slot) and after.pid is not None else {}
     if after.name == "FATAL":
@@ -87,10 +88,10 @@ def tell_of_death(
 ) -> None:
     """Log its end, unless others have failed to start by the same. `repeated`: who has said before what it said; "":
     nobody."""
-    if is_failed_start and generation.repeats.is_known(slot.end):
-        return
     as_before = f"; what it said before is what {repeated} said" if repeated else ""
-    generation.daemon.journal.warning(slot.end + as_before, name=name, pid=pid)
+    is_known = is_failed_start and generation.repeats.is_known(slot.end)
+    log = generation.daemon.journal.debug if is_known else generation.daemon.journal.warning
+    log(slot.end + as_before, name=name, pid=pid)
 
 
 def exit_as_told(exit: Exit) -> messages.Exit:
