@@ -12,17 +12,17 @@ from .options import Command
 @click.command("check", cls=Command)
 @click.pass_context
 def check_(context: click.Context) -> None:
-    """Check the configuration: every problem at once, exit 2. Directories of logs that are not there are warned of."""
+    """Check the configuration: every problem at once, exit 2. Directories that are missing or unsafe are warned of."""
     import sys
 
     from fcgimgr.config.read import read
 
-    from . import logplaces
+    from . import logplaces, ownplaces
     from .locate import short_path
 
     path = config_file(context)
     config = read(path, os.environ)
-    for warning in (*config.warnings, *logplaces.warnings(config)):
+    for warning in (*config.warnings, *ownplaces.warnings(config), *logplaces.warnings(config)):
         print(f"warning: {warning}", file=sys.stderr)
     what = _count(len(config.pools), "pool"), _count(len(config.programs), "program")
     print(f"{short_path(path)}: ok: {', '.join(part for part in what if part) or 'nothing to run'}")

@@ -1,21 +1,28 @@
-"""Where logs are to be written: `check` can see that a directory is missing before any line is lost."""
+"""Where logs are to be written: `check` can see that one cannot be before any line is lost."""
 
 import os
+import stat
 from collections.abc import Iterator
+from typing import Final
 
 from fcgimgr.config.processes import process_plan
 from fcgimgr.config.settings import Config
+from fcgimgr.linux.directories import LinkRefusedError, directory_of
+
+# Links that a log follows all the same: what the manager itself was given.
+_OWN: Final = ("/dev/stdout", "/dev/stderr")
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """A line for each directory of a log that does not exist: it is made by nobody."""
-    missing: dict[str, str] = {}
+    """A line for each directory of a log that does not exist, as nobody makes it, and for each link that is in the way
+    of one.
+    """
+    found: dict[str, str] = {}
     for key, path in log_files(config):
-        directory = os.path.dirname(path)
-        if not _may_be_there(directory):
-            missing.setdefault(directory, key)
-    for directory, key in missing.items():
-        yield f"{key}: the directory {directory} does not exist; its lines would be lost: install -d {directory}"
+        if path not in _OWN and (problem := _problem(path)) is not None:
+            found.setdefault(problem, key)
+    for problem, key in found.items():
+        yield f"{key}: {problem}"
 
 
 def log_files(config: Config) -> Iterator[tuple[str, str]]:
@@ -30,12 +37,22 @@ def log_files(config: Config) -> Iterator[tuple[str, str]]:
     yield from dict.fromkeys((key, path) for key, path in paths if os.path.isabs(path))
 
 
-def _may_be_there(directory: str) -> bool:
-    """Whether it exists, for all that may be known: the manager may look where this user may not."""
+def _problem(path: str) -> str | None:
+    """What keeps a log from being written at `path`, for all that may be known: the manager may look where this user
+    may not.
+    """
+    where = os.path.dirname(path)
     try:
-        os.stat(directory)
+        with directory_of(path) as (directory, name):
+            if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                return (
+                    f"{path} is a symbolic link, which is not followed: its lines would be lost; name the file itself"
+                )
+    except LinkRefusedError as error:
+        return f"the directory {where}: {error.strerror}; its lines would be lost"
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        if not os.path.isdir(where):
+            return f"the directory {where} does not exist; its lines would be lost: install -d {where}"
     except OSError:
-        return True
-    return True
+        pass
+    return None

@@ -211,6 +211,14 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
     return file
 
 
+def look_at_place(name: str, path: str) -> None:
+    """LinuxError if no socket could be bound to this absolute path, whoever serves there. Nothing is made."""
+    with _directory(name, path) as (directory, _):
+        there = _look(name, path, directory)
+        if there is not None:
+            _refuse_other_kind(name, path, there)
+
+
 def find_again(sock: int, name: str, path: str) -> SocketFile | None:
     """The file at `path`, if the socket of inode `sock` is bound to it; else None. It is put back if it was removed."""
     try:
@@ -323,9 +331,7 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
     there = _look(name, path, directory)
     if there is None:
         return
-    if not stat.S_ISSOCK(there.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(there.st_mode), "a device")
-        raise LinuxError(f"{name}: {path} is {kind}, not a socket; move it away or choose another path")
+    _refuse_other_kind(name, path, there)
     # Bound but not listening yet refuses as a dead one does: somebody is just opening it.
     if _answers(name, path, directory) or sockdiag.unix_bound(there.st_dev, there.st_ino):
         who = holders(sockdiag.listening_inodes(path))
@@ -342,6 +348,12 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
             os.unlink(_second_name(there.st_ino), dir_fd=directory)
     except OSError as error:
         refuse(f"{name}: cannot remove the dead socket {path}", error, "remove it by hand, or choose another path")
+
+
+def _refuse_other_kind(name: str, path: str, there: os.stat_result) -> None:
+    if not stat.S_ISSOCK(there.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(there.st_mode), "a device")
+        raise LinuxError(f"{name}: {path} is {kind}, not a socket; move it away or choose another path")
 
 
 def _look(name: str, path: str, directory: int, file: str = "") -> os.stat_result | None:
