@@ -98,6 +98,20 @@ def test_the_next_process_does_not_tell_it_anew(tmp_path: Path) -> None:
             assert logs(manager).keys() == {"/dev/full"}
 
 
+def test_a_strict_probe_says_no_until_the_log_can_be_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "app.log"
+    table = f'[program.app]\ncommand = "sleep 1000"\nstartsecs = 0\nstdout_logfile = "{path}"'
+    with running(tmp_path, table) as manager:
+        said = manager("probe", "ready", "--strict")
+        assert (said.code, said.out) == (1, f"log {path}: cannot open: its directory does not exist\n")
+        assert manager("probe", "ready").succeeds() == "app is RUNNING\n"
+        assert manager("status").code == 0, "which tells what runs"
+        path.parent.mkdir()
+        manager("reopen").succeeds()
+        assert manager("probe", "ready", "--strict").code == 0
+        assert told(manager, str(path))[-1] == f"{path}: is open again"
+
+
 def test_what_workers_cannot_write_is_shown_as_well(tmp_path: Path) -> None:
     missing = tmp_path / "missing" / "slow.log"
     access = tmp_path / "full.log"
