@@ -47,14 +47,16 @@ def read(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Config:
     everywhere: Names = {f"ENV_{name}": value for name, value in environ.items()}
     everywhere["host_node_name"] = os.uname().nodename
     loaded = load(path, everywhere)
-    if loaded.problems:
+    if not loaded.files:
         raise ConfigError(tuple(loaded.problems))
     tables = sort_tables(loaded.files)
-    findings = Findings(tables.problems, loaded.warnings)
+    unseen = tables.unseen() if loaded.problems else frozenset()
+    findings = Findings([*loaded.problems, *tables.problems], loaded.warnings, unseen)
     config = _config(path, environ, tables, everywhere, findings)
+    warnings = tuple(map(str, findings.warnings))
     if findings.problems:
-        raise ConfigError(tuple(findings.problems))
-    return msgspec.structs.replace(config, warnings=tuple(str(warning) for warning in findings.warnings))
+        raise ConfigError(tuple(findings.problems), warnings)
+    return msgspec.structs.replace(config, warnings=warnings)
 
 
 def _config(path: str, environ: Mapping[str, str], tables: Tables, everywhere: Names, findings: Findings) -> Config:
@@ -189,8 +191,11 @@ class _ProcessTable:
         if self._struct is ProgramSettings:
             return ProgramSettings(name=self._table.name, **values)
         if "socket" not in self._given:
-            self._findings.problem(
-                self._table, "socket", 'is missing: say where the pool listens, as in socket = "127.0.0.1:9001"'
+            self._findings.absent(
+                "defaults",
+                self._table,
+                "socket",
+                'is missing: say where the pool listens, as in socket = "127.0.0.1:9001"',
             )
         if "sockets" not in values:
             return None

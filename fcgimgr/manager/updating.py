@@ -45,7 +45,7 @@ async def update(
     try:
         config = read(daemon.config.path, os.environ)
     except ConfigError as error:
-        return Updated(ok=False, problems=tuple(map(str, error.problems)))
+        return Updated(ok=False, problems=tuple(map(str, error.problems)), warnings=error.warnings)
     # What the pools have counts. A reload may have come to its end after the update that began it was broken off, or
     # may have failed, and with it that pool's share in a change of [manager] environment.
     environment = config.manager.environment

@@ -360,6 +360,35 @@ def test_an_error_in_an_included_file_names_that_file(tmp_path: Path):
     assert errors(tmp_path, f'include = "broken.toml"\n{POOL}').startswith("broken.toml: line 1: not TOML")
 
 
+WRONG = f'{POOL}depends_on = "mail"\nnumproc = 1\n[pool.bare]\n'
+
+
+@pytest.mark.parametrize(
+    ("include", "problem"),
+    [
+        ('"gone.toml"', "pool.toml: include: there is no file gone.toml"),
+        ('["broken.toml", "more.toml"]', "broken.toml: line 1: not TOML: "),
+        ("3", "pool.toml: include: expected a list of files"),
+        ('"."', "it is a directory"),
+    ],
+)
+def test_a_wrong_include_hides_nothing_else_and_nothing_is_said_of_what_nobody_has_seen(
+    tmp_path: Path, include: str, problem: str
+):
+    (tmp_path / "broken.toml").write_text("[program.mail\n")
+    (tmp_path / "more.toml").write_text("[program.b]\ncommand = 3\n")
+    first, *others = errors(tmp_path, f"include = {include}\n{WRONG}").splitlines()
+    assert problem in first
+    numproc = "pool.toml: pool.app.numproc: unknown key; did you mean numprocs?"
+    assert others[0] == numproc
+    assert all("program.b.command: expected" in line for line in others[1:]), "not that mail or a command is missing"
+
+
+def test_with_the_defaults_seen_it_is_sure_what_is_missing(tmp_path: Path):
+    lines = errors(tmp_path, 'include = "gone.toml"\n[defaults]\nnice = 1\n[program.bare]\n')
+    assert "pool.toml: program.bare.command: is missing" in lines
+
+
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo", "huge", "unreadable"])
 def test_what_is_no_file_to_read(tmp_path: Path, kind: str):
     path = tmp_path / "pool.toml"
