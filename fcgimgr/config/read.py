@@ -8,7 +8,7 @@ environment files they name), so that `fcgimgr check` may be run by anybody, bes
 import os
 import signal
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec.structs
 
@@ -36,6 +36,7 @@ from fcgimgr.config.virtualenv import activated_python
 __all__ = ["ConfigError", "Problem", "read"]
 
 Names = dict[str, str | int]
+_STRUCTS: Final = {"manager": ManagerSettings, "program": ProgramSettings, "group": GroupSettings}
 
 
 def read(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Config:
@@ -251,12 +252,20 @@ def _read_key(
     try:
         setting = key.kind.read(table.entries[key.name], place)
     except ValueError as error:
-        findings.unread(table, key.name, str(error))
+        findings.unread(table, key.name, _meant(key.name, table) or str(error))
         return
     if key.field == "rlimits":
         values.setdefault("rlimits", {})[key.name.removeprefix("rlimit_")] = setting
     else:
         values[key.field] = setting
+
+
+def _meant(name: str, table: Table) -> str | None:
+    """What to write where keys with a dot have made a table of one that is none, as socket.mode does."""
+    value = table.entries[name]
+    known = keys(_STRUCTS.get(table.kind, PoolSettings))
+    dotted = [inner for inner in value if f"{name}_{inner}" in known] if isinstance(value, dict) else []
+    return "; ".join(f"{name}.{inner}: did you mean {name}_{inner}?" for inner in dotted) or None
 
 
 def _check_defaults(table: Table, names: Names, used: set[str], findings: Findings) -> None:

@@ -72,6 +72,36 @@ def test_a_file_that_is_no_toml(tmp_path: Path, text: str | bytes, message: str)
     assert message in errors(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('[pool.a]\nlisten = "/s"\nlisten.group = "g"\n', 3, 'listen.group: here it is socket_owner = "user:group"'),
+        ('[pool.a]\nlisten.group = "g"\nlisten.mode = 1\nlisten = "/s"\n', 2, "listen.mode: here it is socket_mode"),
+        ('[pool.a]\nsocket = "/s"\nsocket.mode = "0660"\n', 3, "socket.mode: did you mean socket_mode?"),
+        ('[pool.a]\npm = "dynamic"\npm.max_children = 5\n', 3, "pm.max_children: here it is numprocs"),
+        ('[manager]\nlogfile = "/l"\nlogfile.mode = "0640"\n', 3, "logfile.mode: did you mean logfile_mode?"),
+        ('[pool.a]\nenvironment = { A = "1" }\nenvironment.B = "2"\n', 3, "environment ends with its }"),
+    ],
+)
+def test_a_key_with_a_dot_beside_its_first_part_is_told_what_it_is_here(
+    tmp_path: Path, text: str, line: int, message: str
+):
+    told = errors(tmp_path, text)
+    assert told.startswith(f"pool.toml: line {line}: not TOML: ")
+    assert message in told
+    assert "given twice" not in told
+
+
+def test_a_key_with_a_dot_that_is_given_twice_is_told_to_be(tmp_path: Path):
+    assert "line 3: not TOML: a key is given twice" in errors(tmp_path, "[pool.a]\nlisten.a = 1\nlisten.a = 2\n")
+
+
+def test_a_dot_in_the_place_of_an_underscore(tmp_path: Path):
+    lines = errors(tmp_path, f'{PROGRAM}rlimit.nofile = 3\n[pool.b]\ncommand = "x"\nsocket.mode = "0660"\n')
+    assert "program.job.rlimit.nofile: unknown key; did you mean rlimit_nofile?" in lines
+    assert "pool.b.socket: socket.mode: did you mean socket_mode?" in lines
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path):
     (tmp_path / "pool.toml").write_bytes(b"\xef\xbb\xbf" + POOL.replace("\n", "\r\n").encode())
     assert read(tmp_path / "pool.toml", {}).pools["app"].command == ("serve",)
