@@ -15,9 +15,10 @@ from .options import Command
 @click.pass_context
 def check_(context: click.Context) -> None:
     """Check the configuration: every problem at once, exit 2. Directories that are missing or unsafe are warned of."""
+    from fcgimgr.config.logplaces import unwritable
     from fcgimgr.config.read import ConfigError, read
 
-    from . import logplaces, ownplaces
+    from . import ownplaces
     from .locate import short_path
 
     path = config_file(context)
@@ -26,7 +27,7 @@ def check_(context: click.Context) -> None:
     except ConfigError as error:
         _warn(error.warnings)
         raise
-    _warn((*config.warnings, *ownplaces.warnings(config), *logplaces.warnings(config)))
+    _warn(dict.fromkeys((*config.warnings, *ownplaces.warnings(config), *unwritable(config).values())))
     what = _count(len(config.pools), "pool"), _count(len(config.programs), "program")
     print(f"{short_path(path)}: ok: {', '.join(part for part in what if part) or 'nothing to run'}")
 

@@ -402,7 +402,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 class Updated(Struct, frozen=True, kw_only=True):
     """`problems`: of the file, and then nothing was applied; `changes`: what differs, in words; `processes`: a verdict
     for each pool and program that was changed; `manager`: settings of the manager that were changed; `restart`: those
-    that take a restart; `warnings`: of the file, none of them an obstacle."""
+    that take a restart; `warnings`: of the file, and of logs that cannot be written, none of them an obstacle."""
 
     ok: bool
     problems: tuple[str, ...] = ()

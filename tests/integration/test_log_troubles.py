@@ -47,6 +47,24 @@ def test_check_warns_once_of_a_directory_that_is_missing(tmp_path: Path) -> None
     assert fcgimgr("-c", config, "check").err == ""
 
 
+def test_update_warns_as_check_does_and_of_what_could_not_be_opened(tmp_path: Path) -> None:
+    table = '[program.app]\ncommand = "sleep 1000"\nstartsecs = 0\n'
+    with running(tmp_path, table) as manager:
+        (tmp_path / "taken.log").mkdir()
+        with manager.config.open("a") as config:
+            config.write('stdout_logfile = "%(here)s/var/app.log"\nstderr_logfile = "%(here)s/taken.log"\n')
+        missing = f"the directory {tmp_path}/var does not exist; its lines would be lost: install -d {tmp_path}/var"
+        warned = f"warning: program.app.stdout_logfile: {missing}"
+        assert manager("check").err.splitlines() == [warned]
+        assert manager("update", "--dry-run").err.splitlines() == [warned]
+        done = manager("update")
+        assert done.code == 0
+        taken = f"warning: {tmp_path}/taken.log: cannot open: it is a directory; name a file in it"
+        assert done.err.splitlines() == [warned, taken]
+        assert f"warning {tmp_path}/var/app.log: cannot open: its directory does not exist" in manager.output()
+        assert manager("update").err.splitlines() == [warned], "which is so still"
+
+
 def test_a_log_without_a_directory_is_shown_until_it_has_one(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "app.log"
     tables = f"""

@@ -1,4 +1,4 @@
-"""Where logs are to be written: `check` can see that one cannot be before any line is lost."""
+"""Where logs are to be written: `check` and `update` can see that one cannot be before any line is lost."""
 
 import os
 import stat
@@ -13,16 +13,17 @@ from fcgimgr.linux.directories import LinkRefusedError, directory_of
 _OWN: Final = ("/dev/stdout", "/dev/stderr")
 
 
-def warnings(config: Config) -> Iterator[str]:
-    """A line for each directory of a log that does not exist, as nobody makes it, and for each link that is in the way
-    of one.
+def unwritable(config: Config) -> dict[str, str]:
+    """By the path of each log that cannot be written: why, beginning with the key.
+
+    A directory that does not exist is made by nobody; a link that is in the way is not followed.
     """
+    first: dict[str, str] = {}  # a line for each reason, however many logs it is the reason of
     found: dict[str, str] = {}
     for key, path in log_files(config):
         if path not in _OWN and (problem := _problem(path)) is not None:
-            found.setdefault(problem, key)
-    for problem, key in found.items():
-        yield f"{key}: {problem}"
+            found[path] = first.setdefault(problem, f"{key}: {problem}")
+    return found
 
 
 def log_files(config: Config) -> Iterator[tuple[str, str]]:
