@@ -18,7 +18,7 @@ def check_(context: click.Context) -> None:
     from fcgimgr.config.logplaces import unwritable
     from fcgimgr.config.read import ConfigError, read
 
-    from . import ownplaces
+    from . import ownplaces, reach
     from .locate import short_path
 
     path = config_file(context)
@@ -27,7 +27,8 @@ def check_(context: click.Context) -> None:
     except ConfigError as error:
         _warn(error.warnings)
         raise
-    _warn(dict.fromkeys((*config.warnings, *ownplaces.warnings(config), *unwritable(config).values())))
+    found = (*config.warnings, *ownplaces.warnings(config), *unwritable(config).values(), *reach.warnings(config))
+    _warn(dict.fromkeys(found))
     what = _count(len(config.pools), "pool"), _count(len(config.programs), "program")
     print(f"{short_path(path)}: ok: {', '.join(part for part in what if part) or 'nothing to run'}")
 
