@@ -38,7 +38,7 @@ class Adopted:
         self._processes[pidfd.pid] = pidfd, place
         self._daemon.children[pidfd.pid] = place
         self._daemon.signalling.hold(pidfd)
-        self._daemon.loop.add_reader(pidfd, self._ended, pidfd.pid)
+        self._daemon.loop.add_reader(pidfd, self._ended, pidfd)
 
     def forget(self, pidfd: PidFd, place: tuple[Generation, int]) -> None:
         """It has turned out to be our child, by whoever was its parent before: its death is told as a child's."""
@@ -46,9 +46,9 @@ class Adopted:
             del self._processes[pidfd.pid]
             self._daemon.loop.remove_reader(pidfd)
 
-    def _ended(self, pid: int) -> None:
-        self._daemon.loop.remove_reader(self._processes[pid][0])
-        self._ask(pid, QUESTIONS)
+    def _ended(self, pidfd: PidFd) -> None:
+        self._daemon.loop.remove_reader(pidfd)
+        self._ask(pidfd.pid, QUESTIONS)
 
     def _ask(self, pid: int, questions: int) -> None:
         if pid not in self._processes:  # forgotten meanwhile

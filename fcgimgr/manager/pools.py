@@ -159,8 +159,12 @@ class Pool:
         refused = False
         try:
             while self._inbox:
+                name = self.name
                 self.core, actions = core.step(self.core, self._inbox.popleft(), self.daemon.loop.time())
-                self.daemon.state_file.pool_changed(self)
+                if self.name == name:
+                    self.daemon.state_file.pool_changed(self)
+                else:  # what stands there of it, and of its processes, stands there under another name
+                    self.daemon.state_file.all_changed()
                 self._arm_timer()
                 for action in actions:
                     refused |= self._carry_out(action)

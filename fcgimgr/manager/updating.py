@@ -249,6 +249,9 @@ async def _make(these: Round, change: Change, before: Before | None) -> ProcessV
         await _until(daemon, lambda: not _is_being_left(daemon, settings, pool))
         _refuse_while_stopping(daemon)
         _refuse_what_another_has(daemon, settings, pool)
+        # It was to go, and has not; nobody else knows of its processes.
+        if (How.ADD in change.how or change.before is not None) and change.name in daemon.pools:
+            raise ControlError("what had this name before is still there; run update again")
         if How.ADD in change.how:
             return _add(daemon, settings, these.config)
         return await _change(these, change, settings, was_up=change.name in these.yielded)
@@ -356,8 +359,6 @@ class Until(Watcher):
 
 
 def _add(daemon: Daemon, settings: ProcessSettings, config: Config) -> ProcessVerdict:
-    if settings.name in daemon.pools:  # it was to go, and has not; nobody else knows of its processes
-        raise ControlError("what had this name before is still there; run update again")
     pool = daemon.pools[settings.name] = Pool(daemon, settings, config)
     daemon.state_file.all_changed()
     if not settings.autostart:

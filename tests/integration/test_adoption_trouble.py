@@ -311,6 +311,28 @@ def test_fewer_processes_another_name_and_another_address(tmp_path: Path) -> Non
         assert load.failures == other.failures == []
 
 
+def test_a_pool_that_has_a_new_name_and_whose_old_processes_take_long_is_one_pool(tmp_path: Path) -> None:
+    address = free_address("tcp", tmp_path)
+    table = pool(address, "numprocs = 1", "stopwaitsecs = 60")
+    config = write(tmp_path, table.replace("pool.app", "pool.old_name"))
+    (tmp_path / "serve.py").write_text(f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{SERVE}")
+    with killed(config) as first:
+        (old,) = first.pids("old_name")
+        write(tmp_path, table.replace("pool.app", "pool.new_name"))
+        (tmp_path / "serve.py").write_text(SERVE)
+        os.kill(first.pid, signal.SIGHUP)
+        eventually(lambda: "STOPPING" in first.output())
+        assert is_alive(old)
+        first.kill()
+        with next_one(first, ready=False) as second:
+            eventually(lambda: len(second.pids("new_name")) == 1)
+            assert {one.name for one in second.status().pools} == {"new_name"}
+            assert served_by(address) in second.pids("new_name")
+            kill(old)
+            eventually(lambda: "a generation has left" in second.output())
+            assert "internal error" not in second.output()
+
+
 def test_a_broken_configuration_leaves_the_processes_serving(tmp_path: Path) -> None:
     address = free_address("tcp", tmp_path)
     config = write(tmp_path, pool(address))

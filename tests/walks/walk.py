@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -62,6 +62,11 @@ Answer = TypeVar("Answer")
 names = st.sampled_from([*NAMES, *(f"{name}:{name}_0{index}" for name in NAMES for index in range(2)), "all"])
 pools = st.sampled_from(NAMES)
 moments = st.sampled_from([0.0, 0.0, 0.005, 0.05, 0.2])
+
+
+def without_time(line: str) -> str:
+    """A line of the log, without when it was."""
+    return line.partition(" ")[2]
 
 
 class Stumbled(BaseException):
@@ -239,7 +244,9 @@ class Walk(RuleBasedStateMachine):
             hold()
         except Exception as error:
             self.failed = True
-            steps, log = "\n".join(self.told), self.manager.output()[-20000:]
+            steps, log = "\n".join(self.told), self.manager.output()
+            # What a manager says again and again must not hide what it said before.
+            log = "\n".join(line for line, _ in groupby(log.splitlines(), key=without_time))[-20000:]
             raise Stumbled(f"{error!r}\n-- the steps:\n{steps}\n-- the log:\n{log}") from error
 
     def write(self, plan: Plan) -> Path:
