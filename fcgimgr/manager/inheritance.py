@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import Config
@@ -19,6 +19,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.manager import updating
 from fcgimgr.manager.adoption import Estate, adopt, replace_incomplete, running_config
+from fcgimgr.manager.environments import Mark
 from fcgimgr.manager.journal import Journal
 from fcgimgr.manager.state import NAME, StateError, read
 
@@ -89,8 +90,12 @@ async def _catch_up(daemon: Daemon) -> None:
 
 async def end_unknown(daemon: Daemon, estate: Estate) -> None:
     """End what an earlier manager of this state_dir has started and nobody has taken over."""
-    await daemon.environments.learned(procfs.pids())
-    found = unknown(daemon, estate.pid)
+    taken_over = {
+        (generation.name, str(generation.number), generation.slots[index].name)
+        for generation, index in daemon.children.values()
+    }
+    await daemon.environments.learned(procfs.pids())  # meanwhile we start others, in the places of the dead
+    found = unknown(daemon, estate.pid, taken_over)
     if not found:
         return
     pids = ", ".join(str(pidfd.pid) for pidfd in found)
@@ -106,16 +111,12 @@ async def end_unknown(daemon: Daemon, estate: Estate) -> None:
         pidfd.close()
 
 
-def unknown(daemon: Daemon, manager: int | None) -> list[PidFd]:
+def unknown(daemon: Daemon, manager: int | None, taken_over: Collection[Mark]) -> list[PidFd]:
     """Each of them, to be closed. `manager`: the earlier manager's pid.
 
     They are known by the notify socket in their environment, which is that manager's alone. What descends from a
     process that was taken over belongs to it.
     """
-    known = {
-        (generation.name, str(generation.number), generation.slots[index].name)
-        for generation, index in daemon.children.values()
-    }
     sockets = [os.path.join(daemon.config.manager.state_dir, "notify-")]
     if manager is not None and (manager == os.getpid() or procfs.state(manager) is None):
         sockets.append(f"@fcgimgr-{manager}-")  # else its number is another's by now, and may be another manager's
@@ -124,7 +125,7 @@ def unknown(daemon: Daemon, manager: int | None) -> list[PidFd]:
         if pid in daemon.children or procfs.session(pid) in daemon.children or procfs.parent(pid) == os.getpid():
             return False
         environment = daemon.environments.of(pid)  # of what was started since, the manager before us is no more
-        if environment is None or environment.mark is None or environment.mark in known:
+        if environment is None or environment.mark is None or environment.mark in taken_over:
             return False
         if not environment.notify.startswith(tuple(sockets)):
             return False

@@ -281,6 +281,23 @@ def test_root_does_not_believe_what_an_ordinary_user_has_written(tmp_path: Path)
             end_strays(first.mark)
 
 
+def test_one_that_was_started_and_not_written_down_ends_though_another_has_its_place_at_once(tmp_path: Path) -> None:
+    config = write(tmp_path, pool(free_address("tcp", tmp_path), "numprocs = 2"))
+    with killed(config) as first:
+        pid, _ = first.pids("app")
+        environment = Child(pid).environ
+        first.kill()
+        with subprocess.Popen(["sleep", "1000"], env=environment, start_new_session=True) as unwritten:
+            try:
+                kill(pid)
+                with next_one(first) as second:
+                    assert unwritten.wait(20) == -signal.SIGTERM
+                    assert f"pid {unwritten.pid}" in second.output()
+                    assert len(second.pids("app")) == 2
+            finally:
+                unwritten.kill()
+
+
 # -- a configuration that has changed ---------------------------------------------------------------------------------
 
 
