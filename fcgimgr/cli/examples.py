@@ -78,7 +78,7 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
     ),
     "probe": (
         ("fcgimgr probe ready", "can clients be served? for a load balancer"),
-        ("fcgimgr probe ready --strict", "is every process there? for whoever calls a person"),
+        ("fcgimgr probe ready --strict", "is there anything to mend? for whoever calls a person"),
     ),
     "ping": (
         ("fcgimgr ping", "the manager's version and pid"),

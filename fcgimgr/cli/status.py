@@ -15,7 +15,7 @@ from .options import Command
 @click.option("-v", "--verbose", is_flag=True, help="Every process, and the requests it has in hand.")
 @click.pass_context
 def status_(context: click.Context, names: tuple[str, ...], as_json: bool, verbose: bool) -> None:
-    """Show what runs. Exit 3 when something is not running.
+    """Show what runs. Exit 3 when something is not running. What is amiss otherwise is for `probe ready --strict`.
 
     BUSY and REQUESTS are "-" where they are not known. RESTARTS: 2c 5r 1h is twice after a crash, five times recycled,
     once by hand. Of a pool with more than 50 processes those that just run are one line, unless -v. On a terminal what
