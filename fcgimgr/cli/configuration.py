@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterable
 
 import click
 
@@ -12,20 +14,28 @@ from .options import Command
 @click.command("check", cls=Command)
 @click.pass_context
 def check_(context: click.Context) -> None:
-    """Check the configuration: every problem at once, exit 2. Directories of logs that are not there are warned of."""
-    import sys
+    """Check the configuration: every problem at once, exit 2. Directories that are missing or unsafe are warned of."""
+    from fcgimgr.config.logplaces import unwritable
+    from fcgimgr.config.read import ConfigError, read
 
-    from fcgimgr.config.read import read
-
-    from . import logplaces
+    from . import ownplaces, reach
     from .locate import short_path
 
     path = config_file(context)
-    config = read(path, os.environ)
-    for warning in (*config.warnings, *logplaces.warnings(config)):
-        print(f"warning: {warning}", file=sys.stderr)
+    try:
+        config = read(path, os.environ)
+    except ConfigError as error:
+        _warn(error.warnings)
+        raise
+    found = (*config.warnings, *ownplaces.warnings(config), *unwritable(config).values(), *reach.warnings(config))
+    _warn(dict.fromkeys(found))
     what = _count(len(config.pools), "pool"), _count(len(config.programs), "program")
     print(f"{short_path(path)}: ok: {', '.join(part for part in what if part) or 'nothing to run'}")
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _count(number: int, thing: str) -> str:

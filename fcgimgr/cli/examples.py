@@ -61,7 +61,7 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
         ("fcgimgr log -f", "as they are written"),
     ),
     "events": (
-        ("fcgimgr events shop", "the last 20 of a pool, with why"),
+        ("fcgimgr events --since 30m shop", "of a pool in the last half hour, with why"),
         ("fcgimgr events -f --json", "as they come, for a program"),
     ),
     "reopen": (
@@ -78,7 +78,7 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
     ),
     "probe": (
         ("fcgimgr probe ready", "can clients be served? for a load balancer"),
-        ("fcgimgr probe ready --strict", "is every process there? for whoever calls a person"),
+        ("fcgimgr probe ready --strict", "is there anything to mend? for whoever calls a person"),
     ),
     "ping": (
         ("fcgimgr ping", "the manager's version and pid"),

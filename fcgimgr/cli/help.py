@@ -1,4 +1,4 @@
-"""`help`: a command, a key of the configuration, or a page of the documentation, without leaving the terminal."""
+"""`help`: what one sees, a command, a key of the configuration, or a page of the documentation, in the terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from .options import Command
 @click.command(
     "help",
     cls=Command,
-    short_help="Explain a command or a key, or show a page.",
+    short_help="Explain what you see, a command or a key.",
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("topic", metavar="[COMMAND|KEY|PAGE]", required=False)
+@click.argument("topic", metavar="[COMMAND|KEY|PAGE|WORD]", required=False)
 @click.pass_context
 def help_(context: click.Context, topic: str | None) -> None:
     """Explain a command or a key of the configuration, or show a page of the documentation.
@@ -23,6 +23,8 @@ def help_(context: click.Context, topic: str | None) -> None:
     A key or a command may be one of Supervisor, PHP-FPM, uWSGI, gunicorn or runit: then it says what that is here.
     PAGE.md is the page where a command or a key has the same name. `help nginx` says where the configuration for nginx
     is.
+
+    WORD is what you see: a state (FATAL), what nginx answers (502), or what it looks like (hang, queue, slow, leak).
     """
     topic = topic and topic.lstrip("-")  # an option of others is a key of theirs
     _show(_overview(context) if not topic else _about(context, topic))
@@ -30,6 +32,7 @@ def help_(context: click.Context, topic: str | None) -> None:
 
 def _about(context: click.Context, topic: str) -> str:
     from .pages import nginx, page
+    from .symptoms import symptom
 
     if topic == "nginx":
         return f"{nginx()}\n\n{(nginx() / 'README.md').read_text(encoding='utf-8')}"
@@ -39,6 +42,7 @@ def _about(context: click.Context, topic: str) -> str:
     found = [*_command(context, topic), *_keys(topic)]
     if found and text:
         found.append(f"There is a page of this name too: `fcgimgr help {topic}.md`")
+    found += filter(None, [symptom(topic)])
     found = found or [*filter(None, [text])] or list(_foreign(topic))
     if not found:
         raise Failure(_unknown(context, topic), code=USAGE)
@@ -57,9 +61,11 @@ def _show(text: str) -> None:
 
 
 def _overview(context: click.Context) -> str:
-    from .pages import titles
+    import shlex
 
-    pages = titles()
+    from .pages import manual, titles
+
+    pages, manuals = titles(), manual()
     width = max(map(len, pages))
     rows = [f"  {name:<{width}}  {title}" for name, title in pages.items()]
     return "\n".join(
@@ -67,7 +73,10 @@ def _overview(context: click.Context) -> str:
             context.find_root().get_help(),
             "\nPages, as in `fcgimgr help reload.md`:",
             *rows,
+            "\nWhat you see, as in `fcgimgr help FATAL`: any state, 502, 504, hang, queue, slow, leak, permission.",
             "\nA key of the configuration, as in `fcgimgr help stopwaitsecs`; all: `fcgimgr help configuration`.",
+            *(["\nThe manual pages, where `man fcgimgr` does not find them:"] if manuals else []),
+            *(f"  {shlex.join(['man', '-l', str(page)])}" for page in manuals),
         ]
     )
 

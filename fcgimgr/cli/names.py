@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import ARGUMENTS
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -15,7 +17,21 @@ _PATIENCE = 0.3
 def names_argument(*, required: bool) -> Callable[[Any], Any]:
     """NAME…: pools, programs, processes, groups, or all."""
     metavar = "NAME..." if required else "[NAME...]"
-    return click.argument("names", metavar=metavar, nargs=-1, required=required, shell_complete=complete_names)
+    return click.argument(
+        "names", cls=Name, metavar=metavar, nargs=-1, required=required, shell_complete=complete_names
+    )
+
+
+class Name(click.Argument):
+    """An argument in whose place, where it must be given and is not, it is said what there is."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter:
+            from .nameless import nameless
+
+            raise nameless(ctx, ctx.meta[ARGUMENTS]) from None
 
 
 def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":

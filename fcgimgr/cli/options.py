@@ -1,6 +1,6 @@
 """What every command takes, before its name or after it: -c, -s, --version, -h."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -8,6 +8,9 @@ from fcgimgr import __version__
 
 from .examples import EXAMPLES
 from .locate import remember_config, remember_socket
+
+#: Where the context has the words behind the command's name.
+ARGUMENTS: Final = "fcgimgr.arguments"
 
 
 def common_options() -> list[click.Parameter]:
@@ -46,6 +49,10 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.params += common_options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):

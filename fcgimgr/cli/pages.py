@@ -41,6 +41,20 @@ def of_command(name: str) -> str:
     return section[1].strip() if section else ""
 
 
+def manual() -> list[Path]:
+    """The manual pages, wherever the installer has put them; none where that is not known."""
+    if pages := sorted((share() / "man").glob("fcgimgr*")):  # a checkout
+        return pages
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        known = files("fcgimgr") or []
+    except PackageNotFoundError:
+        return []
+    found = [Path(file.locate()).resolve() for file in known if file.parent.name in ("man1", "man5")]
+    return sorted(filter(Path.is_file, found))
+
+
 def nginx() -> Path:
     """The directory of ready-made configuration for nginx."""
     return share() / "nginx"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .names import complete_pools, names_argument
+from .names import Name, complete_pools, names_argument
 from .options import Command
 
 wait_option = click.option("--wait/--no-wait", default=True, help="Wait until it is over (the default).")
@@ -37,7 +37,7 @@ stop_ = _command("stop", "Stop, and wait until it has stopped.")
 
 
 @click.command("scale", cls=Command, context_settings={"ignore_unknown_options": True})
-@click.argument("name", metavar="NAME", shell_complete=complete_pools)
+@click.argument("name", cls=Name, metavar="NAME", shell_complete=complete_pools)
 @click.argument("numprocs", metavar="N|+N|-N")
 @wait_option
 @verbose_option

@@ -92,10 +92,17 @@ def ping_(context: click.Context) -> None:
 
 @click.command("probe", cls=Command, short_help="Health check: live or ready, by exit code.")
 @click.argument("kind", type=click.Choice(["live", "ready"]))
-@click.option("--strict", is_flag=True, help="ready: with all processes, so not while a pool is DEGRADED.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="ready: nothing is amiss. Not while a pool is DEGRADED or saturated, or a log cannot be written.",
+)
 @click.pass_context
 def probe_(context: click.Context, kind: str, strict: bool) -> None:
-    """For health checks: exit 0 when it is so. live: the manager answers; ready: each started pool serves."""
+    """For health checks: exit 0 when it is so. live: the manager answers; ready: each started pool serves.
+
+    Else exit 1, with the reason; 4 where there is no manager.
+    """
     if strict and kind != "ready":
         raise click.UsageError("--strict is of `probe ready`")
     from fcgimgr.control.messages import Probed, ProbeParams

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from fcgimgr.control.messages import GenerationStatus, PoolStatus, ProcessStatus, SocketStatus, Status
 
-from .terminal import Paint, safe
+from .terminal import Paint, laid_out, safe
 
 FOLD_ABOVE: Final = 50
 """A pool with more processes than this is folded: what just runs is one line."""
@@ -22,6 +22,8 @@ _LONGEST: Final = 10_000 * 86400.0
 
 _HEADINGS: Final = ("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "BUSY", "REQUESTS", "RSS")
 _STATE_WIDTH: Final = len("STARTING")
+_BELOW_A_POOL: Final = " " * 4
+_BELOW_A_PROCESS: Final = " " * 6
 
 
 def all_running(pool: PoolStatus) -> bool:
@@ -29,27 +31,34 @@ def all_running(pool: PoolStatus) -> bool:
 
     The pool's own state knows what is wanted; where the manager was asked for some of its processes only, these count.
     """
-    if len(pool.processes) >= pool.numprocs:
+    if not _is_selection(pool):
         return pool.state in ("RUNNING", "EXITED")
-    return bool(pool.processes) and all(process.state == "RUNNING" for process in pool.processes)
+    return all(process.state == "RUNNING" for process in pool.processes)
 
 
-def render(status: Status, paint: Paint, *, verbose: bool = False) -> Iterable[str]:
-    """The lines of the table."""
+def _is_selection(pool: PoolStatus) -> bool:
+    """Whether the manager was asked for some of its processes only: for one that is missing there is a row too."""
+    return 0 < len(pool.processes) < pool.numprocs
+
+
+def render(status: Status, paint: Paint, *, verbose: bool = False, columns: int | None = None) -> Iterable[str]:
+    """The lines of the table. columns: of the terminal, where what is said of a row goes on below it; None: no end."""
     manager = status.manager
     state = "" if manager.state == "RUNNING" else f"  {paint.state(manager.state)}"
     about = f"fcgimgr {manager.version}  pid {manager.pid}  up {duration(manager.uptime)}  {safe(manager.config)}"
     yield paint(about, "grey") + state
     if status.pools:
-        yield from _table(status, paint, verbose)
+        yield from _table(status, paint, verbose, columns)
     else:
         yield "no pools and no programs"
     for log in status.logs:
-        lost = f", {log.lost} line{'' if log.lost == 1 else 's'} lost" if log.lost else ""
-        yield paint(safe(f"log {log.path}: {log.problem}{lost}"), "red")
+        lost = [f"{log.lost} line{'' if log.lost == 1 else 's'} lost"] if log.lost else []
+        facts = [safe(log.problem), *lost]
+        lines = laid_out(safe(f"log {log.path}: "), facts, ", ", columns, _BELOW_A_POOL)
+        yield from (paint(line, "red") for line in lines)
 
 
-def _table(status: Status, paint: Paint, verbose: bool) -> Iterable[str]:
+def _table(status: Status, paint: Paint, verbose: bool, columns: int | None) -> Iterable[str]:
     parts = [part for pool in status.pools for part in _parts(pool, verbose)]
     rows = {id(process): _row(part.pool, process) for part in parts for process in part.processes}
     names = [(_generation_name(part.beside) if part.beside else part.pool.name,) for part in parts]
@@ -58,13 +67,15 @@ def _table(status: Status, paint: Paint, verbose: bool) -> Iterable[str]:
     yield paint(_aligned(_HEADINGS, widths, _HEADINGS[1].ljust(widths[1])), "bold").rstrip()
     for part in parts:
         if part.beside is None:
-            yield _pool_line(part.pool, widths, paint)
+            name, state, facts = part.pool.name, part.pool.state, _pool_facts(part.pool, paint)
         else:
-            yield _generation_line(part.beside, widths, paint)
+            name, state, facts = _generation_name(part.beside), part.beside.state, _generation_facts(part.beside, paint)
+        head = f"{name.ljust(widths[0])}  {paint.state(state, widths[1])}  "
+        yield from laid_out(head, facts, "  ", columns, _BELOW_A_POOL)
         for process in part.processes:
             row = _aligned(rows[id(process)], widths, paint.state(process.state, widths[1]))
-            note = _note(part.pool, process, verbose)
-            yield f"{row}  {safe(note)}" if note else row
+            notes = [safe(note) for note in _notes(part.pool, process, verbose)]
+            yield from laid_out(f"{row}  ", notes, "; ", columns, _BELOW_A_PROCESS)
             if verbose:
                 yield from _requests(process)
         yield from (f"  {summary}" for summary in part.summaries)
@@ -175,13 +186,16 @@ def _aligned(row: Sequence[str], widths: list[int], state: str) -> str:
     return "  ".join((row[0].ljust(widths[0]), state, *numbers))
 
 
-def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
+def _pool_facts(pool: PoolStatus, paint: Paint) -> list[str]:
     beside = {generation.number for generation in pool.generations}
     own = [process for process in pool.processes if process.generation not in beside]
     running = sum(process.state == "RUNNING" for process in own)
-    if pool.state == "RUNNING" and len(own) >= pool.numprocs:
-        running = max(running, pool.numprocs)  # one that has just recycled itself is missed no more than its forerunner
-    known = f"{running} of {pool.numprocs} running"
+    if _is_selection(pool):
+        known = f"{running} of {len(own)} running, {pool.numprocs - len(own)} not asked for"
+    elif pool.state == "RUNNING":  # one that has just recycled itself is missed no more than its forerunner
+        known = f"{max(running, pool.numprocs)} of {pool.numprocs} running"
+    else:
+        known = f"{running} of {pool.numprocs} running"
     facts = [known, *(_socket(socket, paint) for socket in pool.sockets if not _is_in_reason(socket, pool))]
     if pool.saturated_for is not None:
         facts.append(paint(f"saturated for {duration(pool.saturated_for)}", "yellow"))
@@ -196,21 +210,20 @@ def _pool_line(pool: PoolStatus, widths: list[int], paint: Paint) -> str:
     if pool.discarded:
         facts.append(paint(safe(pool.discarded), "red"))
     facts += [paint(safe(f"could not be killed: {one.process}, {one.reason}"), "red") for one in pool.abandoned]
-    return "  ".join((pool.name.ljust(widths[0]), paint.state(pool.state, widths[1]), *facts))
+    return facts
 
 
 def _generation_name(generation: GenerationStatus) -> str:
     return f"  generation {generation.number}"
 
 
-def _generation_line(generation: GenerationStatus, widths: list[int], paint: Paint) -> str:
+def _generation_facts(generation: GenerationStatus, paint: Paint) -> list[str]:
     facts = [safe(generation.doing)] if generation.doing else []
     if generation.queued is not None:
         facts.append(paint(f"queue {generation.queued}", "yellow" if generation.queued else None))
     if generation.killed_in is not None:
         facts.append(f"killed in {generation.killed_in:.0f} s")
-    name = _generation_name(generation).ljust(widths[0])
-    return "  ".join((name, paint.state(generation.state, widths[1]), *facts))
+    return facts
 
 
 def _is_in_reason(socket: SocketStatus, pool: PoolStatus) -> bool:
@@ -239,7 +252,7 @@ def _advice(name: str, retry_in: float | None) -> list[str]:
     return [*waiting, f"once it is mended: fcgimgr start {name}"]
 
 
-def _note(pool: PoolStatus, process: ProcessStatus, verbose: bool) -> str:
+def _notes(pool: PoolStatus, process: ProcessStatus, verbose: bool) -> list[str]:
     """Why it is not running, and what comes next; of one that runs, how long its last request took."""
     notes = []
     if process.reason:
@@ -260,7 +273,7 @@ def _note(pool: PoolStatus, process: ProcessStatus, verbose: bool) -> str:
         notes.append(f"next try in {process.retry_in:.0f} s")
     if verbose and process.last_duration is not None:
         notes.append(f"last request took {took(process.last_duration)}")
-    return "; ".join(notes)
+    return notes
 
 
 def took(seconds: float) -> str:

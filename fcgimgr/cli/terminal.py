@@ -7,6 +7,7 @@ In a pipe everything is plain and nothing is redrawn. NO_COLOR (https://no-color
 import os
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Final, TextIO
 
 _SGR: Final = {"green": "32", "yellow": "33", "red": "31", "cyan": "36", "grey": "90", "bold": "1"}
@@ -49,7 +50,7 @@ def has_colour(stream: TextIO) -> bool:
 
 def fitting(line: str, columns: int | None) -> str:
     """`line`, cut where it is longer than so many columns (None: it may be as long as it is); colours take none."""
-    if columns is None or len(_COLOUR.sub("", line)) <= columns:
+    if columns is None or width(line) <= columns:
         return line
     kept, room = "", columns - 1
     for piece in _COLOUR.split(line):
@@ -59,6 +60,49 @@ def fitting(line: str, columns: int | None) -> str:
             kept += piece[: max(room, 0)] + ("…" if 0 <= room < len(piece) else "")
             room -= len(piece)
     return kept
+
+
+def laid_out(begin: str, pieces: Sequence[str], separator: str, columns: int | None, indent: str) -> list[str]:
+    """`begin` and the pieces behind it on a line, or on more of them, with `indent`, where it is longer than columns.
+
+    A piece stays whole where a line has room for it, so that a command in it can be copied; else it is broken between
+    words.
+    """
+    whole = (begin + separator.join(pieces)).rstrip()
+    if columns is None or width(whole) <= columns:
+        return [whole]
+    end = separator.rstrip()
+    gap = separator[len(end) :]
+    lines, line = [], begin
+    for piece in [*(piece + end for piece in pieces[:-1]), *pieces[-1:]]:
+        if width(line + piece) > columns:
+            lines.append(line.rstrip())
+            *full, line = _broken(piece, columns, indent)
+            lines += full
+        else:
+            line += piece
+        line += gap
+    return [*lines, line.rstrip()]
+
+
+def _broken(piece: str, columns: int, indent: str) -> Iterator[str]:
+    """`piece` in lines that begin with `indent`."""
+    room = max(columns - len(indent), 1)
+    line = ""
+    for word in piece.split(" "):
+        if line and width(f"{line} {word}") > room:
+            yield indent + line
+            line = ""
+        while not line and len(word) > room and not _COLOUR.search(word):  # a path, as a rule
+            yield indent + word[:room]
+            word = word[room:]
+        line = f"{line} {word}" if line else word
+    yield indent + line
+
+
+def width(text: str) -> int:
+    """How many columns it takes: colours take none."""
+    return len(_COLOUR.sub("", text))
 
 
 def columns_of(stream: TextIO) -> int | None:

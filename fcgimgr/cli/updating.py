@@ -20,10 +20,10 @@ def update_(context: click.Context, dry_run: bool, verbose: bool) -> None:
     from .ask import ask_and_wait, show_verdict
 
     updated = ask_and_wait(context, "update", UpdateParams(dry_run=dry_run), Updated)
-    if updated.problems:
-        raise Failure("\n".join((*updated.problems, "nothing was applied")), code=USAGE)
     for warning in updated.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if updated.problems:
+        raise Failure("\n".join((*updated.problems, "nothing was applied")), code=USAGE)
     for key in updated.restart:
         print(f"manager.{key}: changed; it takes a restart of the manager")
     for key in updated.manager:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
 
+from .symptoms import symptom
+
 #: Commands that end processes, or change what runs.
 CHANGING: Final = frozenset(
     ["stop", "reload", "update", "upgrade", "restart", "scale", "signal", "shutdown", "drain", "reopen"]
@@ -172,6 +174,8 @@ def meant(word: str, commands: Iterable[str]) -> str:
     """What to say to somebody who typed `word`, which is no command, as if it were one."""
     if told := WORDS.get(word.lower()):
         return f"here: {told}"
+    if symptom(word):
+        return f"what it means: `fcgimgr help {word}`"
     if word.endswith((".toml", ".conf", ".ini")):
         return f"a configuration is given with -c, as in `fcgimgr -c {word} check`"
     module, colon, name = word.partition(":")

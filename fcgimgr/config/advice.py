@@ -59,7 +59,7 @@ class At(Struct, frozen=True):
 def unknown_keys(at: At, key: str, value: object) -> Iterator[tuple[str, str]]:
     """Each key that is not known, with the message: `key`, or PHP-FPM's keys with a dot, which are tables in TOML."""
     dotted = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else []
-    if any(_rows(name) for name in dotted):
+    if any(_rows(name) or _undotted(name) in at.allowed for name in dotted):
         for name in dotted:
             yield name, unknown_key(at, name)
     else:
@@ -78,6 +78,9 @@ def unknown_key(at: At, key: str, value: object = None) -> str:
     told = _elsewhere(at.table, plain) or _foreign(at, plain, value)
     if told:
         return told
+    undotted = _undotted(plain)
+    if undotted in at.allowed and not (undotted in INSTEAD and at.runs == "command"):
+        return f"unknown key; did you mean {undotted}?"
     if plain.startswith("rlimit_"):
         return "unknown key; the limits are " + ", ".join(name for name in at.allowed if name.startswith("rlimit_"))
     close = difflib.get_close_matches(plain[:60], [*at.allowed, *LATER], 1, 0.7)
@@ -91,6 +94,10 @@ def unknown_key(at: At, key: str, value: object = None) -> str:
 def of_wsgi_alone(key: str) -> str:
     """The message for a key of `wsgi` pools where a command runs."""
     return f"is for a wsgi application only; {message(INSTEAD[key])}"
+
+
+def _undotted(key: str) -> str:
+    return key.replace(".", "_")
 
 
 def _elsewhere(table: str, key: str) -> str | None:

@@ -58,7 +58,9 @@ def _what_runs(read: TableRead, findings: Findings) -> None:
         findings.problem(read, "wsgi", "give either command or wsgi, not both")
     elif "command" not in read.given and "wsgi" not in read.given:
         wsgi = ' (or wsgi = "module:callable")' if read.table.kind == "pool" else ""
-        findings.problem(read, "command", f'is missing: say what to run, as in command = "python3 app.py"{wsgi}')
+        findings.absent(
+            "defaults", read, "command", f'is missing: say what to run, as in command = "python3 app.py"{wsgi}'
+        )
 
 
 def _numbers(read: TableRead, settings: PoolSettings | ProgramSettings, findings: Findings) -> None:

@@ -14,7 +14,7 @@ from fcgimgr.config.tables import Table, Tables
 
 def check_together(config: Config, tables: Tables, reads: Sequence[TableRead], findings: Findings, path: str) -> None:
     """Find what is wrong between the tables. path: of the main file, as the user would write it."""
-    if not reads and not tables.problems:
+    if not reads and not tables.problems and "pool" not in findings.unseen:
         problem = Problem(path, "", "there is nothing to run: add a [pool.NAME] or a [program.NAME]")
         findings.problems[problem] = None
     _names(tables, findings)
@@ -47,7 +47,7 @@ def _groups(config: Config, tables: Tables, reads: Sequence[TableRead], findings
             findings.problem(table, "programs", "is empty: a group needs at least one pool or program")
         for name in group.programs:
             if name not in members:
-                findings.problem(table, "programs", _unknown(name, members))
+                findings.absent("pool", table, "programs", _unknown(name, members))
 
 
 def _dependencies(tables: Tables, reads: Sequence[TableRead], findings: Findings) -> None:
@@ -61,7 +61,7 @@ def _dependencies(tables: Tables, reads: Sequence[TableRead], findings: Findings
             if other in groups and other not in known:
                 findings.problem(read, "depends_on", f'"{other}" is a group; name its pools and programs')
             elif other not in known:
-                findings.problem(read, "depends_on", _unknown(other, known))
+                findings.absent("pool", read, "depends_on", _unknown(other, known))
                 continue
             wanted = known[other].settings if other in known else None
             if settings and settings.autostart and wanted and not wanted.autostart:

@@ -38,7 +38,10 @@ class SourceFile(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """All files of a configuration, the main one first, with what was wrong or strange about them."""
+    """All files of a configuration that could be read, the main one first, with what was wrong or strange about them.
+
+    With a problem there may be tables that nobody has seen.
+    """
 
     files: list[SourceFile]
     problems: list[Problem]
@@ -90,8 +93,8 @@ def _load(path: str, names: Mapping[str, str | int], loaded: Loaded, seen: set[s
     except ValueError as error:
         loaded.problems.append(Problem(path, "", str(error)))
         return
-    if os.geteuid() == 0:
-        _look_for_others(path, loaded)
+    if os.geteuid() == 0 and not _is_roots(path, loaded):
+        return
     include = tables.pop("include", [])
     directory = os.path.dirname(os.path.abspath(path))
     loaded.files.append(SourceFile(path, directory, text, tables))
@@ -104,20 +107,22 @@ def _load(path: str, names: Mapping[str, str | int], loaded: Loaded, seen: set[s
         _include(os.path.join(os.path.dirname(path), pattern), path, names, loaded, seen)
 
 
-def _look_for_others(path: str, loaded: Loaded) -> None:
+def _is_roots(path: str, loaded: Loaded) -> bool:
+    """Whether root may go by what it says; who else may change it is told."""
     try:
         other = others_who_may_change(path)
     except OSError as error:
         loaded.problems.append(Problem(path, "", f"it cannot be looked at: {error.strerror}"))
-        return
+        return False
     if other is None:
-        return
+        return True
     if other.anybody:
         told = f"{other}: root does not run what anybody may have written; let only root write to it, or move the file"
         loaded.problems.append(Problem(path, "", told))
     else:
         told = f"{other}, who can run anything as root by it; let only root write to it"
         loaded.warnings.append(Problem(path, "", told))
+    return not other.anybody
 
 
 def _patterns(include: object, names: Mapping[str, str | int]) -> list[str]:

@@ -26,9 +26,11 @@ class TableRead(msgspec.Struct, frozen=True):
 class Findings:
     """The problems and warnings so far, each once. What cannot even be read gets no second problem from the checks."""
 
-    def __init__(self, problems: list[Problem], warnings: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], warnings: list[Problem], unseen: frozenset[str] = frozenset()) -> None:
+        """unseen: the kinds of tables of which there may be one in a file that could not be read."""
         self.problems = dict.fromkeys(problems)
         self.warnings = dict.fromkeys(warnings)
+        self.unseen = unseen
         self._unread: set[tuple[str, str]] = set()
 
     def unread(self, table: Table, key: str, message: str) -> None:
@@ -40,6 +42,11 @@ class Findings:
         problem = _found(at, key, message)
         if (problem.file, problem.key) not in self._unread:
             self.problems[problem] = None
+
+    def absent(self, kind: str, at: Table | TableRead, key: str, message: str) -> None:
+        """A problem, unless what is not there may be in a table of this kind that nobody has seen."""
+        if kind not in self.unseen:
+            self.problem(at, key, message)
 
     def warning(self, at: Table | TableRead, key: str, message: str) -> None:
         self.warnings[_found(at, key, message)] = None

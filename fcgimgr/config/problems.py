@@ -28,11 +28,15 @@ def _printable(character: str) -> str:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; `problems` has at least one entry, and `str()` gives one line for each."""
+    """The configuration cannot be used; `problems` has at least one entry, and `str()` gives one line for each.
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    `warnings`: what else was found, none of it an obstacle.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...], warnings: tuple[str, ...] = ()) -> None:
         super().__init__(problems)
         self.problems = problems
+        self.warnings = warnings
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)

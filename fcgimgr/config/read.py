@@ -8,7 +8,7 @@ environment files they name), so that `fcgimgr check` may be run by anybody, bes
 import os
 import signal
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec.structs
 
@@ -36,6 +36,7 @@ from fcgimgr.config.virtualenv import activated_python
 __all__ = ["ConfigError", "Problem", "read"]
 
 Names = dict[str, str | int]
+_STRUCTS: Final = {"manager": ManagerSettings, "program": ProgramSettings, "group": GroupSettings}
 
 
 def read(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Config:
@@ -47,14 +48,16 @@ def read(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Config:
     everywhere: Names = {f"ENV_{name}": value for name, value in environ.items()}
     everywhere["host_node_name"] = os.uname().nodename
     loaded = load(path, everywhere)
-    if loaded.problems:
+    if not loaded.files:
         raise ConfigError(tuple(loaded.problems))
     tables = sort_tables(loaded.files)
-    findings = Findings(tables.problems, loaded.warnings)
+    unseen = tables.unseen() if loaded.problems else frozenset()
+    findings = Findings([*loaded.problems, *tables.problems], loaded.warnings, unseen)
     config = _config(path, environ, tables, everywhere, findings)
+    warnings = tuple(map(str, findings.warnings))
     if findings.problems:
-        raise ConfigError(tuple(findings.problems))
-    return msgspec.structs.replace(config, warnings=tuple(str(warning) for warning in findings.warnings))
+        raise ConfigError(tuple(findings.problems), warnings)
+    return msgspec.structs.replace(config, warnings=warnings)
 
 
 def _config(path: str, environ: Mapping[str, str], tables: Tables, everywhere: Names, findings: Findings) -> Config:
@@ -189,8 +192,11 @@ class _ProcessTable:
         if self._struct is ProgramSettings:
             return ProgramSettings(name=self._table.name, **values)
         if "socket" not in self._given:
-            self._findings.problem(
-                self._table, "socket", 'is missing: say where the pool listens, as in socket = "127.0.0.1:9001"'
+            self._findings.absent(
+                "defaults",
+                self._table,
+                "socket",
+                'is missing: say where the pool listens, as in socket = "127.0.0.1:9001"',
             )
         if "sockets" not in values:
             return None
@@ -246,12 +252,20 @@ def _read_key(
     try:
         setting = key.kind.read(table.entries[key.name], place)
     except ValueError as error:
-        findings.unread(table, key.name, str(error))
+        findings.unread(table, key.name, _meant(key.name, table) or str(error))
         return
     if key.field == "rlimits":
         values.setdefault("rlimits", {})[key.name.removeprefix("rlimit_")] = setting
     else:
         values[key.field] = setting
+
+
+def _meant(name: str, table: Table) -> str | None:
+    """What to write where keys with a dot have made a table of one that is none, as socket.mode does."""
+    value = table.entries[name]
+    known = keys(_STRUCTS.get(table.kind, PoolSettings))
+    dotted = [inner for inner in value if f"{name}_{inner}" in known] if isinstance(value, dict) else []
+    return "; ".join(f"{name}.{inner}: did you mean {name}_{inner}?" for inner in dotted) or None
 
 
 def _check_defaults(table: Table, names: Names, used: set[str], findings: Findings) -> None:

@@ -104,15 +104,24 @@ def _explained(shown: str, text: str, message: str) -> ConfigError:
     number = int(at[1]) if at and at[1] else None
     if number is None and not duplicate:  # at the end of the document: where its last line is
         number = len(text.rstrip().splitlines()) or 1
-    line = lines[min(number, len(lines)) - 1][:LONGEST_LINE] if number is not None else ""
-    hint = None if duplicate else _found(_HINTS, line)
     reworded = _found(_REWORDED, message) or message[:1].lower() + message[1:]
+    hint = None
+    if duplicate and number is not None and (dotted := _dotted(lines, number)):
+        number, reworded, hint = dotted
+    line = lines[min(number, len(lines)) - 1][:LONGEST_LINE] if number is not None else ""
+    hint = hint if duplicate else _found(_HINTS, line)
     parts = [f"not TOML: {reworded}"]
     if line.strip():
         parts.append(f"in: {line.strip()[:100]}")
     mend = _foreign(text) or hint
     parts += [mend] if mend else []
     return _broken(shown, "; ".join(parts), number)
+
+
+def _dotted(lines: list[str], number: int) -> tuple[int, str, str] | None:
+    from fcgimgr.config.dotted import explained
+
+    return explained([line[:LONGEST_LINE] for line in lines], number)
 
 
 def _foreign(text: str) -> str | None:

@@ -35,6 +35,11 @@ class Tables(msgspec.Struct, frozen=True):
     groups: list[Table]
     problems: list[Problem]
 
+    def unseen(self) -> frozenset[str]:
+        """The kinds of tables of which there may be one (more) in a file that could not be read."""
+        single = {"manager": self.manager, "defaults": self.defaults}
+        return frozenset((*NAMED, *(kind for kind, table in single.items() if table is None)))
+
 
 def sort_tables(files: list[SourceFile]) -> Tables:
     """The tables of all files by their kind; a table in two files, and anything else at the top, is a problem."""

@@ -180,7 +180,8 @@ class UpgradeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class ProbeParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`live`: the manager's loop turns. `ready`: the manager is up, and each pool that was started has who serves; with
-    `strict`, all its processes. A manager that does not know `strict` is not asked for it in vain."""
+    `strict`, all its processes, none is saturated, and each log can be written. A manager that does not know `strict`
+    is not asked for it in vain."""
 
     kind: Literal["live", "ready"]
     strict: bool = False
@@ -401,7 +402,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 class Updated(Struct, frozen=True, kw_only=True):
     """`problems`: of the file, and then nothing was applied; `changes`: what differs, in words; `processes`: a verdict
     for each pool and program that was changed; `manager`: settings of the manager that were changed; `restart`: those
-    that take a restart; `warnings`: of the file, none of them an obstacle."""
+    that take a restart; `warnings`: of the file, and of logs that cannot be written, none of them an obstacle."""
 
     ok: bool
     problems: tuple[str, ...] = ()

@@ -42,11 +42,17 @@ class LinkRefusedError(OSError):
 def directory_of(path: str) -> Iterator[tuple[int, str]]:
     """The directory that a path lies in, as a descriptor for `dir_fd`, and the file's name there. OSError."""
     way, _, name = path.rstrip("/").rpartition("/")
-    directory = _walk(f"{way}/" if path.startswith("/") else way)
+    way = f"{way}/" if path.startswith("/") else way
+    directory = _walk(way, _root(way))
     try:
         yield directory, name
     finally:
         os.close(directory)
+
+
+def open_directory(name: str, parent: int) -> int:
+    """The directory of this name in one that is open, for `dir_fd`. A link is followed as on any way. OSError."""
+    return _walk(name, os.dup(parent))
 
 
 def open_in_place(path: str, flags: int) -> int:
@@ -164,10 +170,10 @@ def _listed(path: str) -> list[tuple[int, int]] | None:
     return [(tag, number) for tag, permitted, number in entries if permitted & _ACL_WRITE]
 
 
-def _walk(path: str) -> int:
+def _walk(path: str, here: int) -> int:
+    """The directory at `path` from the one that is open, which is closed. OSError."""
     names = path.split("/")
     links = 0
-    here = _root(path)
     try:
         while names:
             name = names.pop(0)

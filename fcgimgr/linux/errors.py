@@ -9,5 +9,5 @@ class LinuxError(Exception):
 
 def refuse(subject: str, error: OSError, advice: str = "") -> NoReturn:
     """Raise LinuxError `SUBJECT: REASON[; ADVICE]` for an OSError nobody has better words for."""
-    reason = (error.strerror or str(error)).lower()
-    raise LinuxError(f"{subject}: {reason}" + (f"; {advice}" if advice else "")) from error
+    reason = error.strerror or str(error)
+    raise LinuxError(f"{subject}: {reason[:1].lower()}{reason[1:]}" + (f"; {advice}" if advice else "")) from error

@@ -11,12 +11,15 @@ theirs is not used, and root uses no directory of theirs.
 import fcntl
 import os
 import stat
-from contextlib import ExitStack
-from typing import Self
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final, Self
 
 from fcgimgr.linux.directories import directory_of, who_else_may_write
 from fcgimgr.linux.errors import LinuxError, refuse
 from fcgimgr.linux.procfs import command
+
+_LINK: Final = "it is a symbolic link, which is not followed; remove it or choose another path"
 
 
 class LockFile:
@@ -82,7 +85,26 @@ class LockFile:
             self._fd = -1
 
 
+def look_at_lock(path: str) -> None:
+    """LinuxError if none could be taken here, whoever holds it. Nothing is made."""
+    with _directory(path) as (directory, name):
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if stat.S_ISLNK(found.st_mode):
+            raise LinuxError(f"{path}: {_LINK}")
+        _refuse_file(path, found)
+
+
 def _take(path: str) -> int:
+    with _directory(path) as (directory, name):
+        return _take_in(directory, name, path)
+
+
+@contextmanager
+def _directory(path: str) -> Iterator[tuple[int, str]]:
+    """As `directory_of`, and a safe one. LinuxError."""
     with ExitStack() as found:
         try:
             directory, name = found.enter_context(directory_of(path))
@@ -90,7 +112,7 @@ def _take(path: str) -> int:
             refuse(path, error, _advice(path, error))
         if os.geteuid() == 0:
             _refuse_directory(path, os.fstat(directory))
-        return _take_in(directory, name, path)
+        yield directory, name
 
 
 def _take_in(directory: int, name: str, path: str) -> int:
@@ -154,6 +176,4 @@ def _advice(path: str, error: OSError) -> str:
         return f"create the directory {os.path.dirname(path) or '.'}"
     if isinstance(error, PermissionError):
         return "choose a path this user may write to"
-    if os.path.islink(path):
-        return "it is a symbolic link, which is not followed; remove it or choose another path"
-    return ""
+    return _LINK if os.path.islink(path) else ""

@@ -71,11 +71,13 @@ def serves_unix(sock: socket.socket, path: str) -> bool:
     if path.startswith("@"):
         return bool(sock.getsockname() == b"\0" + os.fsencode(path[1:]))
     try:
-        there = os.stat(path, follow_symlinks=False)
+        there = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
-    inode = os.fstat(sock.fileno()).st_ino
-    return stat.S_ISSOCK(there.st_mode) and sockdiag.unix_is_bound_to(inode, there.st_dev, there.st_ino) is True
+    try:
+        return sockdiag.unix_is_bound_to(os.fstat(sock.fileno()).st_ino, there) is True
+    finally:
+        os.close(there)
 
 
 def is_beside(one: socket.socket, other: socket.socket) -> bool:

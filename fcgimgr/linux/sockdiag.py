@@ -12,6 +12,7 @@ import sys
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
+from fcgimgr.linux.identity import identity_of
 from fcgimgr.linux.netlink import ask, attributes_from
 
 #: An address as `socket.getsockname()` gives it: (host, port[, …]), a path, or b"\0name" of an abstract socket.
@@ -169,24 +170,29 @@ def peer_inode(connection: socket.socket) -> int | None:
         return None
 
 
-def unix_bound(device: int, inode: int) -> bool | None:
-    """Whether a socket that does not listen (yet) is bound to the socket *file* with this st_dev and st_ino.
+def unix_bound(file: int) -> bool | None:
+    """Whether a socket that does not listen (yet) is bound to the socket *file* that this descriptor is of.
 
     Names of files may repeat (one is unlinked, another bound), so the kernel is asked for the file itself. Accepted
     connections carry their listener's file too, but they are in another state.
     """
-    wanted = _unix_vfs(device, inode)
+    wanted = _unix_vfs(file)
+    if wanted is None:
+        return None
     try:
         return any(attributes.get(_UNIX_DIAG_VFS) == wanted for _, attributes in _unix(1 << _CLOSE, _UDIAG_SHOW_VFS))
     except OSError:
         return None
 
 
-def unix_is_bound_to(sock: int, device: int, inode: int) -> bool | None:
-    """Whether the Unix socket of inode `sock` is bound to the socket *file* with this st_dev and st_ino."""
+def unix_is_bound_to(sock: int, file: int) -> bool | None:
+    """Whether the Unix socket of inode `sock` is bound to the socket *file* that this descriptor is of."""
+    wanted = _unix_vfs(file)
+    if wanted is None:
+        return None
     try:
         for _, attributes in _unix(_ALL_STATES, _UDIAG_SHOW_VFS, sock):
-            return attributes.get(_UNIX_DIAG_VFS) == _unix_vfs(device, inode)
+            return attributes.get(_UNIX_DIAG_VFS) == wanted
     except OSError:
         return None
     return None
@@ -222,7 +228,12 @@ def unix_connections(names: Container[str | bytes]) -> Iterator[tuple[int, int]]
             yield inode, struct.unpack_from("=I", attributes[_UNIX_DIAG_RQLEN])[0]
 
 
-def _unix_vfs(device: int, inode: int) -> bytes:
+def _unix_vfs(file: int) -> bytes | None:
+    """struct unix_diag_vfs of what is open; None: unknown."""
+    known = identity_of(file)
+    if known is None:
+        return None
+    device, inode = known
     return struct.pack("=II", inode & 0xFFFFFFFF, os.major(device) << 20 | os.minor(device))
 
 

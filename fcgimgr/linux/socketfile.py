@@ -31,6 +31,8 @@ from fcgimgr.linux.libc import exchange, rename_to_free
 LONGEST_PATH: Final = 107
 # What the second name of a file begins with; its inode's number follows.
 _SECOND: Final = ".fcgimgr-"
+# To have a file fast, whatever its path leads to later.
+_PIN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class SocketFile:
@@ -211,6 +213,14 @@ def bind(sock: socket.socket, name: str, path: str, owner: tuple[int, int] | Non
     return file
 
 
+def look_at_place(name: str, path: str) -> None:
+    """LinuxError if no socket could be bound to this absolute path, whoever serves there. Nothing is made."""
+    with _directory(name, path) as (directory, _):
+        there = _look(name, path, directory)
+        if there is not None:
+            _refuse_other_kind(name, path, there)
+
+
 def find_again(sock: int, name: str, path: str) -> SocketFile | None:
     """The file at `path`, if the socket of inode `sock` is bound to it; else None. It is put back if it was removed."""
     try:
@@ -235,11 +245,10 @@ def _find_in(directory: int, file: str, sock: int, name: str, path: str) -> Sock
 def _bound_to(sock: int, name: str, path: str, directory: int, found: str, *, sure: bool = False) -> SocketFile | None:
     """What is `found` in a directory, as the file that is to be at `path`, if the socket is bound to it."""
     try:
-        pin = os.open(found, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        pin = os.open(found, _PIN, dir_fd=directory)
     except OSError:
         return None
-    there = os.fstat(pin)
-    bound = sockdiag.unix_is_bound_to(sock, there.st_dev, there.st_ino)
+    bound = sockdiag.unix_is_bound_to(sock, pin)
     # Where netlink is barred nobody can tell; then whoever names the path is believed.
     if bound or (bound is None and not sure):
         file = SocketFile(name, path, pin)
@@ -320,20 +329,29 @@ def _directory(name: str, path: str) -> Iterator[tuple[int, str]]:
 
 def _clear_the_way(name: str, path: str, directory: int) -> None:
     """Remove a dead socket from the path; LinuxError if anything else is there."""
-    there = _look(name, path, directory)
-    if there is None:
+    try:
+        there = os.open(os.path.basename(path), _PIN, dir_fd=directory)
+    except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(there.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(there.st_mode), "a device")
-        raise LinuxError(f"{name}: {path} is {kind}, not a socket; move it away or choose another path")
+    except OSError as error:
+        refuse(f"{name}: cannot look at {path}", error)
+    try:
+        _remove_dead(name, path, directory, there)
+    finally:
+        os.close(there)
+
+
+def _remove_dead(name: str, path: str, directory: int, pin: int) -> None:
+    there = os.fstat(pin)
+    _refuse_other_kind(name, path, there)
     # Bound but not listening yet refuses as a dead one does: somebody is just opening it.
-    if _answers(name, path, directory) or sockdiag.unix_bound(there.st_dev, there.st_ino):
+    if _answers(name, path, pin) or sockdiag.unix_bound(pin):
         who = holders(sockdiag.listening_inodes(path))
         raise LinuxError(f"{name}: a live process serves this socket{who}; stop that one or choose another path")
     again = _look(name, path, directory)
     if again is None:
         return
-    if (again.st_dev, again.st_ino) != (there.st_dev, there.st_ino):
+    if not os.path.samestat(again, there):
         raise LinuxError(f"{name}: somebody else is opening this socket at this moment; choose another path")
     second = _look(name, path, directory, _second_name(there.st_ino))
     try:
@@ -342,6 +360,12 @@ def _clear_the_way(name: str, path: str, directory: int) -> None:
             os.unlink(_second_name(there.st_ino), dir_fd=directory)
     except OSError as error:
         refuse(f"{name}: cannot remove the dead socket {path}", error, "remove it by hand, or choose another path")
+
+
+def _refuse_other_kind(name: str, path: str, there: os.stat_result) -> None:
+    if not stat.S_ISSOCK(there.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(there.st_mode), "a device")
+        raise LinuxError(f"{name}: {path} is {kind}, not a socket; move it away or choose another path")
 
 
 def _look(name: str, path: str, directory: int, file: str = "") -> os.stat_result | None:
@@ -354,15 +378,12 @@ def _look(name: str, path: str, directory: int, file: str = "") -> os.stat_resul
         refuse(f"{name}: cannot look at {path}", error)
 
 
-def _answers(name: str, path: str, directory: int) -> bool:
+def _answers(name: str, path: str, pin: int) -> bool:
     """Whether anybody listens there. Only ECONNREFUSED is a no."""
-    with socket.socket(socket.AF_UNIX) as probe, ExitStack() as held:
+    with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
-            # Whatever its path leads to by now, and however long that is.
-            there = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            held.callback(os.close, there)
-            probe.connect(_itself(there))
+            probe.connect(_itself(pin))  # whatever its path leads to by now, and however long that is
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError as error:
@@ -375,13 +396,13 @@ def _answers(name: str, path: str, directory: int) -> bool:
 def _pin(name: str, path: str, directory: int, sock: int) -> int:
     """A descriptor of the very file to which the socket of this inode was just bound."""
     try:
-        pin = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        pin = os.open(os.path.basename(path), _PIN, dir_fd=directory)
     except OSError as error:
         refuse(f"{name}: cannot open the socket just made", error)
     made = os.fstat(pin)
     is_new = stat.S_ISSOCK(made.st_mode) and made.st_uid == os.geteuid() and made.st_nlink == 1
     # Where netlink is barred that much must do.
-    if is_new and sockdiag.unix_is_bound_to(sock, made.st_dev, made.st_ino) is not False:
+    if is_new and sockdiag.unix_is_bound_to(sock, pin) is not False:
         return pin
     os.close(pin)
     raise LinuxError(

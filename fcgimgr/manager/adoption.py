@@ -221,7 +221,7 @@ class PoolAdoption:
         for number in sorted(coming, key=lambda number: number != record.serving):
             settings = self._generations[number].settings
             generations[number] = Generation(pool, number, settings, self._daemon.config)
-            generations[number].causes.take_over()
+            generations[number].causes.take_over(self._generations[number].orders)
         pool.generations = generations
         for number, generation in generations.items():
             self._restore(generation, self._generations[number], groups, some_live=number in alive)

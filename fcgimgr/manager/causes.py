@@ -7,6 +7,7 @@ that did is kept until the next one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from fcgimgr.core import process
 from fcgimgr.core.process import Backoff, CountAsFailed, Exit, Exited, Fatal, Retiring, Running, Spawning, Starting
 from fcgimgr.manager.lines import printable
 from fcgimgr.manager.orders import giver
+from fcgimgr.manager.state import OrderRecord, OrdersRecord
 
 if TYPE_CHECKING:
     from fcgimgr.config.settings import ProcessSettings
@@ -24,9 +26,18 @@ if TYPE_CHECKING:
 Kind = Literal["crash", "recycled", "by_hand"]
 
 # Characters of what a process said last that are told of it; it is in its log as it is.
-LONGEST: Final = 300
+LONGEST: Final = 400
 # How our own workers begin what they say of themselves (worker/saying.py).
 OURS: Final = "fcgimgr worker: "
+
+# Lines of a dump that begin in the first column and tell nothing: what is wrong stands before them.
+_OF_A_DUMP: Final = re.compile(
+    r"(?:Current thread|Thread) 0x|Current thread's C stack|Extension modules: |Python runtime state: "  # faulthandler
+    r"|goroutine \d+ \[|created by |\[signal SIG|exit status \d+$|\S+\((?:|\.\.\.|[{}0-9a-fx?, .]+)\)$"  # Go
+    r"|Stack trace:$|#\d+ "  # PHP
+    r"|Node\.js v\d|[\])}]+$"  # Node, and the end of an error's properties
+    r"|note: run with `RUST_BACKTRACE|stack backtrace:$"  # Rust
+)
 
 
 class Cause(NamedTuple):
@@ -42,7 +53,7 @@ class Cause(NamedTuple):
 
 TRIED_AGAIN: Final = Cause("crash", "tried again")
 NOT_STARTED: Final = Cause("by_hand", "not started yet")
-# Of what was taken over: who it was, and why, the manager before has taken with it.
+# Of what was taken over from a manager that has not written down who it was, and why.
 ORDERED_BEFORE: Final = Cause("by_hand", "ordered before this manager took over")
 
 
@@ -75,9 +86,16 @@ class Causes:
         self.missing = Cause("by_hand", "")  # why the last that has left STARTING or RUNNING has
         self._begin_with(NOT_STARTED)
 
-    def take_over(self) -> None:
-        """Its processes had their orders from another manager."""
+    def take_over(self, orders: OrdersRecord | None) -> None:
+        """Its processes had their orders from another manager. orders: what it has written down."""
         self._begin_with(ORDERED_BEFORE)
+        if orders is not None:
+            self.order, self.end, self._rolling = map(_read, (orders.last, orders.end, orders.rolling))
+
+    @property
+    def record(self) -> OrdersRecord:
+        """What the next manager is to know."""
+        return OrdersRecord(*map(_written, (self.order, self.end, self._rolling)))
 
     def _begin_with(self, order: Cause) -> None:
         self.order = order  # the last that has stopped, or started, any of them
@@ -171,21 +189,34 @@ class Causes:
         return Cause("recycled" if expected else "crash", self._generation.slots[index].end)
 
 
+def _written(order: Cause) -> OrderRecord:
+    return OrderRecord(order.kind, order.why, order.by)
+
+
+def _read(record: OrderRecord) -> Cause:
+    """It is shown on terminals and in logs, and a file may have been changed by anybody who was root for a moment."""
+    return Cause(record.kind, printable(record.why[:LONGEST]), printable(record.by[:LONGEST]))
+
+
 def last_word(settings: ProcessSettings, exit: Exit, lines: list[bytes], *, was_ready: bool) -> str:
     """Of the last lines on its standard error the one that tells most likely why a process has ended so; "": none.
 
-    Its last line, but for those that belong to one before them; of our own workers what they say themselves. Whoever is
-    killed has said nothing of it.
+    Its last line, but for those that belong to one before them, or are of a dump below it; of our own workers what they
+    say themselves, unless a signal has ended them. Whoever is killed has said nothing of it.
     """
     is_killed = exit.signal in (process.SIGKILL, settings.stopsignal)
     if process.expected(settings, exit) or is_killed or exit == Exit():
         return ""
     shown = [line.decode("utf-8", "backslashreplace").rstrip() for line in lines]
     ours = [line.removeprefix(OURS) for line in shown if line.startswith(OURS)]
-    if ours and not was_ready:
+    if ours and not was_ready and exit.signal is None:
         word = printable(ours[-1])
     else:
-        word = printable(next((line for line in reversed(shown) if line and not line[0].isspace()), ""))
+        word = printable(next((line for line in reversed(shown) if _tells(line)), ""))
     if word.endswith(":") and ". " in word:  # what follows it is of no use without the log
         word = word.rpartition(". ")[0]
     return word if len(word) <= LONGEST else f"{word[:LONGEST]}…"
+
+
+def _tells(line: str) -> bool:
+    return bool(line) and not line[0].isspace() and _OF_A_DUMP.match(line) is None

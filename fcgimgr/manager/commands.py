@@ -27,9 +27,8 @@ from fcgimgr.control.messages import (
 )
 from fcgimgr.core import generation as core
 from fcgimgr.core import pool as rollout
-from fcgimgr.core.generation import READY, PoolState
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.manager import updating, upgrading, waiting
+from fcgimgr.manager import probing, updating, upgrading, waiting
 from fcgimgr.manager.abandoned import in_words
 from fcgimgr.manager.leftovers import mark_of
 from fcgimgr.manager.names import Chosen, choose, choose_pool, events_of, indexes_of
@@ -345,18 +344,7 @@ async def drain(daemon: Daemon, params: messages.DrainParams, caller: Caller) ->
 async def probe(daemon: Daemon, params: messages.ProbeParams, caller: Caller) -> Result:
     if params.kind == "live":
         return messages.Probed(ok=True, reason="the manager answers")
-    if daemon.state != "RUNNING":
-        return messages.Probed(ok=False, reason=f"the manager is {daemon.state}")
-    if daemon.departure.since is not None:
-        return messages.Probed(ok=False, reason=f"the manager is DRAINING: {daemon.departure.why}")
-    wanted = [pool for pool in daemon.pools.values() if pool.serving.core.up]
-    fit = READY if params.strict else (*READY, PoolState.DEGRADED)
-    unfit = [pool for pool in wanted if pool.state not in fit]
-    if unfit:
-        return messages.Probed(ok=False, reason=", ".join(f"{pool.name} is {pool.state.value}" for pool in unfit))
-    if not wanted:
-        return messages.Probed(ok=False, reason="nothing is started")
-    return messages.Probed(ok=True, reason=", ".join(f"{pool.name} is {pool.state.value}" for pool in wanted))
+    return probing.ready(daemon, strict=params.strict)
 
 
 async def check(daemon: Daemon, params: messages.NoParams, caller: Caller) -> Result:

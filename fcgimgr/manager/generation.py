@@ -55,7 +55,7 @@ from fcgimgr.manager.recipes import LISTENERS_VARIABLE, Recipes
 from fcgimgr.manager.repeats import Repeats
 from fcgimgr.manager.slots import Slot
 from fcgimgr.manager.spawning import forget_program, hear_of_program
-from fcgimgr.manager.telling import is_told, tell_change, tell_of_death, tell_of_kill
+from fcgimgr.manager.telling import is_told, log_spawn, tell_change, tell_of_death, tell_of_kill
 from fcgimgr.manager.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Generation:
         self.daemon.look_at_soon(self.pool)
 
     def _take(self, event: core.Event, changed: list[Change]) -> None:
-        before = self.core
+        before, order = self.core, self.causes.order
         self.causes.hear(event)
         if isinstance(event, core.Start | core.Restart):
             self.repeats.forget()
@@ -168,7 +168,9 @@ class Generation:
         self._arm_retry_timer()
         if self.core.left or self.core.refusing:
             self.daemon.saturation.let_go(self)
-        if any(getattr(before, name) is not getattr(self.core, name) for name in _SAVED):
+        if self.causes.order is not order or any(
+            getattr(before, name) is not getattr(self.core, name) for name in _SAVED
+        ):
             self.daemon.state_file.generation_changed(self)
         recycled = {action.index: action.why for action in actions if isinstance(action, core.Recycling)}
         for action in actions:
@@ -518,7 +520,7 @@ class Generation:
         slot.born, slot.identity = born, process.identity
         if born is None and slot.identity is None:
             slot.born = self._birth_of(pid)
-        self.daemon.journal.info("spawned", name=self.process_name(index), pid=pid)
+        log_spawn(self, slot, self.process_name(index), pid)
 
     def _birth_of(self, pid: int) -> int | None:
         now = self.daemon.loop.time()
@@ -688,7 +690,8 @@ class Generation:
         word = last_word(self.settings, exit, slot.lines_before_its_end(), was_ready=was_ready)
         slot.end = f"{exit} after {self.daemon.loop.time() - slot.started:.1f} s{in_hand}{process.said(word)}"
         if told:
-            tell_of_death(self, index, pid, repeated)
+            name = self.process_name(index)
+            tell_of_death(self, slot, name, pid, is_failed_start=not was_ready, repeated=repeated)
         self.feed(core.Happened(index, Died(exit, word=word)))
 
     # Telling others

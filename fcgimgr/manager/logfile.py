@@ -132,11 +132,14 @@ class LogFile(Target):
 
     def reopen(self) -> str | None:
         """Open `path` anew, as after logrotate has renamed it. Returns what is wrong; the old file is then kept."""
+        was_open = self._fd >= 0
         try:
             self._open()
         except OSError as error:
             return f"{self.path}: cannot open: {open_reason(error)}"
         self._resting = False
+        if not was_open:
+            self._outage.end("is open again")
         self._outage.tell()
         return None
 

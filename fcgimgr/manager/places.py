@@ -1,24 +1,17 @@
-"""The directories and locks that a manager needs for itself: its control socket's, its state's.
-
-A directory that others may write to would let them replace the control socket or read what is not theirs, so what is
-found there already must belong to root or to us, be no link, and be writable by nobody else (but for a sticky one like
-/tmp, in which what we make ourselves is safe). Root asks the same of all directories above it: whoever may rename one
-of them may put another tree in its place.
-"""
+"""The directories and locks that a manager needs for itself: its control socket's, its state's."""
 
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import ExitStack
 from typing import Self
 
 from fcgimgr.config.settings import ManagerSettings
 from fcgimgr.linux.accounts import resolve_owner
-from fcgimgr.linux.directories import others_who_may_change
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import Listener, open_unix, take_back
 from fcgimgr.linux.locks import LockFile
+from fcgimgr.linux.owndirectory import ensure_directory
 from fcgimgr.linux.procfs import boot_id
 from fcgimgr.manager.state import NAME, StateError, read
 
@@ -152,13 +145,6 @@ def _runs(settings: ManagerSettings) -> str | None:
     return saved.manager.path if saved is not None else None
 
 
-def _mend(path: str) -> str:
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime) and path.startswith(f"{runtime}/"):  # su and sudo may leave it as it was
-        return f"XDG_RUNTIME_DIR is {runtime}, which is not this user's: unset it, or say [manager] control"
-    return "create it for this user, or choose another place"
-
-
 def control_owner(settings: ManagerSettings) -> tuple[int, int]:
     """(uid, gid) of the control socket. LinuxError: there is no such user or group."""
     uid, gid = resolve_owner(settings.control_owner) if settings.control_owner else (-1, -1)
@@ -176,53 +162,3 @@ def ensure_directories(settings: ManagerSettings) -> bool:
     ensure_directory(os.path.dirname(settings.control), 0o755 if os.geteuid() == 0 else 0o700, "control")
     # Others may pass through (0711), to reach the notify socket that is theirs; they cannot list it.
     return ensure_directory(settings.state_dir, 0o711, "state_dir")
-
-
-def ensure_directory(path: str, mode: int, key: str) -> bool:
-    """Let there be a directory at `path` that is safe to use; its parent must exist. True if it had to be made."""
-    if os.geteuid() == 0:
-        refuse_ways_of_others(os.path.dirname(path), path, key)
-    made = True
-    try:
-        os.mkdir(path, mode)
-        os.chmod(path, mode)  # mkdir's mode went through the umask
-    except FileExistsError:
-        made = False
-    except FileNotFoundError as error:
-        parent = os.path.dirname(path)
-        raise LinuxError(
-            f"manager.{key}: the directory {parent} does not exist; create it or choose another"
-        ) from error
-    except OSError as error:
-        raise LinuxError(
-            f"manager.{key}: cannot create the directory {path}: {error.strerror}; {_mend(path)}"
-        ) from error
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode):
-        raise LinuxError(f"manager.{key}: {path} is not a directory; move it away or choose another place")
-    if found.st_uid not in (0, os.geteuid()):
-        raise LinuxError(f"manager.{key}: the directory {path} belongs to uid {found.st_uid}; choose one of our own")
-    if not found.st_mode & stat.S_ISVTX:
-        if found.st_mode & stat.S_IWOTH:
-            raise LinuxError(
-                f"manager.{key}: everybody may write to the directory {path}; chmod o-w it, or choose another"
-            )
-        if found.st_mode & stat.S_IWGRP and found.st_gid != 0:  # whoever is in root's group is as good as root
-            raise LinuxError(
-                f"manager.{key}: the group {found.st_gid} may write to the directory {path}; chmod g-w it, or choose "
-                f"another"
-            )
-    return made
-
-
-def refuse_ways_of_others(above: str, path: str, key: str) -> None:
-    """LinuxError where somebody else could lead the way to `path` elsewhere, later."""
-    try:
-        other = others_who_may_change(above)
-    except OSError:
-        return  # it is not there, or no directory, which is said in other words
-    if other is not None:
-        raise LinuxError(
-            f"manager.{key}: on the way to {path}, {other}, who could put another in its place; choose a place below "
-            "directories of root's, such as /run"
-        )

@@ -77,7 +77,7 @@ def main(words: list[str]) -> int:
         if "--check-state" in options:
             return check_state(int(options["--check-state"]))
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(*(f"warning: {warning}" for warning in error.warnings), error, sep="\n", file=sys.stderr)
         return BAD_CONFIG
     in_background = "--daemon" in options
     if in_background:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -91,6 +91,22 @@ class ListenerRecord(msgspec.Struct, frozen=True, kw_only=True):
     order: tuple[int, ...] = ()
 
 
+class OrderRecord(msgspec.Struct, frozen=True):
+    """Why processes were told to start or to end, and by whom (causes.py)."""
+
+    kind: Literal["crash", "recycled", "by_hand"]
+    why: str
+    by: str = ""
+
+
+class OrdersRecord(msgspec.Struct, frozen=True):
+    """The last order to any process of a generation, to `end` all of them, and to restart them, `rolling`."""
+
+    last: OrderRecord
+    end: OrderRecord
+    rolling: OrderRecord
+
+
 class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
     """One generation: what it was started from (a pool or a program), and all of its core but the processes."""
 
@@ -100,6 +116,7 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True, tag="generatio
     as_program: ProgramSettings | None = None
     core: Generation
     listeners: tuple[ListenerRecord, ...] = ()
+    orders: OrdersRecord | None = None
 
     @property
     def settings(self) -> ProcessSettings:

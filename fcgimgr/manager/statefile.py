@@ -234,6 +234,7 @@ def generation_record(generation: Generation) -> GenerationRecord:
         as_program=settings if isinstance(settings, ProgramSettings) else None,
         core=msgspec.structs.replace(generation.core, processes=()),
         listeners=tuple(map(listener_record, places)),
+        orders=generation.causes.record,
     )
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from fcgimgr.config.signals import signal_name
 from fcgimgr.control import messages
 from fcgimgr.core.generation import Changed
-from fcgimgr.core.process import SIGKILL, Exit, State, Stopping
+from fcgimgr.core.process import SIGKILL, Exit, Running, State, Stopping
 
 if TYPE_CHECKING:
     from fcgimgr.manager.causes import Cause
     from fcgimgr.manager.generation import Generation
+    from fcgimgr.manager.slots import Slot
 
 
 def tell_change(generation: Generation, change: Changed, cause: Cause | None) -> None:
@@ -20,11 +21,11 @@ def tell_change(generation: Generation, change: Changed, cause: Cause | None) ->
     before, after = change.before.name, change.after.name
     exit = slot.exit if change.before.pid is not None and change.after.pid is None else None
     detail = str(cause) if cause is not None else slot.end if exit is not None else None
+    is_told = cause is not None and cause.kind == "recycled" and after == "STOPPING"
+    text = f"{after}: {detail}" if detail and not is_told else after
     if after == "FATAL":
-        generation.daemon.journal.error(f"FATAL: {detail}{generation.advice(name)}", name=name)
-    elif after != "STARTING":  # "spawned" says it, with the pid
-        is_told = cause is not None and cause.kind == "recycled" and after == "STOPPING"
-        generation.daemon.journal.info(after + (f": {detail}" if detail and not is_told else ""), name=name)
+        text = f"{text}{generation.advice(name)}"
+    log_change(generation, slot, name, change.before, change.after, text)
     generation.daemon.history.record(
         "process_state",
         name,
@@ -35,6 +36,27 @@ def tell_change(generation: Generation, change: Changed, cause: Cause | None) ->
         by=(cause.by or None) if cause is not None else None,
         exit=None if exit is None else exit_as_told(exit),
     )
+
+
+def log_spawn(generation: Generation, slot: Slot, name: str, pid: int) -> None:
+    """Log that its process is there, unless it is one more of those that have failed so far."""
+    log = generation.daemon.journal.debug if generation.repeats.is_unseen(slot) else generation.daemon.journal.info
+    log("spawned", name=name, pid=pid)
+
+
+def log_change(generation: Generation, slot: Slot, name: str, before: State, after: State, text: str) -> None:
+    """Log the `text` of a change of state; what repeats others (repeats.py) is for those who debug."""
+    journal, repeats = generation.daemon.journal, generation.repeats
+    if after.name == "STARTING":
+        return  # "spawned" says it, with the pid
+    if after.name == "BACKOFF" and not isinstance(before, Running) and not repeats.has_failed(slot, text):
+        journal.debug(text, name=name)
+        return
+    unseen = {"pid": after.pid} if repeats.is_over(slot) and after.pid is not None else {}
+    if after.name == "FATAL":
+        journal.error(text, name=name)
+    else:
+        journal.info(text, name=name, **unseen)
 
 
 def tell_of_kill(generation: Generation, index: int, pid: int, before: State, in_hand: str) -> None:
@@ -61,11 +83,15 @@ def is_told(generation: Generation, index: int, exit: Exit) -> bool:
     return not by_signal  # the one that it was sent: nothing that an operator need look at
 
 
-def tell_of_death(generation: Generation, index: int, pid: int, repeated: str) -> None:
-    """`repeated`: who has said before what it said; "": nobody."""
-    slot = generation.slots[index]
+def tell_of_death(
+    generation: Generation, slot: Slot, name: str, pid: int, *, is_failed_start: bool, repeated: str
+) -> None:
+    """Log its end, unless others have failed to start by the same. `repeated`: who has said before what it said; "":
+    nobody."""
     as_before = f"; what it said before is what {repeated} said" if repeated else ""
-    generation.daemon.journal.warning(slot.end + as_before, name=generation.process_name(index), pid=pid)
+    is_known = is_failed_start and generation.repeats.is_known(slot.end)
+    log = generation.daemon.journal.debug if is_known else generation.daemon.journal.warning
+    log(slot.end + as_before, name=name, pid=pid)
 
 
 def exit_as_told(exit: Exit) -> messages.Exit:

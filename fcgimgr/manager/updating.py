@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fcgimgr.config.difference import Change, Difference, How, difference, settings_of
+from fcgimgr.config.logplaces import unwritable
 from fcgimgr.config.moves import Moves, moves, shared
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
@@ -45,19 +46,21 @@ async def update(
     try:
         config = read(daemon.config.path, os.environ)
     except ConfigError as error:
-        return Updated(ok=False, problems=tuple(map(str, error.problems)))
+        return Updated(ok=False, problems=tuple(map(str, error.problems)), warnings=error.warnings)
     # What the pools have counts. A reload may have come to its end after the update that began it was broken off, or
     # may have failed, and with it that pool's share in a change of [manager] environment.
     environment = config.manager.environment
     stale = {pool.name for pool in daemon.pools.values() if pool.config.manager.environment != environment}
     found = difference(running_config(daemon, daemon.config), config, stale)
+    unwritten = unwritable(config)
+    warnings = (*config.warnings, *dict.fromkeys(unwritten.values()))
     if dry_run or not found:
         return Updated(
             ok=True,
             changes=tuple(map(str, found.changes)),
             manager=found.manager,
             restart=found.restart,
-            warnings=config.warnings,
+            warnings=warnings,
         )
     if daemon.updating:
         raise ControlError("another update is under way; wait for its end", code=REFUSED)
@@ -66,17 +69,19 @@ async def update(
     except LinuxError as error:
         return Updated(ok=False, problems=(f"{config.path}: manager.control_owner: {error}",))
     daemon.updating = True
+    known = {*unwritten, *(trouble.path for trouble in daemon.log_troubles)}
     for warning in config.warnings:
         if warning not in daemon.config.warnings:
             daemon.journal.warning(warning)
     # What has been begun is brought to its end, though whoever has asked for it may hang up.
     verdicts = await asyncio.shield(daemon.loop.create_task(_apply(daemon, config, found, progress)))
+    new = [f"{trouble.path}: {trouble.problem}" for trouble in daemon.log_troubles if trouble.path not in known]
     return Updated(
         ok=all(verdict.ok for verdict in verdicts),
         changes=tuple(map(str, found.changes)),
         manager=found.manager,
         restart=found.restart,
-        warnings=config.warnings,
+        warnings=(*warnings, *new),
         processes=tuple(verdicts),
     )
 

@@ -53,6 +53,7 @@ from fcgimgr.manager.causes import last_word
 from fcgimgr.manager.pipes import Pipes, closing_fd
 from fcgimgr.manager.slots import Slot
 from fcgimgr.manager.spawning import await_program, forget_program, hear_of_program
+from fcgimgr.manager.telling import log_change, log_spawn, tell_of_death
 
 if TYPE_CHECKING:
     from fcgimgr.manager.generation import Generation
@@ -149,14 +150,17 @@ class Zygote:
         if self.slot.forked is not None:  # its last word may tell why
             hear_of_program(self._daemon.loop, self.slot, self.feed)
         self.slot.exit = exit
-        self.slot.hear_last_words()
+        is_starting = isinstance(self.state, Starting)
+        repeated = self.generation.repeats.hear_last_words(self.slot, may_repeat=is_starting)
+        word = last_word(
+            self.settings, exit, self.slot.lines_before_its_end(), was_ready=isinstance(self.state, Running)
+        )
+        self.slot.end = f"{exit} after {self._daemon.loop.time() - self.slot.started:.1f} s{process.said(word)}"
         if self.state.name != "STOPPING" and not (isinstance(self.state, Starting) and self.state.fault):
-            age = self._daemon.loop.time() - self.slot.started
-            self._daemon.journal.warning(f"{exit} after {age:.1f} s", name=self.name, pid=pid)
+            tell_of_death(self.generation, self.slot, self.name, pid, is_failed_start=is_starting, repeated=repeated)
         self.slot.restarts.next = "by_hand" if self.state.name == "STOPPING" else "crash"
         self._fork_no_more()
-        lines = self.slot.lines_before_its_end()
-        self.feed(Died(exit, word=last_word(self.settings, exit, lines, was_ready=isinstance(self.state, Running))))
+        self.feed(Died(exit, word=word))
 
     def _fork_no_more(self) -> None:
         self._hang_up()
@@ -202,9 +206,10 @@ class Zygote:
         if before.name == after.name:
             return
         why = core.failure(after)
-        if after.name != "STARTING":  # "spawned" says it, with the pid
-            log = self._daemon.journal.error if isinstance(after, Fatal) else self._daemon.journal.info
-            log(after.name + (f": {why}" if why else ""), name=self.name)
+        if isinstance(before, Starting) and after.pid is not None:
+            self.generation.repeats.listen_no_more(self.slot)
+        text = after.name + (f": {why}" if why else "")
+        log_change(self.generation, self.slot, self.name, before, after, text)
         self.slot.since = self._daemon.loop.time()
         self._daemon.history.record("process_state", self.name, before.name, after.name, why)
 
@@ -257,10 +262,11 @@ class Zygote:
         self._environment = recipe.environment
         self._daemon.loop.add_reader(self._channel, self._read)
         self.generation.listen_to(slot, plan, pipes)
+        self.generation.repeats.listen(slot, plan)
         pid = child if isinstance(child, int) else child.pid
         self._daemon.zygotes[pid] = self
         self._daemon.signalling.hold(PidFd(pid))  # it is not reaped before the loop turns
-        self._daemon.journal.info("spawned", name=self.name, pid=pid)
+        log_spawn(self.generation, slot, self.name, pid)
         if isinstance(child, Forked):
             await_program(self._daemon.loop, slot, child, self.feed)
         return Spawned(pid, executed=not isinstance(child, Forked))

@@ -23,7 +23,11 @@ USUAL: Final = ("application", "app", "wsgi")
 
 
 class LoadError(Exception):
-    """The application cannot be had; the text holds its traceback, where it has one, and says what to do."""
+    """The application cannot be had; the text holds its traceback, where it has one. mend: what to do, of its own."""
+
+    def __init__(self, said: str, mend: str = "") -> None:
+        super().__init__(said)
+        self.mend = mend
 
 
 def load_application(target: str) -> Callable[..., Any]:
@@ -127,9 +131,9 @@ def _no_module(name: str) -> str:
         return f"there is no module {name!r}: {parent!r} is {_file(known) or 'built into Python'}{what}{mend}"
     places = "\n  ".join(place or os.curdir for place in sys.path)
     keys = "give --directory or PYTHONPATH, which say" if has_options() else "set directory or pythonpath to"
-    said = f"there is no module {name!r}; {keys} where it is. Looked in:\n  {places}"
     other = another_virtualenv()
-    return said if other is None else f"{said}\nIf it is in the virtualenv {other}: {key_for(other)}"
+    named = "" if other is None else f"; if it is in the virtualenv {other}: {key_for(other)}"
+    return f"there is no module {name!r}; {keys} where it is{named}. Looked in:\n  {places}"
 
 
 def _near(module: Any, name: str, path: str) -> str:
@@ -174,9 +178,7 @@ def _file(module: object) -> str | None:
 
 
 def _failed(target: str, error: BaseException, mend: str = "") -> LoadError:
-    """mend: what is to be said below the traceback."""
-    said = f"cannot load {target!r}: {type(error).__name__}: {text_of(error)}\n{_traceback(error)}"
-    return LoadError(f"{said}\n{mend}" if mend else said)
+    return LoadError(f"cannot load {target!r}: {type(error).__name__}: {text_of(error)}\n{_traceback(error)}", mend)
 
 
 def _traceback(error: BaseException) -> str:

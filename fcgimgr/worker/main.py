@@ -86,7 +86,9 @@ def main(arguments: Sequence[str], first: str | None) -> int:
         serve(application, listeners, threads, allowed, lambda: notify("READY=1"), watch)
         name_what_stays()
         let_go_of_streams()
-    except (ListenError, LoadError, PatchedError) as error:
+    except LoadError as error:
+        _give_up(str(error), error.mend)
+    except (ListenError, PatchedError) as error:
         _give_up(str(error))
     return 0
 
@@ -156,11 +158,17 @@ def _count_and_jitter(text: str) -> tuple[int, int]:
     return int(most), int(jitter)
 
 
-def _give_up(reason: str) -> NoReturn:
-    """Exit 1 with `reason`, at once: a thread that the application left running must not keep a failed worker alive."""
+def _give_up(reason: str, mend: str = "") -> NoReturn:
+    """Exit 1 with `reason`, at once: a thread that the application left running must not keep a failed worker alive.
+
+    mend: what is to be done, where that is known. It is said last, and so it is told as why the process has ended
+    (manager/causes.py).
+    """
     from fcgimgr.worker.saying import say
 
     say(reason)
+    if mend:
+        say(mend)
     with contextlib.suppress(BaseException):  # None, closed, or whatever the application has made of it
         sys.stdout.flush()
     os._exit(1)

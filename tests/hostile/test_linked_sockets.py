@@ -12,7 +12,7 @@ from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LostListener, open_unix
 from fcgimgr.manager.listening import Place
 from tests.hostile.users import BANK, MALLORY, directory_of, need_root, run_as
-from tests.integration.commands import Manager
+from tests.integration.commands import Manager, fcgimgr
 from tests.integration.scenes import ask, managing, scene
 from tests.waiting import eventually
 
@@ -148,3 +148,49 @@ def test_a_socket_whose_directory_was_made_anew_is_put_back_by_a_reload(place: P
         run_as(MALLORY, "rm", "-f", place / "run/fcgi.sock")
         manager("reload", "app").succeeds()
         assert ask(f"unix:{place}/run/fcgi.sock")["environ"]["FCGIMGR_GENERATION"] == "2"
+
+
+def everything_in(directory: Path) -> str:
+    """Keys that have the manager's files and a pool's, all of them, right in this directory."""
+    return f"""
+    [manager]
+    control = "{directory}/own.sock"
+    pidfile = "{directory}/own.pid"
+    logfile = "{directory}/own.log"
+    [pool.app]
+    socket = "{directory}/app.sock"
+    command = "{sys.executable} {directory.parent}/answer.py"
+    stdout_logfile = "{directory}/app.log"
+    """
+
+
+def test_all_of_it_may_lie_right_in_a_directory_that_a_link_of_roots_leads_to(place: Path) -> None:
+    """As /var/run leads to /run on Debian."""
+    (place / "run").mkdir()
+    (place / "var").symlink_to("run")
+    config = scene(place, "")
+    config.write_text(everything_in(place / "var"))
+    assert fcgimgr("-c", config, "check").err == ""
+    with Manager(config, place / "var/own.sock") as manager:
+        manager("status").succeeds()
+        manager("reload", "app").succeeds()
+        assert ask(f"unix:{place}/run/app.sock")["environ"]["FCGIMGR_GENERATION"] == "2"
+        files = {"own.sock", "own.state", "own.pid", "own.log", "app.sock", "app.log"}
+        assert files <= {path.name for path in (place / "run").iterdir()}
+
+
+def test_a_link_that_anybody_could_have_put_there_is_refused_and_check_says_so(place: Path) -> None:
+    (place / "run").mkdir()
+    place.chmod(0o1777)
+    run_as(MALLORY, "ln", "-s", "run", place / "var")
+    config = scene(place, "")
+    config.write_text(everything_in(place / "var"))
+    os.chmod(config, 0o600)
+    warned = fcgimgr("-c", config, "check").err
+    said = fcgimgr("-c", config).fails(1)
+    refused = (
+        f"manager.control: the directory {place}/var: on its path var is a symbolic link that another user may have"
+    )
+    assert f"warning: {refused}" in warned
+    assert refused in said
+    assert list((place / "run").iterdir()) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fcgimgr.control.messages import NoManager
 from tests.integration.commands import lines_of
 from tests.integration.ports import free_address
 from tests.integration.running import MARK, RunningManager
@@ -449,7 +450,14 @@ def test_of_two_starters_one_takes_over_and_the_other_is_refused(tmp_path: Path)
             # By its pid, if the one that won has written it yet.
             assert b"already held by " in refused.stdout.read()
             second = managing(first.config, mark=first.mark)
-            eventually(lambda: second.pids("app") == pids)
+
+            def is_taken_over() -> bool:
+                try:
+                    return second.pids("app") == pids
+                except NoManager:  # it has the lock, and listens in a moment
+                    return False
+
+            eventually(is_taken_over)
         finally:
             for starter in starters:
                 starter.terminate()

@@ -246,20 +246,21 @@ startretries = 0
     with managing(scene(tmp_path, pool), ready=False) as manager:
         last = list(texts(msgspec.to_builtins(manager.start("app"))))[-1]
         assert last == (
-            f"{sys.executable} has no module 'absent_library'; there is a virtualenv in {tmp_path}/venv: "
-            f'python = "{python}" in [pool.app]'
+            f"fcgimgr worker: {sys.executable} has no module 'absent_library'; there is a virtualenv in "
+            f'{tmp_path}/venv: python = "{python}" in [pool.app]'
         )
 
 
 def test_a_module_that_the_virtualenv_lacks_is_to_be_installed_there(bench: Bench, python: str) -> None:
     (bench.directory / "app.py").write_text("import absent_library\n")
     assert bench.start("app:application", python=python, ready=False).wait(20) == 1
-    assert f"\n{python} has no module 'absent_library'; install it there, or name" in bench.stderr()
+    assert f"\nfcgimgr worker: {python} has no module 'absent_library'; install it there, or name" in bench.stderr()
 
 
 def test_an_application_that_is_in_another_virtualenv_is_told_so(bench: Bench, python: str) -> None:
     assert bench.start("absent:application", python=sys.executable, ready=False).wait(20) == 1
-    assert bench.stderr().endswith(f'\nIf it is in the virtualenv {bench.directory}/venv: python = "{python}"\n')
+    hint = f'; if it is in the virtualenv {bench.directory}/venv: python = "{python}". Looked in:\n'
+    assert hint in bench.stderr().partition("there is no module 'absent'")[2]
 
 
 def test_a_part_that_the_applications_own_package_lacks_is_in_no_virtualenv(bench: Bench, python: str) -> None:

@@ -1,6 +1,7 @@
 """A configuration with faults: all of them are said at once, nothing is started, and what runs can still be asked."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_all_problems_are_said_at_once(how: list[str], tmp_path: Path) -> None:
     assert "command" in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "fcgimgr.sock").exists()
+
+
+@pytest.mark.parametrize("how", [["check"], [], ["update"]])
+def test_warnings_are_said_beside_problems(how: list[str], tmp_path: Path) -> None:
+    config = configuration(tmp_path, IDLE)
+    with running(tmp_path, IDLE) if how == ["update"] else nullcontext():
+        config.write_text('include = "none.d/*.toml"\n' + config.read_text() + "numproc = 2\n")
+        warning, problem, *_ = fcgimgr("-c", config, *how).fails(2).splitlines()
+    assert warning == f"warning: {config}: include: no file matches {tmp_path}/none.d/*.toml"
+    assert f"{config}: program.idle.numproc: unknown key" in problem
 
 
 @pytest.mark.parametrize("how", [["check"], [], ["run", "--daemon"]])

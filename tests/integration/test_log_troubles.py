@@ -47,6 +47,24 @@ def test_check_warns_once_of_a_directory_that_is_missing(tmp_path: Path) -> None
     assert fcgimgr("-c", config, "check").err == ""
 
 
+def test_update_warns_as_check_does_and_of_what_could_not_be_opened(tmp_path: Path) -> None:
+    table = '[program.app]\ncommand = "sleep 1000"\nstartsecs = 0\n'
+    with running(tmp_path, table) as manager:
+        (tmp_path / "taken.log").mkdir()
+        with manager.config.open("a") as config:
+            config.write('stdout_logfile = "%(here)s/var/app.log"\nstderr_logfile = "%(here)s/taken.log"\n')
+        missing = f"the directory {tmp_path}/var does not exist; its lines would be lost: install -d {tmp_path}/var"
+        warned = f"warning: program.app.stdout_logfile: {missing}"
+        assert manager("check").err.splitlines() == [warned]
+        assert manager("update", "--dry-run").err.splitlines() == [warned]
+        done = manager("update")
+        assert done.code == 0
+        taken = f"warning: {tmp_path}/taken.log: cannot open: it is a directory; name a file in it"
+        assert done.err.splitlines() == [warned, taken]
+        assert f"warning {tmp_path}/var/app.log: cannot open: its directory does not exist" in manager.output()
+        assert manager("update").err.splitlines() == [warned], "which is so still"
+
+
 def test_a_log_without_a_directory_is_shown_until_it_has_one(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "app.log"
     tables = f"""
@@ -94,8 +112,22 @@ def test_the_next_process_does_not_tell_it_anew(tmp_path: Path) -> None:
             eventually(lambda: logs(manager).keys() == {"/dev/full"})
             assert len(told(manager, "/dev/full: ")) == 1, number
             kill(before[0])
-            eventually(lambda before=before: manager.all_running() and manager.pids("app") != before)
+            eventually(lambda before=before: manager.pids("app") not in ([], before))
             assert logs(manager).keys() == {"/dev/full"}
+
+
+def test_a_strict_probe_says_no_until_the_log_can_be_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "app.log"
+    table = f'[program.app]\ncommand = "sleep 1000"\nstartsecs = 0\nstdout_logfile = "{path}"'
+    with running(tmp_path, table) as manager:
+        said = manager("probe", "ready", "--strict")
+        assert (said.code, said.out) == (1, f"log {path}: cannot open: its directory does not exist\n")
+        assert manager("probe", "ready").succeeds() == "app is RUNNING\n"
+        assert manager("status").code == 0, "which tells what runs"
+        path.parent.mkdir()
+        manager("reopen").succeeds()
+        assert manager("probe", "ready", "--strict").code == 0
+        assert told(manager, str(path))[-1] == f"{path}: is open again"
 
 
 def test_what_workers_cannot_write_is_shown_as_well(tmp_path: Path) -> None:

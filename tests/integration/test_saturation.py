@@ -11,7 +11,7 @@ import pytest
 from fcgimgr.control.client import Client
 from fcgimgr.control.messages import Event, Events, EventsParams
 from fcgimgr.core.saturation import LASTS
-from tests.integration.commands import Manager, running
+from tests.integration.commands import Done, Manager, running
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
 from tests.integration.scenes import ANSWER, Child, ask, managing, scene
@@ -34,6 +34,10 @@ def hang(manager: Manager, address: str, waiting: int) -> list[socket.socket]:
     return hung
 
 
+def strict(manager: Manager) -> Done:
+    return manager("probe", "ready", "--strict")
+
+
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> None:
     address = free_address(transport, tmp_path)
@@ -44,7 +48,10 @@ def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> Non
         saturated = "for 5 s connections have been waiting at every look, 3 now: all 2 processes are busy"
         assert f"warning app: {saturated}\n" in manager.output()
         assert manager.pool("app").saturated_for is not None
-        assert "  saturated for " in manager("status").out
+        assert "  saturated for " in manager("status").succeeds()
+        assert strict(manager).out.startswith("app is saturated: for ")
+        assert strict(manager).code == 1
+        manager("probe", "ready").succeeds()
 
         (tmp_path / "free").touch()
         for connection in connections:
@@ -56,6 +63,7 @@ def test_it_is_told_once_and_its_end_once(transport: str, tmp_path: Path) -> Non
         assert (over.detail or "").startswith("no connection waits any more, after ")
         assert manager.output().count("connections have been waiting") == 1
         assert manager.pool("app").saturated_for is None
+        assert strict(manager).succeeds() == "app is RUNNING\n"
 
 
 def test_who_stops_a_saturated_pool_ends_that(tmp_path: Path) -> None:

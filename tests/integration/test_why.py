@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import venv
 from pathlib import Path
 
 import msgspec
@@ -69,6 +70,25 @@ def test_what_a_process_said_of_its_end_is_told_with_it(tmp_path: Path) -> None:
         assert "; FATAL for " in manager("status").out
 
 
+def test_who_crashes_in_c_is_told_with_the_line_that_says_so_and_not_with_a_thread(tmp_path: Path) -> None:
+    tables = f"""
+        [program.bad]
+        command = "{PYTHON} -X faulthandler -c 'import ctypes; ctypes.string_at(0)'"
+        rlimit_core = 0
+        startsecs = 30
+        startretries = 0
+        [program.good]
+        command = "sleep 1000"
+    """
+    with running(tmp_path, tables, ready=False) as manager:
+        eventually(lambda: manager.pool("bad").state == "FATAL")
+        why = (
+            r"killed by SIGSEGV [\d.]+ m?s after its start, before it was ready: Fatal Python error: Segmentation fault"
+        )
+        assert re.fullmatch(why, manager.pool("bad").processes[0].reason or "")
+        assert re.fullmatch(why, events(manager, "bad")[-1].detail or "")
+
+
 def test_a_death_says_why_and_an_order_by_whom(tmp_path: Path) -> None:
     with managing(scene(tmp_path, SLEEPERS)) as manager:
         kill(manager.pids("app")[0])
@@ -107,9 +127,97 @@ def test_the_same_traceback_is_logged_once_and_is_not_lost_from_sight(server: st
     code, said = fails(scene(tmp_path, tables))
     assert code == 1
     assert said.count('File "') == 1
-    assert said.count("what it said before is what web_0") == 5
     why = r"cannot load 'broken:application': SyntaxError: .* \(broken\.py, line 4\)"
     assert re.search(rf"nothing at all could be started: giving up: web: exited with code 1 .*: {why}\n", said)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_starts_that_fail_by_the_same_are_logged_once_and_then_counted(preload: bool, tmp_path: Path) -> None:
+    """And who gives up says what to do, where that is known. Events have each of them."""
+    (tmp_path / "app.py").write_text("import absent_library\n")
+    venv.create(tmp_path / "venv")
+    tables = f"""
+        [pool.web]
+        socket = "%(here)s/web.sock"
+        wsgi = "app:application"
+        directory = "%(here)s"
+        numprocs = 3
+        preload = {str(preload).lower()}
+        startretries = 2
+        backoff_initial = 0.1
+        [program.good]
+        command = "sleep 1000"
+    """
+    with running(tmp_path, tables, ready=False) as manager:
+        eventually(lambda: manager.pool("web").state == "FATAL")
+        told, log = events(manager, "web"), manager.output()
+        hint = f'there is a virtualenv in {tmp_path}/venv: python = "{tmp_path}/venv/bin/python" in [pool.web]'
+        assert hint in manager.pool("web").processes[0].reason
+    assert log.count("Traceback") == 1
+    assert log.count(" warning web:") == 1
+    workers = [event for event in told if event.name != "web:zygote"]
+    assert sum(event.to_state == "BACKOFF" for event in workers) == 3 * 2
+    failed = sum(event.to_state == "BACKOFF" for event in told)
+    logged = log.count(": BACKOFF: ")
+    assert logged == (2 if preload else 1)
+    assert f"{failed - logged} more starts have failed as logged before; each is in: fcgimgr events web\n" in log
+    fatal = re.findall(r" error web:(\w+): FATAL: (.*)", log)
+    assert len(fatal) == len({name for name, _ in fatal}) == 3 + preload
+    assert all(hint in why for _, why in fatal)
+    assert log.count(" web:web_00: spawned") <= 2
+
+
+def test_who_gives_up_says_which_virtualenv_may_have_what_lacks(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("import absent_library\n")
+    venv.create(tmp_path / "venv")
+    pool = (
+        '[pool.web]\nsocket = "%(here)s/web.sock"\nwsgi = "app:application"\ndirectory = "%(here)s"\nstartretries = 0\n'
+    )
+    code, said = fails(scene(tmp_path, pool))
+    assert code == 1
+    (last,) = [line for line in said.splitlines() if "giving up" in line]
+    assert last.endswith(f'in {tmp_path}/venv: python = "{tmp_path}/venv/bin/python" in [pool.web]')
+
+
+def test_one_that_starts_at_last_is_logged_with_its_pid_and_how_many_had_failed(tmp_path: Path) -> None:
+    tables = """
+        [program.app]
+        command = ["sh", "-c", "test -e ready || { echo not yet >&2; exit 1; }; exec sleep 1000"]
+        directory = "%(here)s"
+        startsecs = 0.3
+        startretries = -1
+        backoff_initial = 0.05
+        backoff_max = 0.05
+    """
+    with managing(scene(tmp_path, tables), ready=False) as manager:
+        eventually(lambda: (manager.pool("app").processes[0].restarts or 0) > 4)
+        (tmp_path / "ready").touch()
+        eventually(lambda: manager.all_running())
+        (pid,) = manager.pids("app")
+        eventually(lambda: f"app:app_00: RUNNING pid={pid}\n" in manager.output())
+        assert re.search(r"app: \d more starts have failed as logged before; ", manager.output())
+        assert manager.output().count("| not yet") == 1
+        kill(pid)  # what then happens to one that has started is told in full
+        eventually(lambda: manager.pids("app") not in ([], [pid]))
+        assert re.search(r"warning app:app_00: killed by SIGKILL .*\n.*app:app_00: spawned pid", manager.output())
+
+
+def test_who_said_the_same_before_another_end_is_told_whose_words_those_were(tmp_path: Path) -> None:
+    tables = f"""
+        [program.app]
+        command = "{PYTHON} -c 'import sys; print(1, file=sys.stderr); sys.exit(int(sys.argv[1]))' %(process_num)d"
+        numprocs = 2
+        numprocs_start = 1
+        startsecs = 30
+        startretries = 0
+    """
+    code, said = fails(scene(tmp_path, tables))
+    assert code == 1
+    assert len(re.findall(r"exited with code [12] after .*: 1 pid=", said)) == 1
+    assert (
+        len(re.findall(r"exited with code [12] after .*: 1; what it said before is what app_0[12] said pid=", said))
+        == 1
+    )
 
 
 def test_what_differs_or_goes_to_a_file_is_logged_every_time(tmp_path: Path) -> None:
@@ -253,7 +361,32 @@ def test_a_program_that_ends_by_itself_was_ended_by_no_order(tmp_path: Path) -> 
         assert of_pool(manager, "app", "STOPPED").detail == f"stop, by pid {os.getpid()}, uid {os.geteuid()}"
 
 
-def test_what_was_ordered_before_an_upgrade_is_told_as_that_and_nothing_is_made_up(tmp_path: Path) -> None:
+def test_who_has_ordered_a_stop_is_known_to_who_takes_over_from_a_manager_that_was_killed(tmp_path: Path) -> None:
+    until_free = "trap told=1 TERM; until test $told -a -e free; do sleep 0.02; done"
+    tables = f"""
+        [program.app]
+        command = ["sh", "-c", "{until_free}"]
+        directory = "%(here)s"
+        startsecs = 0.3
+        stopwaitsecs = 20
+        [program.other]
+        command = "sleep 1000"
+    """
+    with killed(scene(tmp_path, tables)) as first:
+        with Client(str(first.control)) as client:
+            client.call("stop", NamesParams(names=("app",), wait=False), answer=Verdict)
+        eventually(lambda: first.pool("app").state == "STOPPING")  # it is written down by then
+        first.kill()
+        with next_one(first, ready=False) as second:
+            eventually(lambda: second.pool("app").state == "STOPPING")
+            (tmp_path / "free").touch()
+            eventually(lambda: second.pool("app").state == "STOPPED")
+            event = of_pool(second, "app", "STOPPED")
+            by = f"pid {os.getpid()}, uid {os.geteuid()}"
+            assert (event.detail, event.by) == (f"stop, by {by}", by)
+
+
+def test_what_was_ordered_before_an_upgrade_is_told_with_who_it_was_and_nothing_is_made_up(tmp_path: Path) -> None:
     until_free = "trap told=1 TERM; until test $told -a -e free; do sleep 0.02; done"
     tables = f"""
         [program.app]
@@ -280,4 +413,5 @@ def test_what_was_ordered_before_an_upgrade_is_told_as_that_and_nothing_is_made_
         assert ("STOPPED", "STARTING") not in {(event.from_state, event.to_state) for event in told}
         assert not any("not started yet" in (event.detail or "") for event in told)
         told_to = [event for event in told if event.name == "app:app_01" and event.to_state == "STOPPING"]
-        assert [event.detail for event in told_to] == ["ordered before this manager took over"]
+        by = f"pid {os.getpid()}, uid {os.geteuid()}"
+        assert [(event.by, event.detail) for event in told_to] == [(by, f"restart, by {by}")]

@@ -2,14 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fcgimgr import __version__
-from fcgimgr.cli.main import main
 from fcgimgr.control.codec import encode_request
 from fcgimgr.control.messages import (
     INVALID_PARAMS,
@@ -19,9 +17,6 @@ from fcgimgr.control.messages import (
     DrainParams,
     Event,
     Events,
-    EventsParams,
-    Line,
-    LogParams,
     NamesParams,
     NoParams,
     Ok,
@@ -37,16 +32,12 @@ from fcgimgr.control.messages import (
     ShutdownParams,
     SignalParams,
     StatusParams,
-    Tail,
-    TailParams,
     Verdict,
 )
+from tests.unit.conftest import Run
 from tests.unit.scripted_manager import Connection, ScriptedManager
 
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
-
-STATUS = {
+STATUS: dict[str, Any] = {
     "manager": {
         "pid": 1,
         "version": "0.1.0",
@@ -68,27 +59,6 @@ STATUS = {
         }
     ],
 }
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FCGIMGR_DEBUG", raising=False)
-    # The scripted manager is this very process, which does not end when it hangs up.
-    monkeypatch.setattr("fcgimgr.cli.running._END_WITHIN", 0.01)
-
-    def run(*arguments: str) -> Outcome:
-        code = main(arguments)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[ScriptedManager]:
-    with ScriptedManager(tmp_path / "m.sock") as manager:
-        yield manager
 
 
 def verdict(*processes: tuple[str, str], ok: bool = True, **facts: Any) -> Verdict:
@@ -221,76 +191,6 @@ def test_status_ends_with_3_when_something_is_not_running(run: Run, manager: Scr
     assert err == ""
 
 
-def test_tail_shows_lines(run: Run, manager: ScriptedManager):
-    manager.answers["tail"] = Tail(lines=("one", "two"))
-    assert run("-s", "m.sock", "tail", "-n", "2", "--stderr", "app:app_00") == (0, "one\ntwo\n", "")
-    assert manager.asked == [("tail", TailParams(name="app:app_00", stream="stderr", lines=2, follow=False))]
-
-
-def test_tail_of_several_has_their_names_before_the_lines(run: Run, manager: ScriptedManager):
-    manager.answers["tail"] = Tail(lines=("one", "two"), processes=("app:app_00", "app:app_01"))
-    assert run("-s", "m.sock", "tail", "app")[1] == "app:app_00| one\napp:app_01| two\n"
-
-
-def test_tail_says_when_there_is_nothing(run: Run, manager: ScriptedManager):
-    manager.answers["tail"] = Tail(lines=())
-    nothing = "fcgimgr: app has written nothing to stderr that is remembered\n"
-    assert run("-s", "m.sock", "tail", "--stderr", "app") == (0, "", nothing)
-    code, said, told = run("-s", "m.sock", "tail", "app")
-    assert (code, said) == (0, "")
-    assert "keep back what they write to a pipe: `fcgimgr help logs`" in told
-
-
-def test_log_shows_the_managers_own(run: Run, manager: ScriptedManager):
-    manager.answers["log"] = Tail(lines=("up",))
-    assert run("-s", "m.sock", "log", "-n", "1") == (0, "up\n", "")
-    assert manager.asked == [("log", LogParams(lines=1))]
-
-
-@pytest.mark.parametrize("answers_first", [True, False])
-def test_tail_follows_until_the_manager_ends(run: Run, manager: ScriptedManager, answers_first: bool):
-    def tail(connection: Connection, request: Any) -> None:
-        if answers_first:
-            connection.send(b'{"jsonrpc":"2.0","id":1,"result":{"lines":["one"]}}\n')
-        else:
-            connection.notify("line", Line(process="app:app_00", stream="stdout", text="one"))
-        connection.notify("line", Line(process="app:app_00", stream="stdout", text="two"))
-        os.unlink(manager.path)
-        connection.hang_up()
-
-    manager.answers["tail"] = tail
-    assert run("-s", "m.sock", "tail", "-f", "app") == (1, "one\ntwo\n", "fcgimgr: the manager has ended\n")
-
-
-def test_tail_tells_what_it_missed_and_that_it_was_hung_up_on(run: Run, manager: ScriptedManager):
-    def tail(connection: Connection, request: Any) -> None:
-        connection.notify("line", Line(process="app:app_00", stream="stdout", text="", skipped=3))
-        connection.notify("line", Line(process="app:app_00", stream="stdout", text="four"))
-        connection.hang_up()
-
-    manager.answers["tail"] = tail
-    code, out, err = run("-s", "m.sock", "tail", "-f", "app")
-    assert (code, out) == (1, "four\n")
-    assert "3 lines skipped" in err
-    assert "hung up, but runs on" in err
-
-
-def test_events_are_lines(run: Run, manager: ScriptedManager, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TZ", "UTC")
-    event = Event(time=0.25, kind="process_state", name="app:app_00", from_state="STARTING", to_state="RUNNING")
-    told = Event(time=1.0, kind="manager", name="", detail="reopened logs")
-    manager.answers["events"] = Events(events=(event, told))
-    import time
-
-    time.tzset()
-    assert run("-s", "m.sock", "events", "-n", "2")[1] == (
-        "1970-01-01 00:00:00.250  app:app_00  STARTING -> RUNNING\n1970-01-01 00:00:01.000  manager  reopened logs\n"
-    )
-    assert manager.asked == [("events", EventsParams(n=2, follow=False))]
-    shown = run("-s", "m.sock", "events", "--json")[1].splitlines()
-    assert [json.loads(line)["to"] for line in shown] == ["RUNNING", None]
-
-
 def test_reopen(run: Run, manager: ScriptedManager):
     manager.answers["reopen"] = Reopened(reopened=1)
     assert run("-s", "m.sock", "reopen") == (0, "reopened 1 log file\n", "")
@@ -379,7 +279,7 @@ def test_a_shutdown_that_is_quicker_than_its_answer_is_done(run: Run, manager: S
         (["frobnicate"], "`fcgimgr help` lists what there is"),
         (["status", "--jsn"], "--json"),
         (["-s"], "requires an argument"),
-        (["start"], "Missing argument"),
+        (["signal"], "Missing argument"),
         (["probe", "dead"], "live"),
         (["tail", "-n", "-3", "app"], "-n"),
         (["-s", "m.sock"], "say what to ask"),
@@ -390,6 +290,49 @@ def test_a_wrong_command_line_is_2(run: Run, arguments: list[str], words: str):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (
+            "stop",
+            [
+                "fcgimgr -s m.sock stop app   RUNNING",
+                "fcgimgr -s m.sock stop mail  FATAL",
+                "fcgimgr -s m.sock stop all",
+            ],
+        ),
+        ("reload --promote", ["fcgimgr -s m.sock reload --promote all"]),
+        ("signal HUP", ["fcgimgr -s m.sock signal HUP app   RUNNING"]),
+        ("scale --no-wait", ["fcgimgr -s m.sock scale --no-wait app +1   RUNNING"]),
+        ("tail -f", ["fcgimgr -s m.sock tail -f mail  FATAL"]),
+    ],
+)
+def test_a_command_without_a_name_does_nothing_and_says_what_there_is(
+    run: Run, manager: ScriptedManager, words: str, lines: list[str]
+):
+    other = {"name": "mail", "kind": "program", "state": "FATAL", "numprocs": 1, "processes": []}
+    manager.answers["status"] = {**STATUS, "pools": [*STATUS["pools"], other]}
+    code, out, err = run("-s", "m.sock", *words.split())
+    assert (code, out) == (2, "")
+    command, *shown = err.splitlines()
+    assert command == f"fcgimgr: {words.split()[0]} what? There are:"
+    assert set(lines) <= {line.strip() for line in shown}
+    assert not any(line.startswith("  fcgimgr -s m.sock scale") and "all" in line for line in shown)
+    assert manager.asked == [("status", StatusParams(detail=False))]
+
+
+def test_where_the_manager_was_named_behind_the_command_it_stays_there(run: Run, manager: ScriptedManager):
+    manager.answers["status"] = STATUS
+    assert "  fcgimgr restart -s m.sock app  RUNNING\n" in run("restart", "-s", "m.sock")[2]
+    manager.answers["status"] = {**STATUS, "pools": []}
+    assert run("restart", "-s", "m.sock") == (2, "", "fcgimgr: restart what? There are no pools and no programs\n")
+
+
+def test_a_command_without_a_name_says_as_any_other_that_no_manager_is_there(run: Run):
+    assert run("-s", "m.sock", "stop") == run("-s", "m.sock", "status")
+    assert run("-s", "m.sock", "stop")[0] == 4
 
 
 def test_an_unexpected_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 
 from fcgimgr.cli.words import WORDS
-from fcgimgr.control.messages import ProcessVerdict, Progress, Tail, Verdict
+from fcgimgr.control.messages import (
+    ManagerStatus,
+    PoolStatus,
+    ProcessStatus,
+    ProcessVerdict,
+    Progress,
+    Status,
+    Tail,
+    Verdict,
+)
 from tests.integration.servers import need
 from tests.unit.scripted_manager import Connection, ScriptedManager
 from tests.unit.test_cli_commands import STATUS
@@ -59,6 +68,26 @@ def test_a_terminal_gets_colour_unless_it_says_no(manager: ScriptedManager):
     assert "\x1b[32mRUNNING" in on_a_terminal("-s", manager.path, "status")[1]
     assert "\x1b" not in on_a_terminal("-s", manager.path, "status", NO_COLOR="1")[1]
     assert "\x1b" not in on_a_terminal("-s", manager.path, "status", TERM="dumb")[1]
+
+
+def test_on_a_terminal_a_reason_is_never_cut_and_in_a_pipe_it_is_on_the_line_of_its_process(tmp_path: Path):
+    reason = "exited with code 1 0.2 s after its start, before it was ready: there is no module 'flask'"
+    failed = ProcessStatus(name="app_00", pid=None, state="FATAL", reason=reason)
+    manager = ManagerStatus(pid=1, version="0.1.0", uptime=1.5, config="/x.toml", state="RUNNING")
+    pool = PoolStatus(name="app", kind="pool", state="FATAL", numprocs=1, processes=(failed,))
+    with ScriptedManager(tmp_path / "m.sock", status=Status(manager=manager, pools=(pool,))) as asked:
+        for arguments in (["status"], ["status", "-v"]):
+            code, said = on_a_terminal("-s", asked.path, *arguments, NO_COLOR="1")
+            assert code == 3
+            below = said.partition("app:app_00")[2].splitlines()[1:]
+            assert below[:2] == [
+                "      exited with code 1 0.2 s after its start, before it",
+                "      was ready: there is no module 'flask'",
+            ]
+        command = [*FCGIMGR, "-s", asked.path, "status"]
+        piped = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False).stdout
+        (line,) = [line for line in piped.splitlines() if "app:app_00" in line]
+        assert line.endswith(reason)
 
 
 def test_a_pipe_gets_colour_where_it_is_asked_for(manager: ScriptedManager):

@@ -1,5 +1,7 @@
 """The table of `status`: aligned, short with a thousand processes, and true about what is not known."""
 
+import re
+
 import pytest
 
 from fcgimgr.cli.status_table import all_running, duration, render, size
@@ -210,3 +212,58 @@ def test_durations_and_sizes_have_two_figures_at_most():
         "3.0G",
         "5.0T",
     ]
+
+
+SOCKET = SocketStatus(address="unix:/run/app.sock", backlog=128, queued=0)
+REASON = (
+    "exited with code 1 0.5 s after its start, before it was ready: cannot load 'shop:app': there is no module "
+    "'requests_oauthlib'; is it in another virtualenv?"
+)
+
+
+def narrow(*pools: PoolStatus, columns: int, colour: bool = False, verbose: bool = False) -> list[str]:
+    status = Status(manager=MANAGER, pools=pools)
+    return list(render(status, Paint(colour), verbose=verbose, columns=columns))
+
+
+def test_on_a_terminal_a_reason_that_does_not_fit_stands_below_its_row():
+    fatal = running(0, pid=None, state="FATAL", uptime=None, reason=REASON, state_for=200.0)
+    shown = pool(fatal, running(1), state="DEGRADED", sockets=(SOCKET,))
+    assert [line.rstrip() for line in narrow(shown, columns=80)[3:]] == [
+        "app           DEGRADED  1 of 2 running  unix:/run/app.sock queue 0/128",
+        "  app:app_00  FATAL        -       -         0     -         -    -",
+        "      exited with code 1 0.5 s after its start, before it was ready: cannot load",
+        "      'shop:app': there is no module 'requests_oauthlib'; is it in another",
+        "      virtualenv?; FATAL for 3m20s; once it is mended: fcgimgr start app:app_00",
+        "  app:app_01  RUNNING   5001  12m34s         0     -         -    -",
+    ]
+    assert narrow(shown, columns=1000) == table(shown)
+    short = running(0, pid=None, state="EXITED", uptime=None, exit=Exit(code=3))
+    assert narrow(pool(short), columns=90) == table(pool(short))
+
+
+@pytest.mark.parametrize("columns", [30, 40, 60, 80, 120])
+@pytest.mark.parametrize("colour", [False, True])
+def test_nothing_of_a_reason_is_lost_on_any_terminal(columns: int, colour: bool):
+    path = "/srv/" + "very-long-name/" * 20
+    fatal = running(0, pid=None, state="FATAL", uptime=None, reason=f"{REASON} {path}", state_for=2.0)
+    shown = pool(fatal, state="FATAL", reason=REASON, discarded=f"generation 2 was discarded: {REASON}")
+    log = LogStatus(path="/var/log/app.log", problem="cannot write: No space left on device", lost=57)
+    status = Status(manager=MANAGER, pools=(shown,), logs=(log,))
+    lines = [re.sub(r"\x1b\[\d+m", "", line) for line in render(status, Paint(colour), columns=columns)]
+    text = "".join("".join(lines).split())
+    for told in (
+        f"{REASON} {path}; FATAL for 2s",
+        f"was discarded: {REASON}",
+        "No space left on device, 57 lines lost",
+    ):
+        assert told.replace(" ", "") in text
+    assert [line for line in lines if line.startswith("    ") and len(line) > columns] == []
+
+
+def test_who_was_not_asked_for_is_not_missed():
+    (line,) = [line for line in table(pool(running(1), numprocs=4)) if line.startswith("app ")]
+    assert line.endswith("  1 of 1 running, 3 not asked for")
+    ended = running(2, pid=None, state="BACKOFF", uptime=None)
+    (line,) = [line for line in table(pool(running(1), ended, numprocs=4)) if line.startswith("app ")]
+    assert line.endswith("  1 of 2 running, 2 not asked for")

@@ -8,13 +8,18 @@ import pytest
 
 from fcgimgr.cli.examples import EXAMPLES
 from fcgimgr.cli.main import cli, main
+from fcgimgr.cli.symptoms import SYMPTOMS, symptom
 from fcgimgr.cli.words import CHANGING, OPTIONS, WORDS, meant
 from fcgimgr.config.keys import keys
 from fcgimgr.config.pools import PoolSettings
+from fcgimgr.core.generation import PoolState
+from fcgimgr.core.process import STATES
 
 ROOT = cli.make_context("fcgimgr", [], resilient_parsing=True)
 COMMANDS = cli.list_commands(ROOT)
 PACKAGE = Path(__file__).parents[2] / "fcgimgr"
+#: Where the manager writes a state down that no enum has.
+SHOWN_STATE = r'(?:state = |else |generation.name, |return )"([A-Z]{4,})"'
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -182,3 +187,61 @@ def test_the_help_of_each_key_is_that_of_its_table(capsys: pytest.CaptureFixture
         code, text = said(capsys, "help", f"pool.{name}")
         assert code == 0
         assert " ".join(key.description.replace("`", "").split()) in " ".join(text.split())
+
+
+# -- what one sees at night -------------------------------------------------------------------------------------------
+
+WORDS_OF_SYMPTOMS = [word for one in SYMPTOMS for word in one.words.split()]
+
+
+def test_every_state_that_is_shown_is_explained() -> None:
+    states = {state.name for state in STATES} | set(PoolState)
+    # Of generations, of a pool's queue, and of the manager itself (rollouts.py, saturation.py, daemon.py).
+    literals = {"CANARY", "HELD", "DRAINING", "STARTING", "SATURATED", "EASED", "RUNNING", "STOPPING"}
+    shown = {
+        match for path in (PACKAGE / "manager").glob("*.py") for match in re.findall(SHOWN_STATE, path.read_text())
+    }
+    assert literals <= shown
+    assert {state for state in states | shown if symptom(state) is None} == set()
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("FATAL", "fcgimgr tail --stderr NAME"),
+        ("fatal", "fcgimgr start NAME"),
+        ("BACKOFF", "startretries"),
+        ("BUSY", "fcgimgr status -v NAME"),
+        ("502", "nobody listens there"),
+        ("504", "fastcgi_read_timeout"),
+        ("hang", "fcgimgr reload NAME"),
+        ("queue", "fcgimgr scale NAME +2"),
+        ("saturated", "fcgimgr help limits.md"),
+        ("slow", "slow_after"),
+        ("leak", "max_rss"),
+        ("permission", "socket_mode"),
+    ],
+)
+def test_what_an_operator_sees_leads_to_what_to_type(capsys: pytest.CaptureFixture[str], word: str, told: str) -> None:
+    code, text = said(capsys, "help", word)
+    assert code == 0
+    assert text.startswith(f"{word}: ")
+    assert told in text
+    assert len(text.splitlines()) < 15
+    assert max(map(len, text.splitlines())) <= 110
+    assert f"`fcgimgr help {word}`" in said(capsys, word)[1]
+
+
+def test_what_is_advised_to_who_sees_something_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(WORDS_OF_SYMPTOMS) == len(set(map(str.lower, WORDS_OF_SYMPTOMS)))
+    assert {word.lower() for word in WORDS_OF_SYMPTOMS} & ({*WORDS, *COMMANDS} - {"canary"}) == set()
+    for one in SYMPTOMS:
+        for line, _ in one.steps:
+            words = shlex.split(line.removeprefix("sudo -u www-data "))
+            if words[0] == "fcgimgr":
+                context = cli.make_context("fcgimgr", words[1:], resilient_parsing=True)
+                name, command, rest = cli.resolve_command(context, [*context._protected_args, *context.args])
+                assert name in COMMANDS
+                assert command is not None
+                command.make_context(name, rest, parent=context).close()
+        assert [page for page in one.pages.split() if said(capsys, "help", page)[0] != 0] == []

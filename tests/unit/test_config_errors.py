@@ -72,6 +72,36 @@ def test_a_file_that_is_no_toml(tmp_path: Path, text: str | bytes, message: str)
     assert message in errors(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('[pool.a]\nlisten = "/s"\nlisten.group = "g"\n', 3, 'listen.group: here it is socket_owner = "user:group"'),
+        ('[pool.a]\nlisten.group = "g"\nlisten.mode = 1\nlisten = "/s"\n', 2, "listen.mode: here it is socket_mode"),
+        ('[pool.a]\nsocket = "/s"\nsocket.mode = "0660"\n', 3, "socket.mode: did you mean socket_mode?"),
+        ('[pool.a]\npm = "dynamic"\npm.max_children = 5\n', 3, "pm.max_children: here it is numprocs"),
+        ('[manager]\nlogfile = "/l"\nlogfile.mode = "0640"\n', 3, "logfile.mode: did you mean logfile_mode?"),
+        ('[pool.a]\nenvironment = { A = "1" }\nenvironment.B = "2"\n', 3, "environment ends with its }"),
+    ],
+)
+def test_a_key_with_a_dot_beside_its_first_part_is_told_what_it_is_here(
+    tmp_path: Path, text: str, line: int, message: str
+):
+    told = errors(tmp_path, text)
+    assert told.startswith(f"pool.toml: line {line}: not TOML: ")
+    assert message in told
+    assert "given twice" not in told
+
+
+def test_a_key_with_a_dot_that_is_given_twice_is_told_to_be(tmp_path: Path):
+    assert "line 3: not TOML: a key is given twice" in errors(tmp_path, "[pool.a]\nlisten.a = 1\nlisten.a = 2\n")
+
+
+def test_a_dot_in_the_place_of_an_underscore(tmp_path: Path):
+    lines = errors(tmp_path, f'{PROGRAM}rlimit.nofile = 3\n[pool.b]\ncommand = "x"\nsocket.mode = "0660"\n')
+    assert "program.job.rlimit.nofile: unknown key; did you mean rlimit_nofile?" in lines
+    assert "pool.b.socket: socket.mode: did you mean socket_mode?" in lines
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path):
     (tmp_path / "pool.toml").write_bytes(b"\xef\xbb\xbf" + POOL.replace("\n", "\r\n").encode())
     assert read(tmp_path / "pool.toml", {}).pools["app"].command == ("serve",)
@@ -358,6 +388,35 @@ def test_an_error_in_an_included_file_names_that_file(tmp_path: Path):
     (tmp_path / "broken.toml").write_text("x")
     assert errors(tmp_path, f'include = "more.toml"\n{POOL}').startswith("more.toml: program.b.command: expected")
     assert errors(tmp_path, f'include = "broken.toml"\n{POOL}').startswith("broken.toml: line 1: not TOML")
+
+
+WRONG = f'{POOL}depends_on = "mail"\nnumproc = 1\n[pool.bare]\n'
+
+
+@pytest.mark.parametrize(
+    ("include", "problem"),
+    [
+        ('"gone.toml"', "pool.toml: include: there is no file gone.toml"),
+        ('["broken.toml", "more.toml"]', "broken.toml: line 1: not TOML: "),
+        ("3", "pool.toml: include: expected a list of files"),
+        ('"."', "it is a directory"),
+    ],
+)
+def test_a_wrong_include_hides_nothing_else_and_nothing_is_said_of_what_nobody_has_seen(
+    tmp_path: Path, include: str, problem: str
+):
+    (tmp_path / "broken.toml").write_text("[program.mail\n")
+    (tmp_path / "more.toml").write_text("[program.b]\ncommand = 3\n")
+    first, *others = errors(tmp_path, f"include = {include}\n{WRONG}").splitlines()
+    assert problem in first
+    numproc = "pool.toml: pool.app.numproc: unknown key; did you mean numprocs?"
+    assert others[0] == numproc
+    assert all("program.b.command: expected" in line for line in others[1:]), "not that mail or a command is missing"
+
+
+def test_with_the_defaults_seen_it_is_sure_what_is_missing(tmp_path: Path):
+    lines = errors(tmp_path, 'include = "gone.toml"\n[defaults]\nnice = 1\n[program.bare]\n')
+    assert "pool.toml: program.bare.command: is missing" in lines
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo", "huge", "unreadable"])

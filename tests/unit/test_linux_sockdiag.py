@@ -132,9 +132,10 @@ def test_a_socket_file_that_is_bound_but_not_served(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(path)
-        made = os.stat(path)
-        assert sockdiag.unix_bound(made.st_dev, made.st_ino) is True
-    assert sockdiag.unix_bound(made.st_dev, made.st_ino) is False
+        file = os.open(path, os.O_PATH)
+        assert sockdiag.unix_bound(file) is True
+    assert sockdiag.unix_bound(file) is False
+    os.close(file)
 
 
 def test_unknown_is_none_where_netlink_is_barred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_unknown_is_none_where_netlink_is_barred(monkeypatch: pytest.MonkeyPatch
         assert sockdiag.queue_length(tcp.sock) == (0, 7), "TCP needs no netlink"
         assert sockdiag.established_inodes([tcp.sock.getsockname()]) is None
         assert sockdiag.listening_inodes(listener.sock.getsockname()) is None
-        assert sockdiag.unix_bound(1, 1) is None
+        assert sockdiag.unix_bound(listener.fileno()) is None
 
 
 def test_no_fd_is_left(listener: Listener, client: Callable[[], socket.socket]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.manager.places import ensure_directory
+from fcgimgr.linux.owndirectory import ensure_directory, look_at_directory
 
 
 @pytest.mark.parametrize(("mode", "advice"), [(0o757, "chmod o-w"), (0o775, "chmod g-w")])
@@ -20,8 +20,47 @@ def test_a_directory_that_others_may_write_to_is_refused(mode: int, advice: str,
     assert not ensure_directory(str(tmp_path), 0o700, "state_dir")
 
 
-def test_a_link_to_a_directory_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def link(tmp_path: Path) -> Path:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    with pytest.raises(LinuxError, match="is not a directory"):
-        ensure_directory(str(tmp_path / "link"), 0o700, "state_dir")
+    return tmp_path / "link"
+
+
+def test_a_link_that_is_nobody_elses_is_followed(link: Path) -> None:
+    assert look_at_directory(str(link), "state_dir")
+    assert not ensure_directory(str(link), 0o700, "state_dir")
+
+
+def test_a_link_that_another_user_may_have_put_there_is_refused(link: Path) -> None:
+    link.parent.chmod(0o1777)
+    for path in (link, link / "below"):
+        for refused in (
+            lambda path: ensure_directory(path, 0o700, "control"),
+            lambda path: look_at_directory(path, "control"),
+        ):
+            with pytest.raises(LinuxError, match="a symbolic link that another user may have put there"):
+                refused(str(path))
+    assert not list((link.parent / "real").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+def test_root_follows_no_link_into_a_directory_of_others(tmp_path: Path) -> None:
+    (tmp_path / "theirs/own").mkdir(parents=True)
+    os.chown(tmp_path / "theirs", 4242, 4242)
+    (tmp_path / "link").symlink_to("theirs/own")
+    with pytest.raises(LinuxError, match="belongs to uid 4242, who could put another in its place"):
+        ensure_directory(str(tmp_path / "link"), 0o700, "control")
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(LinuxError, match="is a symbolic link to gone, which does not exist; create that"):
+        ensure_directory(str(tmp_path / "link"), 0o700, "control")
+
+
+def test_what_a_look_passes_is_made_by_the_start(tmp_path: Path) -> None:
+    assert not look_at_directory(str(tmp_path / "new"), "control")
+    assert not (tmp_path / "new").exists()
+    assert ensure_directory(str(tmp_path / "new"), 0o711, "control")
+    assert (tmp_path / "new").stat().st_mode & 0o7777 == 0o711
