@@ -92,3 +92,18 @@ def _gid(group: str) -> int:
     if int(group) >= 2**32 - 1:
         raise LinuxError(f"group {group}: a gid is less than {2**32 - 1}")
     return int(group)
+
+
+def is_private_group(gid: int) -> bool:
+    """Whether nobody but the user that we run as is in this group: a user's own, as many distributions make one.
+
+    Never for root, to whom the files of a user are a stranger's, and not where the database does not tell.
+    """
+    uid = os.geteuid()
+    try:
+        group, ours = grp.getgrgid(gid), pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    if uid == 0 or ours.pw_gid != gid or group.gr_name != ours.pw_name or set(group.gr_mem) - {ours.pw_name}:
+        return False
+    return all(other.pw_uid == uid for other in pwd.getpwall() if other.pw_gid == gid)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from fcgimgr.linux.accounts import is_private_group
+
 LINKS: Final = 40  # as many as the kernel follows, path_resolution(7)
 _REFUSED: Final = (
     "on its path {} is a symbolic link that another user may have put there, which is not followed; "
@@ -143,6 +145,10 @@ def who_else_may_write(path: str, found: os.stat_result) -> Other | None:
     """Who besides its owner may change this file, or take out of this directory what is not theirs."""
     if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
         return None
+    return _others_who_write(path, found)
+
+
+def _others_who_write(path: str, found: os.stat_result) -> Other | None:
     if not found.st_mode & (stat.S_IWOTH | stat.S_IWGRP):
         return None
     if os.statvfs(path).f_flag & os.ST_RDONLY:  # a ConfigMap of Kubernetes lies in a directory of mode 0777
@@ -150,7 +156,8 @@ def who_else_may_write(path: str, found: os.stat_result) -> Other | None:
     if found.st_mode & stat.S_IWOTH:
         return Other(path, "may be written to by everybody", True)
     listed = _listed(path)
-    if found.st_gid != 0 and (listed is None or _GROUP_OBJ in (tag for tag, _ in listed)):
+    is_the_groups = listed is None or _GROUP_OBJ in (tag for tag, _ in listed)
+    if is_the_groups and found.st_gid != 0 and not is_private_group(found.st_gid):
         return Other(path, f"may be written to by the group {found.st_gid}", False)
     for tag, number in listed or ():
         if tag in _NAMED and number not in (0, os.geteuid() if tag == _USER else 0):
@@ -212,4 +219,6 @@ def _root(path: str) -> int:
 def is_ours_alone(directory: int) -> bool:
     """Whether nobody but root and us can put anything into this directory."""
     found = os.fstat(directory)
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if found.st_uid not in (0, os.geteuid()):
+        return False
+    return _others_who_write(f"/proc/self/fd/{directory}", found) is None

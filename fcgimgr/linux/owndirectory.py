@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from fcgimgr.linux.directories import directory_of, open_directory, others_who_may_change
+from fcgimgr.linux.directories import directory_of, open_directory, others_who_may_change, who_else_may_write
 from fcgimgr.linux.errors import LinuxError, refuse
 
 
@@ -97,11 +97,8 @@ def _refuse_unsafe(directory: int, path: str, key: str) -> None:
         return
     if found.st_mode & stat.S_IWOTH:
         raise LinuxError(f"manager.{key}: everybody may write to the directory {path}; chmod o-w it, or choose another")
-    if found.st_mode & stat.S_IWGRP and found.st_gid != 0:  # whoever is in root's group is as good as root
-        raise LinuxError(
-            f"manager.{key}: the group {found.st_gid} may write to the directory {path}; chmod g-w it, or choose "
-            "another"
-        )
+    if (other := who_else_may_write(_itself(directory), found)) is not None:
+        raise LinuxError(f"manager.{key}: the directory {path} {other.why}; chmod g-w it, or choose another")
 
 
 def _refuse_ways_of_others(above: str, path: str, key: str) -> None:

@@ -1,12 +1,17 @@
 """The manager's own directories: it takes none that others could change."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.owndirectory import ensure_directory, look_at_directory
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("mode", "advice"), [(0o757, "chmod o-w"), (0o775, "chmod g-w")])
@@ -64,3 +69,28 @@ def test_what_a_look_passes_is_made_by_the_start(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     assert ensure_directory(str(tmp_path / "new"), 0o711, "control")
     assert (tmp_path / "new").stat().st_mode & 0o7777 == 0o711
+
+
+@pytest.mark.parametrize(
+    ("members", "more", "is_private"),
+    [("", "", True), ("ann", "", True), ("ann,bob", "", False), ("", "bob:x:4344:4343::/:/bin/sh\n", False)],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can say which users there are")
+def test_the_group_of_one_user_alone_is_nobody_else(members: str, more: str, is_private: bool, tmp_path: Path) -> None:
+    """So are the directories of users where the umask is 002."""
+    users = {"passwd": f"ann:x:4343:4343::/:/bin/sh\n{more}", "group": f"ann:x:4343:{members}\n"}
+    script = ["mount --make-rprivate /"]
+    for name, content in users.items():
+        (tmp_path / name).write_text(content)
+        script.append(f"mount --bind {tmp_path}/{name} /etc/{name}")
+    with tempfile.TemporaryDirectory() as own:
+        os.chown(own, 4343, 4343)
+        os.chmod(own, 0o775)
+        look = f"from fcgimgr.linux.owndirectory import *; print(ensure_directory({own!r}, 0o700, 'state_dir'))"
+        script.append(f'exec setpriv --reuid=4343 --regid=4343 --clear-groups {sys.executable} -c "{look}"')
+        command = ["unshare", "-m", "sh", "-ec", "\n".join(script)]
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    if is_private:
+        assert (ran.returncode, ran.stdout) == (0, "False\n"), ran.stderr
+    else:
+        assert "may be written to by the group 4343; chmod g-w it" in ran.stderr
