@@ -48,13 +48,13 @@ def test_check_warns_once_of_a_directory_that_is_missing(tmp_path: Path) -> None
 
 
 def test_update_warns_as_check_does_and_of_what_could_not_be_opened(tmp_path: Path) -> None:
-    table = '[program.app]\ncommand = "sleep 1000"\nstartsecs = 0\n'
+    table = '[pool.app]\nsocket = "%(here)s/app.sock"\ncommand = "sleep 1000"\nready = "startsecs"\nstartsecs = 0\n'
     with running(tmp_path, table) as manager:
         (tmp_path / "taken.log").mkdir()
         with manager.config.open("a") as config:
             config.write('stdout_logfile = "%(here)s/var/app.log"\nstderr_logfile = "%(here)s/taken.log"\n')
         missing = f"the directory {tmp_path}/var does not exist; its lines would be lost: install -d {tmp_path}/var"
-        warned = f"warning: program.app.stdout_logfile: {missing}"
+        warned = f"warning: pool.app.stdout_logfile: {missing}"
         assert manager("check").err.splitlines() == [warned]
         assert manager("update", "--dry-run").err.splitlines() == [warned]
         done = manager("update")

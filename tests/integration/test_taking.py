@@ -479,7 +479,7 @@ def test_what_ends_at_once_is_a_crash_loop_whatever_its_exit_code(
 ) -> None:
     address = free_address("unix", tmp_path)
     times = ["backoff_initial = 0.01", "numprocs = 2", *keys]
-    lines = ["[pool.app]", f'socket = "{address}"', f'command = "{command}"', *times]
+    lines = ['loglevel = "debug"', "[pool.app]", f'socket = "{address}"', f'command = "{command}"', *times]
     lines += ["[program.other]", 'command = "sleep 1000"', "startsecs = 0", ""]  # or the manager gives up
     with running(tmp_path, "\n".join(lines), ready=False) as manager:
         eventually(lambda: manager.pool("app").state == "FATAL")

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import queue
 import re
 import shlex
 import signal
@@ -154,12 +155,12 @@ def test_a_terminal_sees_one_line_of_progress_and_then_the_verdict(manager: Scri
     ],
 )
 def test_ctrl_c_ends_a_waiting_command_and_says_what_goes_on(manager: ScriptedManager, command: list[str], said: bytes):
-    process: Any = None
+    started = queue.SimpleQueue[Any]()
 
     def waits(connection: Connection, request: Any) -> None:
         if request.method == "tail":
             connection.send(b'{"jsonrpc":"2.0","id":1,"result":{"lines":[]}}\n')
-        process.send_signal(signal.SIGINT)
+        started.get().send_signal(signal.SIGINT)
         connection.until_the_client_hangs_up()
 
     manager.answers |= dict.fromkeys(("stop", "reload", "tail", "shutdown"), waits)
@@ -169,6 +170,7 @@ def test_ctrl_c_ends_a_waiting_command_and_says_what_goes_on(manager: ScriptedMa
         stderr=subprocess.PIPE,
         env=environment(),
     )
+    started.put(process)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err) == (130, b"", said)
 
