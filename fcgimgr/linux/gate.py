@@ -33,6 +33,8 @@ from fcgimgr.linux.transfers import RECEIVING, SENDING, Transfer, transfer
 _PAUSE: Final = 0.00005
 #: So many stops are done with at once; whoever stops after that goes on at the end of the turn.
 AT_ONCE: Final = 64
+#: Seconds between two interrupted accept(2) of a thread that is to hear of a signal.
+EINTR_AGAIN: Final = 0.04
 _MOVING: Final = SENDING | RECEIVING
 
 
@@ -168,7 +170,7 @@ class Gate:
         self._barred = {f"socket:[{inode}]" for inode in barred}
         self._blocking = blocking
         self.observer = observer
-        self._told: set[int] | None = None  # who has heard EINTR there; None: it is not to end yet
+        self._told: dict[int, float] | None = None  # who has heard EINTR there, and when; None: it is not to end yet
         self._opening = False
         try:
             self._seize()
@@ -251,7 +253,7 @@ class Gate:
         if self.observer is not None:
             self.observer.gone(thread)
         if self._told is not None:
-            self._told.discard(thread)  # the number may be another's soon
+            self._told.pop(thread, None)  # the number may be another's soon
 
     def _forget_call(self, thread: int) -> None:
         self._moves.pop(thread, None)
@@ -319,11 +321,16 @@ class Gate:
     def _send_away(self, thread: int) -> bool:
         """Whether a thread that waits before accept() goes on: after the signal to end, with EINTR.
 
-        Once; and whenever a signal waits for it, which it takes then: php-cgi's children have theirs from their parent.
+        Whenever a signal waits for it, which it takes then: php-cgi's children have theirs from their parent. And now
+        and then, for another thread may have taken the signal, and have left it to this one to end: so it is in Python,
+        where the main thread does, and has come back here if it was let go before the other had heard of it.
         """
-        if self._told is None or (thread in self._told and not procfs.signal_waits(thread)):
+        if self._told is None:
             return False
-        self._told.add(thread)
+        now = time.monotonic()
+        if now < self._told.get(thread, 0.0) + EINTR_AGAIN and not procfs.signal_waits(thread):
+            return False
+        self._told[thread] = now
         self._waiting.discard(thread)
         with suppress(ProcessLookupError):
             ptrace.answer_call(thread, -errno.EINTR)
@@ -362,7 +369,7 @@ class Gate:
         """Let go on what `hold` holds; the gate stays closed. ending: a signal to end is on its way."""
         self._held = False
         if ending and self._told is None:
-            self._told = set()
+            self._told = {}
         self.go_on()
 
     def let_in(self) -> None:

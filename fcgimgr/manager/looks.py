@@ -7,7 +7,8 @@ let go again, and it is the next thing it hears. On a listener that others serve
 (gating.py).
 
 A connection that its client keeps between requests brings new ones as long as it is open. So each that is seen idle is
-hung up; its client makes a new one, to those that serve. A busy one is seen, through the gate, to be answered, and ends
+hung up, and before the process is told, which may take its time to end (a master that has to end its children); its
+client makes a new one, to those that serve. A busy one is seen, through the gate, to be answered, and ends
 with that answer (kept.py).
 
 On a shared listener a process may find new work again and again. There its gate stays closed if no moment has come by
@@ -231,11 +232,12 @@ class Looks:
                 held.append(member)
             seen = self._look_at(held, held=True)
             idle = seen is not None and all(is_idle(seen[member]) for member in held)
+            if seen is not None and self._can_hang_up(pid):
+                # Of one that is to be told, too: it may take its time to end, and its clients count on it until then.
+                for member in held:
+                    idle &= self._hang_up(member, idle_ones(seen[member]))
             if idle:
                 self._let_know("idle", (index, pid))
-            elif seen is not None and self._can_hang_up(pid):
-                for member in held:
-                    self._hang_up(member, idle_ones(seen[member]))
         except LinuxError as error:  # another user's process: it can only be waited for
             self._say("debug", str(error))
         finally:
@@ -262,12 +264,14 @@ class Looks:
             finally:
                 self._gating.let_go(member, ending=False)
 
-    def _hang_up(self, member: int, connections: list[Connection]) -> None:
-        if connections:
-            self._ground.at(member)
-            with PidFd(member) as process:
-                for connection in connections:
-                    hang_up(process, connection.fd, self._view.names)
+    def _hang_up(self, member: int, connections: list[Connection]) -> bool:
+        """False: at one of them something has come meanwhile, and it is left as it is."""
+        if not connections:
+            return True
+        self._ground.at(member)
+        with PidFd(member) as process:
+            silent = [hang_up(process, connection.fd, self._view.names) for connection in connections]
+        return all(silent)
 
     def _look_at(self, members: Sequence[int], *, held: bool = False) -> dict[int, list[Connection] | None] | None:
         if self._watch is None:

@@ -335,3 +335,43 @@ def test_one_that_ends_does_not_have_its_siblings_wait_in_accept(tmp_path: Path)
         assert are_gone(ended)
         flags = Path(f"/proc/{sibling}/fdinfo/0").read_text().split("flags:")[1].split()[0]
         assert int(flags, 8) & os.O_NONBLOCK
+
+
+# -- those that take their time to end --------------------------------------------------------------------------------
+
+SLOW_TO_END = """
+import os, pathlib, signal, socket, sys, threading, time
+
+def end(number, frame):
+    pathlib.Path(sys.argv[1], f"told-{os.getpid()}").touch()
+    time.sleep(60)
+
+def serve(connection):
+    while connection.recv(4096):
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 7\\r\\n\\r\\n%7d" % os.getpid())
+    connection.close()
+
+signal.signal(signal.SIGTERM, end)
+listener = socket.socket(fileno=0)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+
+
+def test_clients_learn_that_a_kept_connection_is_over_before_its_process_is_told(tmp_path: Path) -> None:
+    """From then on it may be deaf, for as long as it takes to end."""
+    (tmp_path / "slow.py").write_text(SLOW_TO_END)
+    address = free_address("tcp", tmp_path)
+    lines = ["[pool.app]", f'socket = "{address}"', f'command = ["{sys.executable}", "slow.py", "{tmp_path}"]']
+    lines += [f'directory = "{tmp_path}"', "numprocs = 2", "stopwaitsecs = 3", ""]
+    with running(tmp_path, "\n".join(lines)) as manager, connect(address) as kept:
+        kept.settimeout(20)
+        kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        pid = int(kept.recv(4096)[-7:])
+        index = manager.pids("app").index(pid)
+        with ThreadPoolExecutor(1) as background:
+            restarted = background.submit(manager, "restart", f"app:app_0{index}")
+            eventually((tmp_path / f"told-{pid}").exists, within=20)
+            kept.setblocking(False)
+            assert kept.recv(4096) == b""
+            restarted.result().succeeds()

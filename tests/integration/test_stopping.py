@@ -254,7 +254,7 @@ def test_a_second_signal_ends_all_at_once(second: signal.Signals, tmp_path: Path
     with stopping(tmp_path, program("app", "stubborn", "stopwaitsecs = 1000")) as manager:
         os.kill(manager.pid, signal.SIGTERM)
         eventually(lambda: manager.status().manager.state == "STOPPING")
-        assert manager.pool("app").processes[0].state == "STOPPING"
+        eventually(lambda: manager.pool("app").processes[0].state == "STOPPING")
         os.kill(manager.pid, second)
         assert manager.wait() == 0
 
