@@ -66,8 +66,8 @@ class Exit(msgspec.Struct, frozen=True):
 
 # States -------------------------------------------------------------------------------------------------------------
 #
-# They are written down by these names (tag) for the manager that comes next: manager/state.py, whose test holds a
-# sample that must stay readable.
+# They are written down by these names (tag) for the manager that comes next: manager/succession/state.py, whose test
+# holds a sample that must stay readable.
 
 
 class Stopped(msgspec.Struct, frozen=True, tag=True):

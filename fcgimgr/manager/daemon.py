@@ -33,44 +33,44 @@ from fcgimgr.linux.gate import Gates
 from fcgimgr.linux.helper import was_helper
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import Death, reap
-from fcgimgr.manager.abandoned import Abandoned
-from fcgimgr.manager.adopted import Adopted
-from fcgimgr.manager.canary import Canaries
-from fcgimgr.manager.departure import Departure
-from fcgimgr.manager.descriptors import Descriptors
-from fcgimgr.manager.draining import Draining
-from fcgimgr.manager.environments import Environments, Looking
-from fcgimgr.manager.faults import fault_of_ours
-from fcgimgr.manager.fdstore import FdStore
-from fcgimgr.manager.generation import Generation
-from fcgimgr.manager.ground import Ground
-from fcgimgr.manager.helpers import Helpers
-from fcgimgr.manager.helping import Makers
-from fcgimgr.manager.history import History
-from fcgimgr.manager.inhand import Left
-from fcgimgr.manager.journal import Journal
-from fcgimgr.manager.leftovers import Leftovers
-from fcgimgr.manager.limits import Limits
-from fcgimgr.manager.logfile import Logs
-from fcgimgr.manager.looks import Looks
-from fcgimgr.manager.notify import NotifySockets
-from fcgimgr.manager.orders import giver
-from fcgimgr.manager.passing import Passing
-from fcgimgr.manager.pools import Pool
-from fcgimgr.manager.readiness import Readiness
-from fcgimgr.manager.reading import Readers
-from fcgimgr.manager.requestfiles import RequestFiles
-from fcgimgr.manager.requestlogs import RequestLogs
-from fcgimgr.manager.saturation import Saturation
-from fcgimgr.manager.sights import Sights
-from fcgimgr.manager.signalling import Signalling
-from fcgimgr.manager.spawning import give_up_spawning, spawn_due
-from fcgimgr.manager.statefile import StateFile
-from fcgimgr.manager.taking import Taking
-from fcgimgr.manager.target import Trouble
-from fcgimgr.manager.traffic import IdleOnes
-from fcgimgr.manager.unreaped import Unreaped
-from fcgimgr.manager.zygote import Zygote
+from fcgimgr.manager.children.abandoned import Abandoned
+from fcgimgr.manager.children.adopted import Adopted
+from fcgimgr.manager.children.descriptors import Descriptors
+from fcgimgr.manager.children.environments import Environments, Looking
+from fcgimgr.manager.children.leftovers import Leftovers
+from fcgimgr.manager.children.notify import NotifySockets
+from fcgimgr.manager.children.signalling import Signalling
+from fcgimgr.manager.children.unreaped import Unreaped
+from fcgimgr.manager.fleet.lame_duck import Departure
+from fcgimgr.manager.ground.faults import fault_of_ours
+from fcgimgr.manager.ground.helpers import Helpers
+from fcgimgr.manager.ground.helping import Makers
+from fcgimgr.manager.ground.history import History
+from fcgimgr.manager.ground.orders import giver
+from fcgimgr.manager.logs.file import Logs
+from fcgimgr.manager.logs.inhand import Left
+from fcgimgr.manager.logs.journal import Journal
+from fcgimgr.manager.logs.reading import Readers
+from fcgimgr.manager.logs.requestfiles import RequestFiles
+from fcgimgr.manager.logs.requestlogs import RequestLogs
+from fcgimgr.manager.logs.target import Trouble
+from fcgimgr.manager.looking.canary import Canaries
+from fcgimgr.manager.looking.draining import Draining
+from fcgimgr.manager.looking.limits import Limits
+from fcgimgr.manager.looking.looks import Looks
+from fcgimgr.manager.looking.passing import Passing
+from fcgimgr.manager.looking.readiness import Readiness
+from fcgimgr.manager.looking.removed_files import Ground
+from fcgimgr.manager.looking.saturation import Saturation
+from fcgimgr.manager.looking.sights import Sights
+from fcgimgr.manager.looking.taking import Taking
+from fcgimgr.manager.looking.traffic import IdleOnes
+from fcgimgr.manager.pools.generation import Generation
+from fcgimgr.manager.pools.pool import Pool
+from fcgimgr.manager.pools.spawning import give_up_spawning, spawn_due
+from fcgimgr.manager.pools.zygote import Zygote
+from fcgimgr.manager.sockets.store import FdStore
+from fcgimgr.manager.succession.statefile import StateFile
 
 # How long, in seconds, spawning may keep the loop from its other work before it lets it look: some twenty spawns.
 SPAWN_SLICE: Final = 0.010

@@ -40,24 +40,25 @@ from fcgimgr.linux.processes import (
 from fcgimgr.linux.returning import pick_out
 from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.linux.terminal import Terminal
-from fcgimgr.manager import inhand, upgrading
+from fcgimgr.manager.commands.presets import listen_to_signals
+from fcgimgr.manager.commands.server import ControlServer
 from fcgimgr.manager.daemon import Daemon, Watcher
 from fcgimgr.manager.daemonize import Starter, daemonize
-from fcgimgr.manager.inheritance import Estate, find_estate, inherit, running_config
-from fcgimgr.manager.journal import Journal
-from fcgimgr.manager.lines import printable
-from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.openlog import open_log, open_reason, owner_of_logs
-from fcgimgr.manager.places import Places, refuse_another
-from fcgimgr.manager.presets import listen_to_signals
-from fcgimgr.manager.server import ControlServer
-from fcgimgr.manager.service import Service
-from fcgimgr.manager.signals import Signals
-from fcgimgr.manager.state import StateError, decode
-from fcgimgr.manager.stream import Stream
+from fcgimgr.manager.fleet.systemd import Service
+from fcgimgr.manager.ground.signals import Signals
+from fcgimgr.manager.logs import inhand
+from fcgimgr.manager.logs.file import LogFile, Logs
+from fcgimgr.manager.logs.journal import Journal
+from fcgimgr.manager.logs.lines import printable
+from fcgimgr.manager.logs.opening import open_log, open_reason, owner_of_logs
+from fcgimgr.manager.logs.stream import Stream
+from fcgimgr.manager.succession import upgrading
+from fcgimgr.manager.succession.inheritance import Estate, find_estate, inherit, running_config
+from fcgimgr.manager.succession.own_files import Places, refuse_another
+from fcgimgr.manager.succession.state import StateError, decode
 
 if TYPE_CHECKING:
-    from fcgimgr.manager.target import Report, Target
+    from fcgimgr.manager.logs.target import Report, Target
 
 FAILED = 1
 BAD_CONFIG = 2

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str], first: str | None) -> int:
             listeners = inherited_listeners(os.environ)
         allowed = peer_filter(os.environ.get("FCGI_WEB_SERVER_ADDRS"))
         watch = watch_over(options, os.environ)
-        # In C, so that it also works while the interpreter is stuck in an extension (manager/limits.py).
+        # In C, so that it also works while the interpreter is stuck in an extension (manager/looking/limits.py).
         faulthandler.register(TRACEBACK_SIGNAL, file=2)
         if zygote is not None:
             zygote.wait_for_go()
@@ -162,7 +162,7 @@ def _give_up(reason: str, mend: str = "") -> NoReturn:
     """Exit 1 with `reason`, at once: a thread that the application left running must not keep a failed worker alive.
 
     mend: what is to be done, where that is known. It is said last, and so it is told as why the process has ended
-    (manager/causes.py).
+    (manager/pools/causes.py).
     """
     from fcgimgr.worker.saying import say
 

@@ -22,7 +22,7 @@ from fcgimgr.worker.patched import poll
 _STANDARD_ERROR: Final = 2
 #: Seconds for which a standard error that somebody has made non-blocking may be full.
 _PATIENCE: Final = 1.0
-#: Where its log is JSON the manager makes one record of what is said (fcgimgr/manager/tracebacks.py).
+#: Where its log is JSON the manager makes one record of what is said (fcgimgr/manager/logs/tracebacks.py).
 _LINE_END: Final = "\n  " if os.environ.get("FCGIMGR_LOG_FORMAT") == "json" else "\n"
 
 

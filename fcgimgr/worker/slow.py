@@ -3,7 +3,8 @@
 A thread of its own looks, for only the interpreter can tell its frames with their lines of source. It sleeps until the
 oldest request in hand is due, and where none is, until one begins: an idle worker makes no system call, and a busy one
 pays with one comparison a request. While an extension holds the interpreter's lock it cannot look, and does so when
-that lets go. (One that never lets go is found by request_timeout, which needs no lock: fcgimgr/manager/limits.py.)
+that lets go. (One that never lets go is found by request_timeout, which needs no lock:
+fcgimgr/manager/looking/limits.py.)
 """
 
 from __future__ import annotations

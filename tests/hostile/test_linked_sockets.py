@@ -10,7 +10,7 @@ import pytest
 from fcgimgr.config.address import parse_address
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LostListener, open_unix
-from fcgimgr.manager.listening import Place
+from fcgimgr.manager.sockets.listening import Place
 from tests.hostile.users import BANK, MALLORY, directory_of, need_root, run_as
 from tests.integration.commands import Manager, fcgimgr
 from tests.integration.scenes import ask, managing, scene

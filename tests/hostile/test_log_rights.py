@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from fcgimgr.linux.directories import LinkRefusedError
-from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.openlog import open_log, open_to_read
-from fcgimgr.manager.requestfiles import RequestFiles, Rights
-from fcgimgr.manager.tail import end_of_file
-from fcgimgr.manager.target import NOWHERE
+from fcgimgr.manager.logs.file import LogFile, Logs
+from fcgimgr.manager.logs.opening import open_log, open_to_read
+from fcgimgr.manager.logs.requestfiles import RequestFiles, Rights
+from fcgimgr.manager.logs.target import NOWHERE
+from fcgimgr.manager.pools.tail import end_of_file
 from tests.hostile.users import MALLORY, directory_of, need_root, run_as, words_as
 from tests.integration.commands import Manager, comes, words
 from tests.integration.scenes import scene

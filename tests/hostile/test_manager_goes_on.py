@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.linux import procfs, ptrace
-from fcgimgr.manager.reading import MOST_SLOW
+from fcgimgr.manager.logs.reading import MOST_SLOW
 from tests import older_kernel
 from tests.hostile.stage import ATTACKS_KNOWN, Attack, Stage, staged
 from tests.integration.succession import next_one

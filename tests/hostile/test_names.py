@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fcgimgr.manager.kept import Kept
+from fcgimgr.manager.looking.kept import Kept
 from tests.integration.scenes import as_root
 from tests.integration.servers import need
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 from fcgimgr.fastcgi import scoreboard
 from fcgimgr.linux import procfs
 from fcgimgr.linux.sharedmem import shared_memory
-from fcgimgr.manager.board import Board
+from fcgimgr.manager.children.board import Board
 from tests.hostile.stage import Fuse
 from tests.hostile.users import need_root
 from tests.integration.scenes import NOBODY

@@ -14,7 +14,7 @@ import pytest
 
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.locks import LockFile
-from fcgimgr.manager.places import ensure_directory
+from fcgimgr.manager.succession.own_files import ensure_directory
 from tests.hostile.users import BANK, MALLORY, directory_of, need_root, run_as, words_as
 from tests.integration.commands import fcgimgr, words
 from tests.integration.scenes import Child, managing, scene

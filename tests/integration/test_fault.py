@@ -13,7 +13,7 @@ from tests.waiting import eventually
 SITECUSTOMIZE = """\
 import os, sys
 if "fcgimgr.manager" in sys.orig_argv:
-    from fcgimgr.manager import {module} as module
+    from fcgimgr.manager.pools import {module} as module
     whole = module.{method}
     def broken(*args, **more):
         if os.path.exists({sign!r}):
@@ -29,8 +29,8 @@ if "fcgimgr.manager" in sys.orig_argv:
         ("generation.Generation.died", "stop app"),
         ("generation.Generation.died", "restart app"),
         ("generation.Generation.take_in", "scale app 2"),
-        ("pools.Pool._switch_if_ready", "reload app"),
-        ("pools.Pool._switch_if_ready", "update"),
+        ("pool.Pool._switch_if_ready", "reload app"),
+        ("pool.Pool._switch_if_ready", "update"),
         ("generation.Generation.died", "update"),
     ],
 )

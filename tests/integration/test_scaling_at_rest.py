@@ -117,7 +117,7 @@ def test_an_update_goes_on_when_nobody_waits_for_it_any_more(tmp_path: Path) -> 
 
 # Loaded by the manager's Python at its start: a scale breaks the update that it is a part of.
 BREAKS = """\
-import fcgimgr.manager.waiting as waiting
+import fcgimgr.manager.commands.waiting as waiting
 
 real = waiting.scale
 

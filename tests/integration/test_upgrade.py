@@ -203,7 +203,7 @@ def test_code_that_cannot_start_is_found_before_and_the_old_goes_on(tmp_path: Pa
     prefix = ["env", "-C", str(tmp_path)]
     with managing(config, environment={"PYTHONPATH": str(installed)}, prefix=prefix) as manager:
         pids = manager.pids("app")
-        state = installed / "fcgimgr" / "manager" / "state.py"
+        state = installed / "fcgimgr" / "manager" / "succession" / "state.py"
         good = state.read_text()
         with Load(address) as load:
             older = good.replace("VERSION: Final = 1", "VERSION: Final = 0")

@@ -3,7 +3,7 @@
 import resource
 from pathlib import Path
 
-from fcgimgr.manager.state import decode
+from fcgimgr.manager.succession.state import decode
 from tests.integration.commands import fcgimgr
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager

@@ -12,7 +12,7 @@ import pytest
 from fcgimgr.control.client import Client
 from fcgimgr.control.messages import Event, Events, EventsParams, Exit, NamesParams, RestartParams, ScaleParams, Verdict
 from fcgimgr.core import process
-from fcgimgr.manager.telling import exit_as_told
+from fcgimgr.manager.pools.telling import exit_as_told
 from tests.integration.commands import running
 from tests.integration.running import RunningManager
 from tests.integration.scenes import fails, kill, managing, scene

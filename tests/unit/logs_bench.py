@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fcgimgr.manager.target import Target
+from fcgimgr.manager.logs.target import Target
 
 
 class Clock:

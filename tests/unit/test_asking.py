@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fcgimgr.config.address import TcpAddress
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.fastcgi.records import ProtocolError
-from fcgimgr.manager.asking import LONGEST_ANSWER, LONGEST_HEAD, FastCGIQuestion, HttpQuestion, question
+from fcgimgr.manager.looking.asking import LONGEST_ANSWER, LONGEST_HEAD, FastCGIQuestion, HttpQuestion, question
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from fcgimgr.control.messages import Event, EventsParams, Notice
-from fcgimgr.manager import commands
-from fcgimgr.manager.history import REMEMBERED, History
+from fcgimgr.manager.commands import table as commands
+from fcgimgr.manager.ground.history import REMEMBERED, History
 
 
 class SlowReader:

@@ -17,11 +17,12 @@ import pytest
 from fcgimgr.linux import helper, procfs, ptrace
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.helper import Progress, fork_helper
-from fcgimgr.manager import draining, helping
-from fcgimgr.manager.helpers import ASLEEP, CHECK, MOST, TRIES, FaultError, Helpers, InlineJob, StuckError
-from fcgimgr.manager.helping import Ground, Tell
-from fcgimgr.manager.sights import Request, Sights, Wanted
-from fcgimgr.manager.traffic import IdleOnes
+from fcgimgr.manager.ground import helping
+from fcgimgr.manager.ground.helpers import ASLEEP, CHECK, MOST, TRIES, FaultError, Helpers, InlineJob, StuckError
+from fcgimgr.manager.ground.helping import Ground, Tell
+from fcgimgr.manager.looking import draining
+from fcgimgr.manager.looking.sights import Request, Sights, Wanted
+from fcgimgr.manager.looking.traffic import IdleOnes
 from tests.older_kernel import AVAILABLE, OLDER_KERNEL
 from tests.waiting import eventually
 

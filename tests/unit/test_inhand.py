@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fcgimgr.manager import inhand
-from fcgimgr.manager.logfile import LogFile
-from fcgimgr.manager.pump import Pump
+from fcgimgr.manager.logs import inhand
+from fcgimgr.manager.logs.file import LogFile
+from fcgimgr.manager.logs.pump import Pump
 
 
 class KilledError(BaseException):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fcgimgr.core.process import Exit, Exited, Rest, Starting, State, Stopping
-from fcgimgr.manager.generation import Generation
+from fcgimgr.manager.pools.generation import Generation
 
 DUE = 5.0
 GIVEN_UP = [

@@ -15,8 +15,8 @@ from fcgimgr.linux import procfs
 from fcgimgr.linux.libc import PR_SET_CHILD_SUBREAPER, prctl
 from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.processes import reap, set_subreaper
-from fcgimgr.manager import leftovers as module
-from fcgimgr.manager.leftovers import Leftovers
+from fcgimgr.manager.children import leftovers as module
+from fcgimgr.manager.children.leftovers import Leftovers
 from tests.waiting import eventually
 
 

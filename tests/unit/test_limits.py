@@ -17,7 +17,7 @@ from fcgimgr.config.settings import PoolSettings, ProcessSettings, ProgramSettin
 from fcgimgr.core.generation import Event, Overdue, Recycle, new_generation
 from fcgimgr.core.process import Running, Starting, State
 from fcgimgr.fastcgi.scoreboard import TRACEBACK_SIGNAL, Reading, Request
-from fcgimgr.manager.limits import LOOKS, RSS_INTERVAL, TRACEBACK_TIME, Limits
+from fcgimgr.manager.looking.limits import LOOKS, RSS_INTERVAL, TRACEBACK_TIME, Limits
 
 
 class Timer:

@@ -13,7 +13,7 @@ import pytest
 
 from fcgimgr.linux.listeners import open_unix
 from fcgimgr.linux.rights import can_refuse, cut_short, refuse_rights
-from fcgimgr.manager.receiving import closing, receive
+from fcgimgr.manager.sockets.receiving import closing, receive
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from fcgimgr.config.address import TcpAddress, UnixAddress
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.linux.errors import LinuxError
-from fcgimgr.manager.listening import Listening, open_listening
+from fcgimgr.manager.sockets.listening import Listening, open_listening
 from tests.integration.ports import free_port
 
 

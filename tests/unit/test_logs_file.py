@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.stream import Stream
+from fcgimgr.manager.logs.file import LogFile, Logs
+from fcgimgr.manager.logs.stream import Stream
 from tests.unit.logs_bench import Clock, Memory, all_lines
 
 Open = Callable[..., LogFile]

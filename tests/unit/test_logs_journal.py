@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcgimgr.manager.journal import LEVELS, LONGEST, Journal
+from fcgimgr.manager.logs.journal import LEVELS, LONGEST, Journal
 from tests.unit.logs_bench import Memory
 
 NOW = 1_795_190_391_123_456_789

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcgimgr.manager.inhand import LINE_LIMIT
-from fcgimgr.manager.logfile import LogFile, Logs
-from fcgimgr.manager.pump import RECENT, Pump
-from fcgimgr.manager.stream import Stream
+from fcgimgr.manager.logs.file import LogFile, Logs
+from fcgimgr.manager.logs.inhand import LINE_LIMIT
+from fcgimgr.manager.logs.pump import RECENT, Pump
+from fcgimgr.manager.logs.stream import Stream
 from tests.unit.logs_bench import Memory, all_lines, child_pipe, run_once, run_until
 
 Start = Callable[..., tuple[Pump, int]]

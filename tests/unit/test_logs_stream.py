@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fcgimgr.manager import stream as stream_module
-from fcgimgr.manager.stream import Stream, write_if_writable
+from fcgimgr.manager.logs import stream as stream_module
+from fcgimgr.manager.logs.stream import Stream, write_if_writable
 from tests.unit.logs_bench import Clock, run_once, run_until
 
 LINE = b"x" * 99 + b"\n"

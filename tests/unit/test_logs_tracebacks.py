@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcgimgr.manager.inhand import LINE_LIMIT
-from fcgimgr.manager.pump import Pump
-from fcgimgr.manager.tracebacks import records
+from fcgimgr.manager.logs.inhand import LINE_LIMIT
+from fcgimgr.manager.logs.pump import Pump
+from fcgimgr.manager.logs.tracebacks import records
 from tests.unit.logs_bench import Memory, child_pipe, run_once, run_until
 
 CHECKOUT = Path(__file__).parents[2]

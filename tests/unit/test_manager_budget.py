@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fcgimgr.manager import budget
-from fcgimgr.manager.budget import SAVED, Budgeted
+from fcgimgr.manager.ground import budget
+from fcgimgr.manager.ground.budget import SAVED, Budgeted
 from tests.unit.logs_bench import run_once, run_until
 
 

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from fcgimgr.linux import glance
-from fcgimgr.manager import environments
-from fcgimgr.manager.environments import marked
+from fcgimgr.manager.children import environments
+from fcgimgr.manager.children.environments import marked
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from fcgimgr.manager.signals import Signals
+from fcgimgr.manager.ground.signals import Signals
 
 NUMBERS = (signal.SIGUSR1, signal.SIGUSR2)
 

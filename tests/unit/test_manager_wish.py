@@ -3,7 +3,7 @@
 import pytest
 
 from fcgimgr.control.messages import Params, ReloadParams, Request, ShutdownParams, UpdateParams
-from fcgimgr.manager.server import wish
+from fcgimgr.manager.commands.server import wish
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcgimgr.linux import rights
-from fcgimgr.manager import nursery
-from fcgimgr.manager.nursery import Born, Imported, Refused
+from fcgimgr.manager.children import zygote_channel as nursery
+from fcgimgr.manager.children.zygote_channel import Born, Imported, Refused
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fcgimgr.manager.requestlogs import RequestLogs
+from fcgimgr.manager.logs.requestlogs import RequestLogs
 
 PATH = "/var/log/access.log"
 FULL = "cannot be written: No space left on device"

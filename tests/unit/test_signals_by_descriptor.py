@@ -21,18 +21,18 @@ SIGNALLING = {
 ALLOWED = {
     # Itself.
     ("os.kill(os.getpid(), number)", "linux/processes.py"),
-    ("signal.raise_signal(self._came.pop())", "manager/signals.py"),
+    ("signal.raise_signal(self._came.pop())", "manager/ground/signals.py"),
     # A Popen asks first whether it has been reaped, by itself or by others.
-    ("trial.kill()", "manager/upgrading.py"),
+    ("trial.kill()", "manager/succession/upgrading.py"),
     ("manager.terminate()", "cli/demo.py"),
     ("manager.kill()", "cli/demo.py"),
     # Orders to objects, which end in linux/pidfd.py.
-    ("self.daemon.leftovers.kill(pid)", "manager/generation.py"),
+    ("self.daemon.leftovers.kill(pid)", "manager/pools/generation.py"),
     ("pool.kill()", "manager/daemon.py"),
     ("self.helpers.kill()", "manager/daemon.py"),
-    ("helper.kill()", "manager/helpers.py"),
-    ("self.kill()", "manager/helpers.py"),
-    ("terminate(daemon, 'SIGHUP: the terminal has hung up')", "manager/presets.py"),
+    ("helper.kill()", "manager/ground/helpers.py"),
+    ("self.kill()", "manager/ground/helpers.py"),
+    ("terminate(daemon, 'SIGHUP: the terminal has hung up')", "manager/commands/presets.py"),
 }
 
 

@@ -12,8 +12,8 @@ from fcgimgr.config.envfile import read_environment_file
 from fcgimgr.config.read import ConfigError, read
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.executables import why_not_executed
-from fcgimgr.manager.logfile import LogFile
-from fcgimgr.manager.places import ensure_directory
+from fcgimgr.manager.logs.file import LogFile
+from fcgimgr.manager.succession.own_files import ensure_directory
 
 PROGRAM = '[program.job]\ncommand = "x"\n'
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fcgimgr.config.address import TcpAddress, UnixAddress
 from fcgimgr.core.process import STATES, CountAsFailed, Exit, Exited, Rest, Running, StartAgain, State
-from fcgimgr.manager.adoption import running_config
-from fcgimgr.manager.state import (
+from fcgimgr.manager.succession.adoption import running_config
+from fcgimgr.manager.succession.state import (
     VERSION,
     HandoverRecord,
     PipeRecord,

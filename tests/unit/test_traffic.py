@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from fcgimgr.config.address import TcpAddress
 from fcgimgr.linux.listeners import LostListener, open_tcp
-from fcgimgr.manager.listening import Listening, LostPlace
-from fcgimgr.manager.traffic import Load, Traffic
+from fcgimgr.manager.looking.traffic import Load, Traffic
+from fcgimgr.manager.sockets.listening import Listening, LostPlace
 from tests.integration.ports import free_port
 
 

@@ -51,7 +51,7 @@ SHUTDOWN_TIMEOUT: Final = 3
 ENDS_WITHIN: Final = SHUTDOWN_TIMEOUT + 6
 ANSWERS_WITHIN: Final = 30.0  # any command
 # A manager that was killed between a spawn and its note of it leaves what the next one does not know: that is ended
-# within 11 s (PATIENCE and DIES_WITHIN of manager/inheritance.py), and not shown.
+# within 11 s (PATIENCE and DIES_WITHIN of manager/succession/inheritance.py), and not shown.
 IN_ORDER_WITHIN: Final = 20.0
 MANAGER: Final = f"shutdown_timeout = {SHUTDOWN_TIMEOUT}\n"
 BAD: Final = ("internal error", "Traceback")

@@ -1,0 +1,1 @@
+"""The life of all pools together, as whoever supervises the manager sees it."""

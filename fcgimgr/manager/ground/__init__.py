@@ -1,0 +1,1 @@
+"""What the whole manager stands on: signals, history, helpers, and the sharing of time."""

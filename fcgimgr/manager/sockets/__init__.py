@@ -1,0 +1,1 @@
+"""What a generation listens on: opened together, steered together, left with systemd."""

@@ -1,0 +1,1 @@
+"""What outlives a manager: written down, handed over, taken back."""
