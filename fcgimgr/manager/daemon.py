@@ -68,6 +68,7 @@ from fcgimgr.manager.looking.traffic import IdleOnes
 from fcgimgr.manager.pools.generation import Generation
 from fcgimgr.manager.pools.pool import Pool
 from fcgimgr.manager.pools.spawning import give_up_spawning, spawn_due
+from fcgimgr.manager.pools.watcher import Watcher
 from fcgimgr.manager.pools.zygote import Zygote
 from fcgimgr.manager.sockets.store import FdStore
 from fcgimgr.manager.succession.statefile import StateFile
@@ -587,25 +588,3 @@ class Daemon:
                 problems += wrong
         self.journal.info(f"reopened {count} log files")
         return count, problems
-
-
-class Watcher:
-    """Whoever wants to know how things go on: a command that waits. All of it does nothing unless overridden."""
-
-    def process_changed(self, generation: Generation, index: int) -> None:
-        """A process of this generation went into another state."""
-
-    def pool_changed(self, pool: Pool) -> None:
-        """Something happened in this pool."""
-
-    def manager_changed(self) -> None:
-        """The manager itself went into another state."""
-
-    def fault(self, why: str) -> None:
-        """A fault of the manager's may have swallowed what is waited for."""
-
-    def reload_began(self) -> None:
-        """An update or a reload of everything begins; another one may be under way."""
-
-    def reload_over(self) -> None:
-        """One of them is over, well or not."""

@@ -42,7 +42,7 @@ from fcgimgr.linux.sdnotify import Notifier
 from fcgimgr.linux.terminal import Terminal
 from fcgimgr.manager.commands.presets import listen_to_signals
 from fcgimgr.manager.commands.server import ControlServer
-from fcgimgr.manager.daemon import Daemon, Watcher
+from fcgimgr.manager.daemon import Daemon
 from fcgimgr.manager.daemonize import Starter, daemonize
 from fcgimgr.manager.fleet.systemd import Service
 from fcgimgr.manager.ground.signals import Signals
@@ -52,6 +52,7 @@ from fcgimgr.manager.logs.journal import Journal
 from fcgimgr.manager.logs.lines import printable
 from fcgimgr.manager.logs.opening import open_log, open_reason, owner_of_logs
 from fcgimgr.manager.logs.stream import Stream
+from fcgimgr.manager.pools.watcher import Watcher
 from fcgimgr.manager.succession import upgrading
 from fcgimgr.manager.succession.inheritance import Estate, find_estate, inherit, running_config
 from fcgimgr.manager.succession.own_files import Places, refuse_another

@@ -34,21 +34,20 @@ BELOW = {
     "cli": {"demo", "core", "control", "config", "fastcgi", "linux"},
 }
 
-# The rooms inside the manager, from the highest: each imports only what stands below it. Before all of them ("") are the
-# modules that make everything and begin.
+# The rooms inside the manager, from the highest: each imports only what stands below it. Above all of them ("") is what
+# makes everything.
 MANAGER = ("", "commands", "looking", "succession", "fleet", "pools", "children", "sockets", "ground", "logs")
 
 # What still breaks that, by the module that does: to be made shorter, never longer. Most of it is one object that
 # everybody is handed.
 UPWARDS = {
-    "children/abandoned.py": {"succession.state.AbandonedRecord"},
     "children/adopted.py": {"daemon.Daemon", "pools.generation.Generation"},
     "children/descriptors.py": {"daemon.Daemon"},
     "children/environments.py": {"daemon.Daemon"},
     "children/leftovers.py": {"pools.generation.Generation"},
     "children/notify.py": {"daemon.Daemon", "pools.generation.Generation"},
     "children/unreaped.py": {"daemon.Daemon"},
-    "commands/following.py": {"daemon.Daemon", "daemon.Watcher"},
+    "commands/following.py": {"daemon.Daemon"},
     "commands/names.py": {"daemon.Daemon"},
     "commands/presets.py": {"daemon.Daemon"},
     "commands/probing.py": {"daemon.Daemon"},
@@ -56,10 +55,10 @@ UPWARDS = {
     "commands/showing.py": {"daemon.Daemon"},
     "commands/status.py": {"daemon.Daemon"},
     "commands/table.py": {"daemon.Daemon"},
-    "commands/updating.py": {"daemon.Daemon", "daemon.Watcher"},
-    "commands/waiting.py": {"daemon.Daemon", "daemon.Watcher"},
+    "commands/updating.py": {"daemon.Daemon"},
+    "commands/waiting.py": {"daemon.Daemon"},
     "fleet/lame_duck.py": {"daemon.Daemon"},
-    "fleet/systemd.py": {"daemon.Daemon", "daemon.Watcher"},
+    "fleet/systemd.py": {"daemon.Daemon"},
     "ground/helpers.py": {"daemon.Daemon"},
     "looking/canary.py": {"daemon.Daemon"},
     "looking/draining.py": {"daemon.Daemon"},
@@ -70,8 +69,7 @@ UPWARDS = {
     "looking/saturation.py": {"daemon.Daemon"},
     "looking/taking.py": {"daemon.Daemon"},
     "looking/traffic.py": {"daemon.Daemon"},
-    "pools/causes.py": {"succession.state.OrderRecord", "succession.state.OrdersRecord"},
-    "pools/pool.py": {"daemon.Daemon", "looking.pinging.starting"},
+    "pools/pool.py": {"daemon.Daemon"},
     "succession/adoption.py": {"daemon.Daemon"},
     "succession/inheritance.py": {"commands.updating", "daemon.Daemon"},
     "succession/statefile.py": {"daemon.Daemon"},

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from fcgimgr.core.process import ABANDONED_AFTER
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.glance import NoGlanceError, glance
 from fcgimgr.linux.pidfd import PidFd
-from fcgimgr.manager.succession.state import AbandonedRecord
 
 if TYPE_CHECKING:
     from fcgimgr.manager.logs.journal import Journal
@@ -29,6 +30,16 @@ _STATES: Final = {
     "X": "dead",
     "Z": "dead, but not to be reaped yet",
 }
+
+
+class AbandonedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One that SIGKILL has not ended, written down. `leader`: the pid of the process that it is, or was, of."""
+
+    process: str
+    leader: int
+    pid: int
+    born: int | None = None
+    identity: int | None = None
 
 
 class Left:

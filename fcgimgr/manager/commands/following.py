@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fcgimgr.manager.daemon import Watcher
+from fcgimgr.manager.pools.watcher import Watcher
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

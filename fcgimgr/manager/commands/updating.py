@@ -25,10 +25,10 @@ from fcgimgr.core import generation as core
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.children.abandoned import in_words
 from fcgimgr.manager.commands import waiting
-from fcgimgr.manager.daemon import Watcher
 from fcgimgr.manager.ground.faults import fault_of_ours
 from fcgimgr.manager.ground.orders import given_by, giver
 from fcgimgr.manager.pools.pool import Pool
+from fcgimgr.manager.pools.watcher import Watcher
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

@@ -11,8 +11,8 @@ from fcgimgr.control.messages import ProcessVerdict, Progress, Verdict
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Stopped
 from fcgimgr.manager.commands.names import Chosen, indexes_of
-from fcgimgr.manager.daemon import Watcher
 from fcgimgr.manager.pools.pool import REMOVED
+from fcgimgr.manager.pools.watcher import Watcher
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

@@ -20,7 +20,7 @@ from fcgimgr.config.settings import PoolSettings, ProcessSettings
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Exited, Running
 from fcgimgr.linux.sdnotify import Notifier
-from fcgimgr.manager.daemon import Watcher
+from fcgimgr.manager.pools.watcher import Watcher
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

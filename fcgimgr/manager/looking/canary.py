@@ -63,7 +63,7 @@ class Canaries:
 
     async def _round(self, generation: Generation) -> str | None:
         """Ping each process that can be reached: why one is no good, or None."""
-        unseen = set(running(generation))
+        unseen = set(ready(generation))
         while unseen:
             pings = [Ping(generation) for _ in range(min(AT_ONCE, len(unseen)))]
             asked = [self._daemon.loop.create_task(self._failure(generation, ping, pings)) for ping in pings]
@@ -107,10 +107,10 @@ class Canaries:
     ) -> str | None:
         """Wait until `task` is done, or until it can be told that those who have the ping are stuck, or are not."""
         patience, longest = generation.settings.ready_timeout, generation.settings.stopwaitsecs
-        before = await in_hand(generation, running(generation))
+        before = await in_hand(generation, ready(generation))
         begun = self._daemon.loop.time()
         while not (await asyncio.wait({task}, timeout=patience))[0]:
-            suspects = running(generation) if ping.holder is None else [ping.holder]
+            suspects = ready(generation) if ping.holder is None else [ping.holder]
             ours = {one.inode for one in pings if one.inode is not None}
             after = await in_hand(generation, suspects, ours)
             waited = self._daemon.loop.time() - begun
@@ -123,9 +123,9 @@ class Canaries:
         return None
 
 
-def running(generation: Generation) -> list[int]:
+def ready(generation: Generation) -> list[int]:
     """The pids of the processes that are ready."""
-    return [state.pid for state in generation.core.processes if isinstance(state, Running)]
+    return [state.pid for state in generation.processes_in(Running).values()]
 
 
 def who(generation: Generation, ping: Ping) -> str:

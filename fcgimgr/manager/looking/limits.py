@@ -98,8 +98,8 @@ class Limits:
     def _look_at_memory(self, generation: Generation) -> None:
         most = generation.settings.max_rss
         assert most is not None
-        for index, pid in running(generation):
-            used = rss(pid)
+        for index, state in generation.processes_in(Running).items():
+            used = rss(state.pid)
             if used is None or used <= most:
                 continue
             fresh = generation.slots[index].fresh_rss
@@ -179,11 +179,6 @@ def has_limits(generation: Generation) -> bool:
     """Whether its processes are to be looked at."""
     settings = generation.settings
     return settings.max_rss is not None or (isinstance(settings, PoolSettings) and settings.request_timeout is not None)
-
-
-def running(generation: Generation) -> list[tuple[int, int]]:
-    """(index, pid) of the processes that run."""
-    return [(i, state.pid) for i, state in enumerate(generation.core.processes) if isinstance(state, Running)]
 
 
 def serving(generation: Generation) -> list[tuple[int, int]]:

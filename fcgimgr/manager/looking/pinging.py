@@ -147,12 +147,7 @@ def is_pinged(settings: ProcessSettings) -> bool:
     return isinstance(settings, PoolSettings) and settings.is_pinged
 
 
-def starting(generation: Generation) -> dict[int, Starting]:
-    """The processes that are spawned and not yet ready, by index."""
-    return {index: state for index, state in enumerate(generation.core.processes) if isinstance(state, Starting)}
-
-
 def by_readiness(generation: Generation) -> list[int]:
     """The pids of a generation, those that a ping is for first: each one looked at costs a walk through its fds."""
     ready = [state.pid for state in generation.core.processes if state.pid and not isinstance(state, Starting)]
-    return [state.pid for state in starting(generation).values()] + ready
+    return [state.pid for state in generation.processes_in(Starting).values()] + ready

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.generation import Happened
 from fcgimgr.core.pool import Canary
-from fcgimgr.core.process import Ready, Takes
+from fcgimgr.core.process import Ready, Starting, Takes
 from fcgimgr.fastcgi.records import ProtocolError
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.looking.in_hand import Hands, has_worked, in_hand
-from fcgimgr.manager.looking.pinging import LONGEST, SHORTEST, Ping, is_pinged, starting
+from fcgimgr.manager.looking.pinging import LONGEST, SHORTEST, Ping, is_pinged
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon
@@ -45,7 +45,7 @@ class Readiness:
 
     def process_changed(self, generation: Generation) -> None:
         """Begin to ping when the first process of a pool is spawned that is to be found ready so."""
-        if not is_pinged(generation.settings) or generation in self._tasks or not starting(generation):
+        if not is_pinged(generation.settings) or generation in self._tasks or not generation.processes_in(Starting):
             return
         self._tasks[generation] = self._daemon.loop.create_task(self._ping(generation))
 
@@ -54,7 +54,7 @@ class Readiness:
         number = 1
         pings: list[Ping] = []  # all that there were: a process may still have one in hand that is stuck in it
         try:
-            while starting(generation):
+            while generation.processes_in(Starting):
                 answered, found = await self._round(generation, pings, number)
                 if answered:
                     number = min(AT_ONCE, number * 2)
@@ -79,7 +79,7 @@ class Readiness:
         hands: dict[int, Hands] = {}
         answered = found = False
         try:
-            while waiting and starting(generation):
+            while waiting and generation.processes_in(Starting):
                 done, waiting = await asyncio.wait(waiting, timeout=LONGEST, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     if self._was_answered(generation, task):
@@ -116,7 +116,7 @@ class Readiness:
         settings = generation.settings
         patience = settings.startsecs if holder is None else settings.ready_timeout / 2
         found = False
-        for index, state in starting(generation).items():
+        for index, state in generation.processes_in(Starting).items():
             if state.pid == holder or (state.takes and now - state.since >= patience):
                 if state.pid == holder:
                     generation.feed(Happened(index, Takes()))
@@ -130,14 +130,14 @@ class Readiness:
         if generation is not pool.serving and not isinstance(pool.core.coming, Canary):
             return {}
         ours = {ping.inode for ping in pings if ping.inode is not None}
-        return await in_hand(generation, [state.pid for state in starting(generation).values()], ours)
+        return await in_hand(generation, [state.pid for state in generation.processes_in(Starting).values()], ours)
 
     def _heed_work(self, generation: Generation, before: dict[int, Hands], after: dict[int, Hands]) -> bool:
         """Nobody has time for a ping. True if the work that was seen made a process ready."""
         now = self._daemon.loop.time()
         settings = generation.settings
         found = False
-        for index, state in starting(generation).items():
+        for index, state in generation.processes_in(Starting).items():
             hands, age = after.get(state.pid, {}), now - state.since
             worked = age >= settings.startsecs and has_worked(before.get(state.pid, {}), hands)
             if worked or (hands and age >= settings.ready_timeout / 2):

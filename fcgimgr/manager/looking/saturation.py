@@ -161,9 +161,7 @@ async def who_is_busy(generation: Generation) -> str:
     now = generation.daemon.loop.time()
     listening = generation.listening
     accepted = established_inodes(listening.names) if listening is not None else None
-    running = [
-        (index, state.pid) for index, state in enumerate(generation.core.processes) if isinstance(state, Running)
-    ]
+    running = [(index, state.pid) for index, state in generation.processes_in(Running).items()]
     slots = dict(enumerate(generation.slots))  # one that is about to come may have none yet
     looked_at = [(slots[index], pid) for index, pid in running[:MOST_LOOKED_AT] if index in slots]
     readings = [(slot.reading(now), pid) for slot, pid in looked_at]

@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+import msgspec
+
 from fcgimgr.core import generation as core
 from fcgimgr.core import process
 from fcgimgr.core.process import Backoff, CountAsFailed, Exit, Exited, Fatal, Retiring, Running, Spawning, Starting
 from fcgimgr.manager.ground.orders import giver
 from fcgimgr.manager.logs.lines import printable
-from fcgimgr.manager.succession.state import OrderRecord, OrdersRecord
 
 if TYPE_CHECKING:
     from fcgimgr.config.settings import ProcessSettings
@@ -49,6 +50,22 @@ class Cause(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.why}, by {self.by}" if self.by and self.by not in self.why else self.why
+
+
+class OrderRecord(msgspec.Struct, frozen=True):
+    """Why processes were told to start or to end, and by whom, as the state file has it."""
+
+    kind: Kind
+    why: str
+    by: str = ""
+
+
+class OrdersRecord(msgspec.Struct, frozen=True):
+    """The last order to any process of a generation, to `end` all of them, and to restart them, `rolling`."""
+
+    last: OrderRecord
+    end: OrderRecord
+    rolling: OrderRecord
 
 
 TRIED_AGAIN: Final = Cause("crash", "tried again")

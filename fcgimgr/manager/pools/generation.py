@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
 from signal import SIGCONT
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from fcgimgr.config.processes import ProcessPlan, process_plan
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from fcgimgr.manager.pools.pool import Pool
 
 
+StateT = TypeVar("StateT", bound=process.State)
 #: With why, if that is known.
 Change: TypeAlias = tuple[core.Changed, Cause | None]
 
@@ -230,6 +231,10 @@ class Generation:
         if cause is not None:
             slot.restarts.next = cause.kind
         return cause
+
+    def processes_in(self, kind: type[StateT]) -> dict[int, StateT]:
+        """Those of its processes that are in this state, by index."""
+        return {index: state for index, state in enumerate(self.core.processes) if isinstance(state, kind)}
 
     def is_there(self, index: int, pid: int) -> bool:
         """Whether this process has not been reaped. One that is Stopping has its pid until nothing of it is left, and

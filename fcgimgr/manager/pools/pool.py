@@ -20,7 +20,6 @@ from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Star
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.ground.faults import fault_of_ours
 from fcgimgr.manager.ground.orders import giver
-from fcgimgr.manager.looking.pinging import starting
 from fcgimgr.manager.pools import losses
 from fcgimgr.manager.pools.generation import Generation
 from fcgimgr.manager.sockets.listening import Listening
@@ -295,7 +294,7 @@ class Pool:
         process, lines = self._who_failed(generation)
         if why == core.NOT_READY:
             ping = f"; ping: {generation.ping_failure}" if generation.ping_failure else ""
-            whys = (f"; {state.astray}" for state in starting(generation).values() if state.astray)
+            whys = (f"; {state.astray}" for state in generation.processes_in(Starting).values() if state.astray)
             why = f"{process}: {why}{ping}{next(whys, '')}"
         self.daemon.canaries.forget(generation)
         self.discarded = f"generation {number} was discarded: {why}"

@@ -37,11 +37,12 @@ from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.pipes import open_pipe
 from fcgimgr.linux.procfs import descendants
 from fcgimgr.linux.steering import Group
+from fcgimgr.manager.children.abandoned import AbandonedRecord
 from fcgimgr.manager.children.board import Board
 from fcgimgr.manager.pools.causes import Restarts
 from fcgimgr.manager.pools.generation import Generation
 from fcgimgr.manager.sockets.listening import Listening, LostPlace, Place
-from fcgimgr.manager.succession.state import AbandonedRecord, GenerationRecord, ListenerRecord, ProcessRecord, Saved
+from fcgimgr.manager.succession.state import GenerationRecord, ListenerRecord, ProcessRecord, Saved
 
 if TYPE_CHECKING:
     from fcgimgr.manager.daemon import Daemon

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -24,6 +24,8 @@ from fcgimgr.config.address import Address
 from fcgimgr.config.settings import GroupSettings, ManagerSettings, PoolSettings, ProcessSettings, ProgramSettings
 from fcgimgr.core.generation import Generation
 from fcgimgr.core.process import Exit, State
+from fcgimgr.manager.children.abandoned import AbandonedRecord
+from fcgimgr.manager.pools.causes import OrdersRecord
 
 #: The file, in state_dir.
 NAME: Final = "state.jsonl"
@@ -32,16 +34,6 @@ BESIDE: Final = f"{NAME}.new"
 
 #: Of the records' shapes. A field that is added with a default needs no new one; whatever else changes does.
 VERSION: Final = 1
-
-
-class AbandonedRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that SIGKILL has not ended (abandoned.py). `leader`: the pid of the process that it is, or was, of."""
-
-    process: str
-    leader: int
-    pid: int
-    born: int | None = None
-    identity: int | None = None
 
 
 class ManagerRecord(msgspec.Struct, frozen=True, kw_only=True, tag="manager"):
@@ -89,22 +81,6 @@ class ListenerRecord(msgspec.Struct, frozen=True, kw_only=True):
     bound: tuple[str, int] | str = ""
     path: str | None = None
     order: tuple[int, ...] = ()
-
-
-class OrderRecord(msgspec.Struct, frozen=True):
-    """Why processes were told to start or to end, and by whom (causes.py)."""
-
-    kind: Literal["crash", "recycled", "by_hand"]
-    why: str
-    by: str = ""
-
-
-class OrdersRecord(msgspec.Struct, frozen=True):
-    """The last order to any process of a generation, to `end` all of them, and to restart them, `rolling`."""
-
-    last: OrderRecord
-    end: OrderRecord
-    rolling: OrderRecord
 
 
 class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
