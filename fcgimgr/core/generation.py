@@ -199,7 +199,7 @@ class Accepted(msgspec.Struct, frozen=True):
     blind: bool = False
 
 
-class Adopted(msgspec.Struct, frozen=True):
+class SettingsChanged(msgspec.Struct, frozen=True):
     """The settings are others from now on."""
 
 
@@ -249,7 +249,7 @@ Event: TypeAlias = (
     | Recycle
     | Overdue
     | Accepted
-    | Adopted
+    | SettingsChanged
     | Kill
     | Scale
     | WaitFor
@@ -510,7 +510,7 @@ class _Draft:
                 self._end_overdue(index, pid, hopeless)
             case Accepted(blind):
                 self._believe(blind)
-            case Adopted():
+            case SettingsChanged():
                 self._go_by_new_settings()
             case Kill():
                 self._go_down()

@@ -326,10 +326,10 @@ def test_it_is_begun_and_ended_by_an_update_of_the_key():
     history = History(startretries=0).start().exits("app_00", code=1)
     assert history.pool.retry_at is None
     history.settings = settings(**RETRYING)
-    history.feed(core.Adopted())
+    history.feed(core.SettingsChanged())
     assert history.pool.retry_at is not None
     history.settings = settings(startretries=0)
-    history.feed(core.Adopted())
+    history.feed(core.SettingsChanged())
     assert history.pool.retry_at is None
 
 
@@ -367,5 +367,5 @@ def test_another_max_lifetime_does_not_make_it_unseen():
     history.at(6)
     assert history.pool.processes[0].seen
     history.settings = settings(startsecs=5, max_lifetime=100)
-    history.feed(core.Adopted())
+    history.feed(core.SettingsChanged())
     assert history.pool.processes[0].seen

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fcgimgr.core.generation import Adopted, PoolState
+from fcgimgr.core.generation import PoolState, SettingsChanged
 
 from .history import History, settings
 
@@ -38,7 +38,7 @@ def test_several_of_a_job_are_done_when_all_of_them_are():
 
 def going_by(history: History, **keys: object) -> History:
     history.settings = settings(**keys)
-    return history.feed(Adopted())
+    return history.feed(SettingsChanged())
 
 
 def test_what_was_a_job_and_goes_on_is_running_if_it_is_none_any_more():

@@ -9,7 +9,6 @@ from fcgimgr.core import crashes
 from fcgimgr.core.generation import (
     HOPELESS,
     RECYCLE_AGAIN,
-    Adopted,
     Forget,
     Hold,
     NotRecycled,
@@ -17,6 +16,7 @@ from fcgimgr.core.generation import (
     PoolState,
     PutOff,
     Recycling,
+    SettingsChanged,
     SignalProcess,
     SpawnProcess,
     new_generation,
@@ -127,12 +127,12 @@ def test_another_lifetime_holds_for_those_that_run():
     history.settings = type(history.settings)(
         name="app", command=("app",), sockets=history.settings.sockets, numprocs=2, max_lifetime=10
     )
-    history.at(4.0).feed(Adopted())
+    history.at(4.0).feed(SettingsChanged())
     assert history.timers == [10.0, 10.0]
     history.settings = type(history.settings)(
         name="app", command=("app",), sockets=history.settings.sockets, numprocs=2, max_lifetime=3
     )
-    history.feed(Adopted())
+    history.feed(SettingsChanged())
     assert history.timers == [4.0, 4.0]
 
 
@@ -485,6 +485,6 @@ def test_a_lifetime_that_is_over_after_another_generation_has_come_ends_nothing(
 def test_what_was_put_off_is_not_forgotten_by_an_update():
     history = alone(max_lifetime=30, backoff_max=7)
     recycle_until_put_off(history)
-    history.feed(Adopted())
+    history.feed(SettingsChanged())
     assert history.timers == [7.0]
     assert any(isinstance(action, Recycling) for action in history.at(7.0).actions)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from fcgimgr import __version__
 from fcgimgr.config.settings import PoolSettings
 from fcgimgr.control import messages
-from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Backoff, Fatal, Starting, State, describe
+from fcgimgr.core.rollout import Canary
 from fcgimgr.fastcgi.scoreboard import Request
 from fcgimgr.linux.procfs import rss
 from fcgimgr.linux.sockdiag import established_inodes

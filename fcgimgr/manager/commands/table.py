@@ -26,7 +26,7 @@ from fcgimgr.control.messages import (
     Verdict,
 )
 from fcgimgr.core import generation as core
-from fcgimgr.core import pool as rollout
+from fcgimgr.core import rollout
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.children.abandoned import in_words
 from fcgimgr.manager.children.leftovers import mark_of

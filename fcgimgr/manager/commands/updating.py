@@ -273,7 +273,7 @@ async def _undo(daemon: Daemon, change: Change, before: Before | None, *, added:
             return
         pool, serving = before.pool, before.serving
         if serving.settings is not before.settings:
-            serving.adopt(before.settings, before.config)
+            serving.have(before.settings, before.config)
         if before.up and not pool.serving.core.up and pool in daemon.pools.values():
             daemon.start_pool(pool)
     except Exception as error:  # noqa: BLE001 - as above
@@ -390,7 +390,7 @@ async def _change(these: Round, change: Change, settings: ProcessSettings, *, wa
     if How.RELOAD in change.how and up and moved:
         await stopped(daemon, pool)  # on sockets that cannot be shared: these are closed before others are opened
         _refuse_while_stopping(daemon)
-    pool.adopt(settings, config)
+    pool.have(settings, config)
     rename(daemon, pool, change)
     if How.SCALE in change.how:
         targets = waiting.scale(daemon, pool, settings.numprocs)

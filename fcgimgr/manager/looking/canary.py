@@ -19,8 +19,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from fcgimgr.core.pool import Failed
 from fcgimgr.core.process import Running
+from fcgimgr.core.rollout import Failed
 from fcgimgr.fastcgi.records import ProtocolError
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.looking.asking import OverloadedError

@@ -18,8 +18,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.core.generation import Happened
-from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Ready, Starting, Takes
+from fcgimgr.core.rollout import Canary
 from fcgimgr.fastcgi.records import ProtocolError
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.manager.looking.in_hand import Hands, has_worked, in_hand

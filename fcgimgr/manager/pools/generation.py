@@ -343,7 +343,7 @@ class Generation:
         self._retry_due = None
         self.feed(core.RetryDue())
 
-    def adopt(self, settings: ProcessSettings, config: Config) -> None:
+    def have(self, settings: ProcessSettings, config: Config) -> None:
         """Have these settings from now on. LinuxError, and nothing has changed: their user does not exist."""
         if self.core.open:
             self.recipes = self._make_recipes(settings, config)
@@ -353,7 +353,7 @@ class Generation:
             if state.pid is None:
                 self.name_anew(index)
         self.daemon.state_file.generation_changed(self)
-        self.feed(core.Adopted())
+        self.feed(core.SettingsChanged())
         self.daemon.limits.look_soon()
 
     def restore(self, before: core.Generation, listening: Listening | None) -> None:

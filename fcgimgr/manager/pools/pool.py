@@ -1,6 +1,6 @@
 """A pool or program: its generations, and the traffic that is led to one of them.
 
-Most of the time there is one generation and this is a thin cover around it. core.pool decides about reloads; what it
+Most of the time there is one generation and this is a thin cover around it. core.rollout decides about reloads; what it
 says is carried out here, as everywhere by `feed`.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from fcgimgr.config.settings import Config, PoolSettings, ProcessSettings
 from fcgimgr.core import generation as core_generation
-from fcgimgr.core import pool as core
+from fcgimgr.core import rollout as core
 from fcgimgr.core.generation import PoolState
 from fcgimgr.core.process import Backoff, Exited, Fatal, Running, Spawning, Starting, describe
 from fcgimgr.linux.errors import LinuxError
@@ -64,7 +64,7 @@ class Pool:
         self.daemon = daemon
         # The seed lets the back-off of two machines that fail together differ.
         self.seed = os.urandom(1)[0] / 256
-        self.core = core.Pool()
+        self.core = core.Rollout()
         self.generations: dict[int, Generation] = {1: Generation(self, 1, settings, config)}
         self.state = PoolState.STOPPED
         self.since = 0.0  # when it came into that, monotonic; 0: not known
@@ -118,9 +118,9 @@ class Pool:
             self._next, self.verdict = before  # another one may be waiting for its turn
         return verdict
 
-    def adopt(self, settings: ProcessSettings, config: Config) -> None:
+    def have(self, settings: ProcessSettings, config: Config) -> None:
         """Have these settings without new processes: those that are started from now on get them."""
-        self.serving.adopt(settings, config)
+        self.serving.have(settings, config)
 
     def scale(self, numprocs: int) -> None:
         """Have so many processes, also in the generation that is coming to take the place of the one that serves."""

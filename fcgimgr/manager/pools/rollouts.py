@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from fcgimgr.control.messages import GenerationStatus, Progress
-from fcgimgr.core.pool import Canary
 from fcgimgr.core.process import Retiring, Running, State, Stopping
+from fcgimgr.core.rollout import Canary
 from fcgimgr.manager.pools.losses import connections
 from fcgimgr.manager.pools.slots import longest_in_hand
 

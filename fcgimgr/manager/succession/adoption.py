@@ -26,7 +26,7 @@ import msgspec
 from fcgimgr import __version__
 from fcgimgr.config.settings import Config, PoolSettings, ProgramSettings
 from fcgimgr.core import generation as core
-from fcgimgr.core import pool as rollout
+from fcgimgr.core import rollout
 from fcgimgr.core.process import Exit, Exited, Ready, Retiring, Starting, State, Stopped
 from fcgimgr.linux import procfs
 from fcgimgr.linux.errors import LinuxError
@@ -217,7 +217,7 @@ class PoolAdoption:
         leaving = frozenset(number for number in coming if number != record.serving)
         pool.seed = record.seed
         pool.discarded, pool.since = record.discarded, record.since
-        pool.core = rollout.Pool(serving=record.serving, last=record.last, leaving=leaving)
+        pool.core = rollout.Rollout(serving=record.serving, last=record.last, leaving=leaving)
         generations = {}
         for number in sorted(coming, key=lambda number: number != record.serving):
             settings = self._generations[number].settings

@@ -59,7 +59,7 @@ class Watch(msgspec.Struct, frozen=True):
     lost: frozenset[int] = frozenset()
 
 
-class Pool(msgspec.Struct, frozen=True):
+class Rollout(msgspec.Struct, frozen=True):
     """A pool's generations by number, as they are started; `serving` gets the traffic."""
 
     serving: int = 1
@@ -218,101 +218,103 @@ class Refused(msgspec.Struct, frozen=True):
 Action: TypeAlias = Begin | Share | Switch | Hold | ComeBack | Return | Leave | Discard | Queued | Refused
 
 
-def step(pool: Pool, event: Event, now: float) -> tuple[Pool, list[Action]]:
-    """Answer with the pool after `event` and the actions to carry out, in order."""
-    coming = pool.coming
+def step(rollout: Rollout, event: Event, now: float) -> tuple[Rollout, list[Action]]:
+    """Answer with the rollout after `event` and the actions to carry out, in order."""
+    coming = rollout.coming
     match event:
         case Reload():
-            return _reload(pool, event, now)
+            return _reload(rollout, event, now)
         case Ready(number, hold, watch) if isinstance(coming, Arriving) and coming.number == number:
             if coming.percent is None:
-                return _switch(pool, number, hold, watch, now)
+                return _switch(rollout, number, hold, watch, now)
             canary = Canary(number, coming.percent)
-            return msgspec.structs.replace(pool, coming=canary), [Share(number, coming.percent)]
+            return msgspec.structs.replace(rollout, coming=canary), [Share(number, coming.percent)]
         case Failed(number, why) if coming is not None and coming.number == number:
-            return _discard(pool, number, why)
+            return _discard(rollout, number, why)
         case Due() if isinstance(coming, Arriving):
-            return _discard(pool, coming.number, NOT_READY)
-        case Due(unproven) if pool.watch is not None:
-            return _watch_on(pool, pool.watch, unproven, now)
-        case Lost(number, index, of) if pool.watch is not None and pool.serving == number:
-            return _lose(pool, pool.watch, index, of)
-        case CameBack() if pool.watch is not None:
-            return _return(pool, pool.watch.old)
-        case Settle() if pool.watch is not None:
-            return _let_leave(pool, pool.watch, None)
+            return _discard(rollout, coming.number, NOT_READY)
+        case Due(unproven) if rollout.watch is not None:
+            return _watch_on(rollout, rollout.watch, unproven, now)
+        case Lost(number, index, of) if rollout.watch is not None and rollout.serving == number:
+            return _lose(rollout, rollout.watch, index, of)
+        case CameBack() if rollout.watch is not None:
+            return _return(rollout, rollout.watch.old)
+        case Settle() if rollout.watch is not None:
+            return _let_leave(rollout, rollout.watch, None)
         case Promote(hold, watch):
             if isinstance(coming, Canary):
-                return _switch(pool, coming.number, hold, watch, now)
-            return pool, [Refused("there is no canary to promote")]
+                return _switch(rollout, coming.number, hold, watch, now)
+            return rollout, [Refused("there is no canary to promote")]
         case Abort(why):
             if coming is not None:
-                return _discard(pool, coming.number, why)
-            if pool.waiting is not None:
-                return msgspec.structs.replace(pool, waiting=None), []
-            return pool, [Refused("there is no reload or canary to abort")]
+                return _discard(rollout, coming.number, why)
+            if rollout.waiting is not None:
+                return msgspec.structs.replace(rollout, waiting=None), []
+            return rollout, [Refused("there is no reload or canary to abort")]
         case Gone(number):
-            return _forget(pool, number, now)
-    return pool, []  # word from a generation that is no longer the one in question
+            return _forget(rollout, number, now)
+    return rollout, []  # word from a generation that is no longer the one in question
 
 
-def _reload(pool: Pool, event: Reload, now: float) -> tuple[Pool, list[Action]]:
-    if isinstance(pool.coming, Canary):
-        return pool, [Refused("a canary is out; --promote or --abort it first")]
-    if pool.coming is not None or pool.waiting is not None:
-        return pool, [Refused("a reload is under way already; wait for its verdict, or --abort it")]
-    if pool.leaving:
-        return msgspec.structs.replace(pool, waiting=event), [Queued()]
-    number = pool.last + 1
+def _reload(rollout: Rollout, event: Reload, now: float) -> tuple[Rollout, list[Action]]:
+    if isinstance(rollout.coming, Canary):
+        return rollout, [Refused("a canary is out; --promote or --abort it first")]
+    if rollout.coming is not None or rollout.waiting is not None:
+        return rollout, [Refused("a reload is under way already; wait for its verdict, or --abort it")]
+    if rollout.leaving:
+        return msgspec.structs.replace(rollout, waiting=event), [Queued()]
+    number = rollout.last + 1
     arriving = Arriving(number, due=now + event.patience, percent=event.percent)
-    return msgspec.structs.replace(pool, coming=arriving, last=number), [Begin(number)]
+    return msgspec.structs.replace(rollout, coming=arriving, last=number), [Begin(number)]
 
 
-def _switch(pool: Pool, number: int, hold: float, watch: float, now: float) -> tuple[Pool, list[Action]]:
-    old = pool.serving
+def _switch(rollout: Rollout, number: int, hold: float, watch: float, now: float) -> tuple[Rollout, list[Action]]:
+    old = rollout.serving
     held = min(hold, watch)
     held_until = now + held if held > 0 else None
     watched = Watch(old, until=now + watch, hold=held, held_until=held_until) if watch > 0 else None
-    after = msgspec.structs.replace(pool, serving=number, coming=None, leaving=pool.leaving | {old}, watch=watched)
+    after = msgspec.structs.replace(
+        rollout, serving=number, coming=None, leaving=rollout.leaving | {old}, watch=watched
+    )
     return after, [Switch(number), Hold(old) if held > 0 else Leave(old)]
 
 
-def _watch_on(pool: Pool, watch: Watch, unproven: bool, now: float) -> tuple[Pool, list[Action]]:
+def _watch_on(rollout: Rollout, watch: Watch, unproven: bool, now: float) -> tuple[Rollout, list[Action]]:
     if watch.held_until is not None and now >= watch.held_until:
         longer = min(watch.until, now + watch.hold)
         if unproven and longer > now:
-            return msgspec.structs.replace(pool, watch=msgspec.structs.replace(watch, held_until=longer)), []
-        return _let_leave(pool, watch, msgspec.structs.replace(watch, held_until=None))
+            return msgspec.structs.replace(rollout, watch=msgspec.structs.replace(watch, held_until=longer)), []
+        return _let_leave(rollout, watch, msgspec.structs.replace(watch, held_until=None))
     if watch.held_until is None and now >= watch.until:
-        return msgspec.structs.replace(pool, watch=None), []
-    return pool, []
+        return msgspec.structs.replace(rollout, watch=None), []
+    return rollout, []
 
 
-def _let_leave(pool: Pool, watch: Watch, after: Watch | None) -> tuple[Pool, list[Action]]:
+def _let_leave(rollout: Rollout, watch: Watch, after: Watch | None) -> tuple[Rollout, list[Action]]:
     held = watch.held_until is not None
-    return msgspec.structs.replace(pool, watch=after), [Leave(watch.old)] if held else []
+    return msgspec.structs.replace(rollout, watch=after), [Leave(watch.old)] if held else []
 
 
-def _lose(pool: Pool, watch: Watch, index: int, of: int) -> tuple[Pool, list[Action]]:
+def _lose(rollout: Rollout, watch: Watch, index: int, of: int) -> tuple[Rollout, list[Action]]:
     lost = watch.lost | {index}
-    after = msgspec.structs.replace(pool, watch=msgspec.structs.replace(watch, lost=lost))
+    after = msgspec.structs.replace(rollout, watch=msgspec.structs.replace(watch, lost=lost))
     return after, [ComeBack(watch.old)] if 2 * len(lost) > of else []
 
 
-def _return(pool: Pool, old: int) -> tuple[Pool, list[Action]]:
-    bad = pool.serving
-    after = msgspec.structs.replace(pool, serving=old, leaving=pool.leaving - {old} | {bad}, watch=None)
+def _return(rollout: Rollout, old: int) -> tuple[Rollout, list[Action]]:
+    bad = rollout.serving
+    after = msgspec.structs.replace(rollout, serving=old, leaving=rollout.leaving - {old} | {bad}, watch=None)
     return after, [Return(old, bad)]
 
 
-def _discard(pool: Pool, number: int, why: str) -> tuple[Pool, list[Action]]:
-    after = msgspec.structs.replace(pool, coming=None, leaving=pool.leaving | {number})
-    return after, [Discard(number, why, served=isinstance(pool.coming, Canary))]
+def _discard(rollout: Rollout, number: int, why: str) -> tuple[Rollout, list[Action]]:
+    after = msgspec.structs.replace(rollout, coming=None, leaving=rollout.leaving | {number})
+    return after, [Discard(number, why, served=isinstance(rollout.coming, Canary))]
 
 
-def _forget(pool: Pool, number: int, now: float) -> tuple[Pool, list[Action]]:
-    watch = pool.watch if pool.watch is not None and pool.watch.old != number else None
-    after = msgspec.structs.replace(pool, leaving=pool.leaving - {number}, watch=watch)
+def _forget(rollout: Rollout, number: int, now: float) -> tuple[Rollout, list[Action]]:
+    watch = rollout.watch if rollout.watch is not None and rollout.watch.old != number else None
+    after = msgspec.structs.replace(rollout, leaving=rollout.leaving - {number}, watch=watch)
     if after.leaving or after.waiting is None:
         return after, []
     waiting = after.waiting
