@@ -221,4 +221,6 @@ def is_ours_alone(directory: int) -> bool:
     found = os.fstat(directory)
     if found.st_uid not in (0, os.geteuid()):
         return False
+    if found.st_mode & stat.S_IWGRP and not is_private_group(found.st_gid):
+        return False
     return _others_who_write(f"/proc/self/fd/{directory}", found) is None
