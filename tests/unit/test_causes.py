@@ -10,9 +10,9 @@ import pytest
 from fcgimgr.config.pools import ProgramSettings
 from fcgimgr.core.process import Exit
 from fcgimgr.manager.logs.pump import Pump
-from fcgimgr.manager.pools.causes import LONGEST, ORDERED_BEFORE, Cause, Causes, last_word
+from fcgimgr.manager.pools.causes import LONGEST, ORDERED_BEFORE, Cause, Causes, OrderRecord, OrdersRecord, last_word
 from fcgimgr.manager.pools.slots import OF_ITS_END, Slot
-from fcgimgr.manager.succession.state import OrderRecord, OrdersRecord, decode, encode
+from fcgimgr.manager.succession.state import decode, encode
 from tests.unit.logs_bench import Clock, Memory, child_pipe
 from tests.unit.test_state import V1
 

@@ -199,7 +199,7 @@ def test_every_state_that_is_shown_is_explained() -> None:
     # Of generations, of a pool's queue, and of the manager itself (rollouts.py, saturation.py, daemon.py).
     literals = {"CANARY", "HELD", "DRAINING", "STARTING", "SATURATED", "EASED", "RUNNING", "STOPPING"}
     shown = {
-        match for path in (PACKAGE / "manager").glob("*.py") for match in re.findall(SHOWN_STATE, path.read_text())
+        match for path in (PACKAGE / "manager").rglob("*.py") for match in re.findall(SHOWN_STATE, path.read_text())
     }
     assert literals <= shown
     assert {state for state in states | shown if symptom(state) is None} == set()

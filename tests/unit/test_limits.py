@@ -91,6 +91,9 @@ class Generation:
     def process_name(self, index: int) -> str:
         return f"{self.settings.name}:{index}"
 
+    def processes_in(self, kind: type[State]) -> dict[int, State]:
+        return {index: state for index, state in enumerate(self.core.processes) if isinstance(state, kind)}
+
     def is_there(self, index: int, pid: int) -> bool:
         return True
 
