@@ -9,6 +9,7 @@ import click
 
 from .locate import config_file
 from .options import Command
+from .terminal import safe
 
 
 @click.command("check", cls=Command)
@@ -35,7 +36,7 @@ def check_(context: click.Context) -> None:
 
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {safe(warning)}", file=sys.stderr)
 
 
 def _count(number: int, thing: str) -> str:

@@ -7,11 +7,13 @@ from typing import Final
 
 import click
 
+from .options import FloatType
+
 _AGO: Final = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?")
 _SECONDS: Final = (86400, 3600, 60, 1)
 
 
-class Moment(click.ParamType[float]):
+class Moment(FloatType):
     """Seconds since 1970."""
 
     name = "moment"

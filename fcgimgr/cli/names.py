@@ -29,6 +29,8 @@ class Name(click.Argument):
         try:
             return super().process_value(ctx, value)
         except click.MissingParameter:
+            if ctx.resilient_parsing:  # TAB waits for nobody
+                raise
             from .nameless import nameless
 
             raise nameless(ctx, ctx.meta[ARGUMENTS]) from None

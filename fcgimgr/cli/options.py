@@ -1,6 +1,6 @@
 """What every command takes, before its name or after it: -c, -s, --version, -h."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -8,6 +8,11 @@ from fcgimgr import __version__
 
 from .examples import EXAMPLES
 from .locate import remember_config, remember_socket
+
+if TYPE_CHECKING:
+    FloatType = click.ParamType[float]
+else:
+    FloatType = click.ParamType  # generic from click 8.4 on only
 
 #: Where the context has the words behind the command's name.
 ARGUMENTS: Final = "fcgimgr.arguments"

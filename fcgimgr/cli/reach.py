@@ -8,13 +8,16 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from fcgimgr.config.files import read_regular
 from fcgimgr.config.pools import PoolSettings
 from fcgimgr.config.processes import WORKER_MAIN, process_plan
 from fcgimgr.config.settings import Config
 from fcgimgr.linux.accounts import Account, resolve_user
 from fcgimgr.linux.errors import LinuxError
+
+_LARGEST: Final = 1 << 16  # bytes of a pyvenv.cfg
 
 
 class _Wanted(NamedTuple):
@@ -85,9 +88,9 @@ def _way(path: str) -> Iterator[str]:
 def _home(python: str) -> Iterator[str]:
     """Where a virtualenv has its Python from, of which it needs the library."""
     try:
-        with open(os.path.join(os.path.dirname(os.path.dirname(python)), "pyvenv.cfg"), encoding="utf-8") as file:
-            words = [line.partition("=") for line in file]
-    except (OSError, UnicodeDecodeError):
+        path = os.path.join(os.path.dirname(os.path.dirname(python)), "pyvenv.cfg")
+        words = [line.partition("=") for line in read_regular(path, _LARGEST).decode().splitlines()]
+    except ValueError:  # there is none, or it is not what a virtualenv has there: the user may have put it there
         return
     yield from (value.strip() for key, _, value in words if key.strip() == "home")
 

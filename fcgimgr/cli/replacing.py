@@ -5,11 +5,11 @@ from typing import Literal
 import click
 
 from .names import names_argument
-from .options import Command
+from .options import Command, FloatType
 from .processes import verbose_option, wait_option
 
 
-class Percent(click.ParamType[float]):
+class Percent(FloatType):
     """`5` or `5%`, more than 0 and less than 100."""
 
     name = "percent"

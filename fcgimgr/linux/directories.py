@@ -221,6 +221,8 @@ def is_ours_alone(directory: int) -> bool:
     found = os.fstat(directory)
     if found.st_uid not in (0, os.geteuid()):
         return False
+    if found.st_mode & stat.S_IWOTH:  # also where it is read-only to us: to others it need not be
+        return False
     if found.st_mode & stat.S_IWGRP and not is_private_group(found.st_gid):
         return False
     return _others_who_write(f"/proc/self/fd/{directory}", found) is None

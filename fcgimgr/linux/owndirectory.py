@@ -32,7 +32,7 @@ def ensure_directory(path: str, mode: int, key: str) -> bool:
         found = _open(parent, name, path, key)
         try:
             if made:
-                os.chmod(_itself(found), mode)  # mkdir's mode went through the umask
+                _set_mode(found, mode, path, key)  # mkdir's went through the umask
             _refuse_unsafe(found, path, key)
         finally:
             os.close(found)
@@ -76,12 +76,23 @@ def _open(parent: int, name: str, path: str, key: str) -> int:
     try:
         return open_directory(name, parent)
     except FileNotFoundError as error:
+        try:
+            target = os.readlink(name, dir_fd=parent)
+        except OSError:  # no link, or not any more
+            refuse(f"manager.{key}: the directory {path}", error)
         raise LinuxError(
-            f"manager.{key}: {path} is a symbolic link to {os.readlink(name, dir_fd=parent)}, which does not exist; "
+            f"manager.{key}: {path} is a symbolic link to {target}, which does not exist; "
             "create that, or choose another place"
         ) from error
     except NotADirectoryError as error:
         raise LinuxError(f"manager.{key}: {path} is not a directory; move it away or choose another place") from error
+    except OSError as error:
+        refuse(f"manager.{key}: the directory {path}", error)
+
+
+def _set_mode(directory: int, mode: int, path: str, key: str) -> None:
+    try:
+        os.chmod(_itself(directory), mode)
     except OSError as error:
         refuse(f"manager.{key}: the directory {path}", error)
 

@@ -231,13 +231,14 @@ class Looks:
                     return
                 held.append(member)
             seen = self._look_at(held, held=True)
-            idle = seen is not None and all(is_idle(seen[member]) for member in held)
+            silent = seen is not None and all(is_idle(seen[member]) for member in held)
             if seen is not None and self._can_hang_up(pid):
                 # Of one that is to be told, too: it may take its time to end, and its clients count on it until then.
                 for member in held:
-                    idle &= self._hang_up(member, idle_ones(seen[member]))
-            if idle:
+                    silent &= self._hang_up(member, idle_ones(seen[member]))
+            if silent:
                 self._let_know("idle", (index, pid))
+                idle = True
         except LinuxError as error:  # another user's process: it can only be waited for
             self._say("debug", str(error))
         finally:
@@ -266,12 +267,16 @@ class Looks:
 
     def _hang_up(self, member: int, connections: list[Connection]) -> bool:
         """False: at one of them something has come meanwhile, and it is left as it is."""
-        if not connections:
-            return True
-        self._ground.at(member)
-        with PidFd(member) as process:
-            silent = [hang_up(process, connection.fd, self._view.names) for connection in connections]
-        return all(silent)
+        silent = True
+        if connections:
+            self._ground.at(member)
+            try:
+                with PidFd(member) as process:
+                    for connection in connections:
+                        silent &= hang_up(process, connection.fd, self._view.names)
+            except LinuxError as error:  # it is not permitted; or it has died
+                self._say("debug", str(error))
+        return silent
 
     def _look_at(self, members: Sequence[int], *, held: bool = False) -> dict[int, list[Connection] | None] | None:
         if self._watch is None:

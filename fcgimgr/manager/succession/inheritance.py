@@ -94,8 +94,9 @@ async def end_unknown(daemon: Daemon, estate: Estate) -> None:
         (generation.name, str(generation.number), generation.slots[index].name)
         for generation, index in daemon.children.values()
     }
-    await daemon.environments.learned(procfs.pids())  # meanwhile we start others, in the places of the dead
-    found = unknown(daemon, estate.pid, taken_over)
+    before = list(procfs.pids())
+    await daemon.environments.learned(before)  # meanwhile we start others, in the places of the dead
+    found = unknown(daemon, estate.pid, before, taken_over)
     if not found:
         return
     pids = ", ".join(str(pidfd.pid) for pidfd in found)
@@ -111,8 +112,8 @@ async def end_unknown(daemon: Daemon, estate: Estate) -> None:
         pidfd.close()
 
 
-def unknown(daemon: Daemon, manager: int | None, taken_over: Collection[Mark]) -> list[PidFd]:
-    """Each of them, to be closed. `manager`: the earlier manager's pid.
+def unknown(daemon: Daemon, manager: int | None, pids: Iterable[int], taken_over: Collection[Mark]) -> list[PidFd]:
+    """Those of these, to be closed. `manager`: the earlier manager's pid.
 
     They are known by the notify socket in their environment, which is that manager's alone. What descends from a
     process that was taken over belongs to it.
@@ -132,7 +133,7 @@ def unknown(daemon: Daemon, manager: int | None, taken_over: Collection[Mark]) -
         return procfs.state(pid) not in (None, "Z", "X")
 
     found = []
-    for pid in filter(is_unknown, procfs.pids()):
+    for pid in filter(is_unknown, pids):
         try:
             process = PidFd(pid)
         except LinuxError:  # it has ended since
