@@ -65,3 +65,17 @@ def test_a_virtualenv_whose_python_or_library_is_in_a_closed_directory(place: Pa
     assert warned(place, wsgi(python)) == [
         f"warning: pool.app.python: nobody may not go into {place}/closed/bin{see(place / 'closed')}"
     ]
+
+
+@as_root
+def test_what_the_user_has_put_there_neither_stops_root_nor_paints_its_terminal(place: Path) -> None:
+    python = place / "venv/bin/python"
+    python.symlink_to(os.path.realpath(sys.executable))
+    os.mkfifo(place / "venv/pyvenv.cfg")
+    assert warned(place, wsgi(python)) == []
+    (place / "venv/pyvenv.cfg").unlink()
+    painting = place / "\x1b[2J"
+    painting.mkdir(mode=0o700)
+    (place / "venv/pyvenv.cfg").write_text(f"home = {painting}\n")
+    (said,) = warned(place, wsgi(python))
+    assert f"{place}/\\x1b[2J" in said
