@@ -15,6 +15,9 @@ import time
 LEASE = 60.0
 """Seconds after which a message that was taken and not finished may be taken by another slot. Longer than any work."""
 
+PATIENCE = 30.0
+"""Seconds that one waits for the others that use the file."""
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
     id       INTEGER PRIMARY KEY,
@@ -39,8 +42,16 @@ RETURNING id, body
 
 def connect(path):
     """Open (and at first make) the queue in the file `path`. Each statement commits by itself."""
-    queue = sqlite3.connect(path, timeout=30, isolation_level=None)
-    queue.execute("PRAGMA journal_mode = WAL")
+    queue = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            queue.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:  # others do the same at this moment, for which SQLite itself does not wait
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
     queue.executescript(SCHEMA)
     return queue
 
