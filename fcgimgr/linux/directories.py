@@ -225,4 +225,9 @@ def is_ours_alone(directory: int) -> bool:
         return False
     if found.st_mode & stat.S_IWGRP and not is_private_group(found.st_gid):
         return False
-    return _others_who_write(f"/proc/self/fd/{directory}", found) is None
+    return _others_who_write(itself(directory), found) is None
+
+
+def itself(fd: int) -> str:
+    """A path of the very file or directory that is open, wherever it is, and if it is nowhere."""
+    return f"/proc/self/fd/{fd}"

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from fcgimgr.linux.directories import directory_of, open_directory, others_who_may_change, who_else_may_write
+from fcgimgr.linux.directories import directory_of, itself, open_directory, others_who_may_change, who_else_may_write
 from fcgimgr.linux.errors import LinuxError, refuse
 
 
@@ -92,7 +92,7 @@ def _open(parent: int, name: str, path: str, key: str) -> int:
 
 def _set_mode(directory: int, mode: int, path: str, key: str) -> None:
     try:
-        os.chmod(_itself(directory), mode)
+        os.chmod(itself(directory), mode)
     except OSError as error:
         refuse(f"manager.{key}: the directory {path}", error)
 
@@ -100,7 +100,7 @@ def _set_mode(directory: int, mode: int, path: str, key: str) -> None:
 def _refuse_unsafe(directory: int, path: str, key: str) -> None:
     if os.geteuid() == 0:
         # The kernel's own word for where it is: a link has led there, perhaps.
-        _refuse_ways_of_others(os.path.dirname(os.readlink(_itself(directory))), path, key)
+        _refuse_ways_of_others(os.path.dirname(os.readlink(itself(directory))), path, key)
     found = os.fstat(directory)
     if found.st_uid not in (0, os.geteuid()):
         raise LinuxError(f"manager.{key}: the directory {path} belongs to uid {found.st_uid}; choose one of our own")
@@ -108,7 +108,7 @@ def _refuse_unsafe(directory: int, path: str, key: str) -> None:
         return
     if found.st_mode & stat.S_IWOTH:
         raise LinuxError(f"manager.{key}: everybody may write to the directory {path}; chmod o-w it, or choose another")
-    if (other := who_else_may_write(_itself(directory), found)) is not None:
+    if (other := who_else_may_write(itself(directory), found)) is not None:
         raise LinuxError(f"manager.{key}: the directory {path} {other.why}; chmod g-w it, or choose another")
 
 
@@ -130,7 +130,3 @@ def _mend(path: str) -> str:
     if os.path.isabs(runtime) and path.startswith(f"{runtime}/"):  # su and sudo may leave it as it was
         return f"XDG_RUNTIME_DIR is {runtime}, which is not this user's: unset it, or say [manager] control"
     return "create it for this user, or choose another place"
-
-
-def _itself(fd: int) -> str:
-    return f"/proc/self/fd/{fd}"

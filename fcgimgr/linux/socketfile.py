@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NoReturn
 
 from fcgimgr.linux import sockdiag
-from fcgimgr.linux.directories import directory_of
+from fcgimgr.linux.directories import directory_of, itself
 from fcgimgr.linux.errors import LinuxError, refuse
 from fcgimgr.linux.glance import holders
 from fcgimgr.linux.libc import exchange, rename_to_free
@@ -47,10 +47,10 @@ class SocketFile:
         self._second = _second_name(made.st_ino)
 
     def set_mode(self, mode: int) -> None:
-        self._change(f"set its mode to {mode:04o}", lambda itself: os.chmod(itself, mode))
+        self._change(f"set its mode to {mode:04o}", lambda path: os.chmod(path, mode))
 
     def set_owner(self, uid: int, gid: int) -> None:
-        self._change(f"give it to {uid}:{gid}", lambda itself: os.chown(itself, uid, gid))
+        self._change(f"give it to {uid}:{gid}", lambda path: os.chown(path, uid, gid))
 
     @property
     def path(self) -> str:
@@ -61,7 +61,7 @@ class SocketFile:
         """What to connect to in order to reach this very socket, whatever its path leads to. OSError: it was let go."""
         pin = os.dup(self._pin)
         try:
-            yield _itself(pin)
+            yield itself(pin)
         finally:
             os.close(pin)
 
@@ -177,11 +177,11 @@ class SocketFile:
     def _link(self, name: str, directory: int) -> None:
         """Have this name in a directory too. OSError."""
         # From the descriptor: whatever somebody has put in the place of its other names, it is this file.
-        os.link(_itself(self._pin), name, dst_dir_fd=directory)
+        os.link(itself(self._pin), name, dst_dir_fd=directory)
 
     def _change(self, what: str, call: Callable[[str], None]) -> None:
         try:
-            call(_itself(self._pin))  # fchmod(2) refuses O_PATH descriptors; this leads to the same inode
+            call(itself(self._pin))  # fchmod(2) refuses O_PATH descriptors; this leads to the same inode
         except OSError as error:
             advice = "only root may do that, and others only for groups they are in"
             refuse(f"{self._name}: cannot {what}", error, advice if isinstance(error, PermissionError) else "")
@@ -287,16 +287,11 @@ def _bind_in(sock: socket.socket, path: str, directory: int) -> None:
         return
     # By a name of its own all the same: what the socket is called for life tells its connections from others'.
     name = f"{_SECOND}{os.urandom(8).hex()}"
-    sock.bind(f"{_itself(directory)}/{name}")
+    sock.bind(f"{itself(directory)}/{name}")
     try:
         os.link(name, os.path.basename(path), src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
     finally:
         os.unlink(name, dir_fd=directory)
-
-
-def _itself(fd: int) -> str:
-    """A path of the very file or directory that is open, wherever it is, and if it is nowhere."""
-    return f"/proc/self/fd/{fd}"
 
 
 def _exchanged(name: str, its_name: str, directory: int, its_directory: int) -> bool:
@@ -383,7 +378,7 @@ def _answers(name: str, path: str, pin: int) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(_itself(pin))  # whatever its path leads to by now, and however long that is
+            probe.connect(itself(pin))  # whatever its path leads to by now, and however long that is
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError as error:

@@ -104,7 +104,7 @@ def main(words: list[str]) -> int:
 
 
 def check_state(fd: int) -> int:
-    """Whether this code could take over a manager's state (upgrading.py). Nothing is touched."""
+    """Whether this code could take over a manager's state (succession/upgrading.py). Nothing is touched."""
     try:
         saved = decode(read_memfd(fd))
         if saved.trouble:

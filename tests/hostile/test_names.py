@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fcgimgr.manager.looking.kept import Kept
-from tests.integration.scenes import as_root
 from tests.integration.servers import need
+from tests.rights import as_root
 
 # A connection of the pool, accepted; or one to a service, with the pool's path for its name.
 ACCEPTS = "held, _ = socket.socket(fileno=0).accept()"

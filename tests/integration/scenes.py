@@ -16,14 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.integration.ports import connect
 from tests.integration.running import RunningManager
 from tests.integration.servers import need
 from tests.waiting import eventually
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that")
 
 NOBODY = 65534
 """The uid and gid of the user `nobody` on every Linux."""

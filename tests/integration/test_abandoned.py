@@ -13,7 +13,8 @@ import pytest
 
 from fcgimgr.linux import procfs
 from tests.integration.commands import Manager, configuration, running, words
-from tests.integration.scenes import Child, as_root, is_alive, kill
+from tests.integration.scenes import Child, is_alive, kill
+from tests.rights import as_root
 from tests.silence import silence
 from tests.tracing import traced
 from tests.waiting import eventually

@@ -16,10 +16,11 @@ from fcgimgr.control.messages import NoManager
 from tests.integration.commands import lines_of
 from tests.integration.ports import free_address
 from tests.integration.running import MARK, RunningManager
-from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, ordinary_user, scene
+from tests.integration.scenes import Child, are_gone, is_alive, kill, managing, ordinary_user, scene
 from tests.integration.succession import PYTHON, SERVE, Load, killed, next_one, pool, reload, served_by, speaking, write
 from tests.integration.test_supervision import replaced
 from tests.integration.test_upgrade import upgrade
+from tests.rights import as_root
 from tests.waiting import eventually
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "unix"])

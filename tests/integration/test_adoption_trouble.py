@@ -12,10 +12,11 @@ import pytest
 from tests.integration.commands import lines_of
 from tests.integration.ports import connect, free_address, free_port
 from tests.integration.running import MARK, end_strays
-from tests.integration.scenes import Child, are_gone, as_root, fails, is_alive, kill, managing, open_directory, scene
+from tests.integration.scenes import Child, are_gone, fails, is_alive, kill, managing, open_directory, scene
 from tests.integration.servers import need
 from tests.integration.succession import PYTHON, SERVE, Load, killed, next_one, pool, reload, served_by, write
 from tests.integration.test_adoption import state_of
+from tests.rights import as_root
 from tests.waiting import eventually
 
 # As SERVE, on all the listeners that it is given by number.

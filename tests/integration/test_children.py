@@ -18,7 +18,8 @@ import pytest
 
 from tests.integration.ports import free_port
 from tests.integration.running import RunningManager, end_strays
-from tests.integration.scenes import NOBODY, Child, as_root, managing, open_directory, ordinary_user, scene
+from tests.integration.scenes import NOBODY, Child, managing, open_directory, ordinary_user, scene
+from tests.rights import as_root
 from tests.waiting import eventually
 
 PYTHON = f"{sys.executable} -S -E"

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.integration.commands import Done, Manager, configuration, fcgimgr, words
-from tests.integration.scenes import NOBODY, as_root, open_directory
+from tests.integration.scenes import NOBODY, open_directory
+from tests.rights import as_root
 from tests.waiting import eventually
 
 pytestmark = as_root

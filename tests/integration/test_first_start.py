@@ -16,7 +16,8 @@ from tests.hostile.users import MALLORY, words_as
 from tests.integration.commands import fcgimgr, words
 from tests.integration.ports import free_address
 from tests.integration.running import RunningManager
-from tests.integration.scenes import NOBODY, as_root, fails, managing, open_directory, ordinary_user, scene
+from tests.integration.scenes import NOBODY, fails, managing, open_directory, ordinary_user, scene
+from tests.rights import as_root
 from tests.waiting import eventually
 
 IDLE = '[program.idle]\ncommand = "sleep 1000"\nstartsecs = 0\n'

@@ -11,8 +11,9 @@ from fcgimgr.control.messages import NamesParams
 from fcgimgr.linux import procfs, ptrace
 from tests.integration.ports import connect, free_port
 from tests.integration.running import RunningManager
-from tests.integration.scenes import as_root, managing, ordinary_user, scene
+from tests.integration.scenes import managing, ordinary_user, scene
 from tests.integration.servers import need
+from tests.rights import as_root
 from tests.waiting import eventually
 
 # Answers each connection when a word has come.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.commands import Echo, Manager, fcgimgr, lines_of, running
-from tests.integration.scenes import NOBODY, as_root, managing, open_directory, scene
+from tests.integration.scenes import NOBODY, managing, open_directory, scene
 from tests.integration.test_scoreboard import Pool, servers
+from tests.rights import as_root
 from tests.waiting import eventually
 
 ADM = 4

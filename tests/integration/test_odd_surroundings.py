@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ports import free_port
-from tests.integration.scenes import Child, as_root, fails, managing, scene
+from tests.integration.scenes import Child, fails, managing, scene
 from tests.integration.servers import need
+from tests.rights import as_root
 from tests.waiting import eventually
 
 IDLE = """

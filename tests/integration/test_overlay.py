@@ -14,9 +14,10 @@ from fcgimgr.linux import sockdiag
 from fcgimgr.linux.listeners import open_unix
 from tests.integration.commands import Manager
 from tests.integration.running import end_strays
-from tests.integration.scenes import as_root, ask, open_directory, scene
+from tests.integration.scenes import ask, open_directory, scene
 from tests.integration.servers import need
 from tests.integration.succession import reload
+from tests.rights import as_root
 from tests.waiting import eventually
 
 # In a mount namespace of its own; it goes, mounts and all, with whoever waits there.

@@ -17,18 +17,10 @@ from tests.integration.commands import fcgimgr, lines_of
 from tests.integration.ports import free_address
 from tests.integration.pythons import other_pythons
 from tests.integration.running import RunningManager
-from tests.integration.scenes import (
-    Child,
-    are_gone,
-    as_root,
-    is_alive,
-    kill,
-    managing,
-    open_directory,
-    scene,
-)
+from tests.integration.scenes import Child, are_gone, is_alive, kill, managing, open_directory, scene
 from tests.integration.succession import killed, next_one, reload
 from tests.integration.test_supervision import replaced, states
+from tests.rights import as_root
 from tests.waiting import eventually
 
 # What it is and has, as JSON. `imported` has a line for each import, `hooks` for each run of a hook of fork.

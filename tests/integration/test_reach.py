@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.commands import fcgimgr
-from tests.integration.scenes import NOBODY, as_root, open_directory
+from tests.integration.scenes import NOBODY, open_directory
+from tests.rights import as_root
 
 
 @pytest.fixture

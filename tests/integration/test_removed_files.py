@@ -12,11 +12,12 @@ from fcgimgr.linux.procfs import socket_inodes
 from tests.integration.commands import fcgimgr
 from tests.integration.ports import connect, free_address
 from tests.integration.running import RunningManager
-from tests.integration.scenes import NOBODY, Child, as_root, heard, managing, open_directory, scene
+from tests.integration.scenes import NOBODY, Child, heard, managing, open_directory, scene
 from tests.integration.servers import need
 from tests.integration.succession import PYTHON, killed, next_one, pool, reload, served_by, write
 from tests.integration.test_adoption import state_of
 from tests.integration.test_idle import rests
+from tests.rights import as_root
 from tests.waiting import eventually
 
 IDLE = """

@@ -15,8 +15,9 @@ from tests.integration.backends import front, pool
 from tests.integration.commands import Manager, fcgimgr, lines_of, running
 from tests.integration.load import Load
 from tests.integration.ports import connect, free_address
-from tests.integration.scenes import NOBODY, as_root, managing, open_directory
+from tests.integration.scenes import NOBODY, managing, open_directory
 from tests.integration.test_scoreboard import Pool, servers
+from tests.rights import as_root
 from tests.waiting import eventually
 
 

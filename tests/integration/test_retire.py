@@ -340,11 +340,12 @@ def test_one_that_ends_does_not_have_its_siblings_wait_in_accept(tmp_path: Path)
 # -- those that take their time to end --------------------------------------------------------------------------------
 
 SLOW_TO_END = """
-import os, pathlib, signal, socket, sys, threading, time
+import os, pathlib, signal, socket, sys, threading
 
 def end(number, frame):
     pathlib.Path(sys.argv[1], f"told-{os.getpid()}").touch()
-    time.sleep(60)
+    while True:
+        signal.pause()
 
 def serve(connection):
     while connection.recv(4096):

@@ -13,7 +13,8 @@ import pytest
 
 from tests.integration.ports import connect, free_port
 from tests.integration.running import RunningManager
-from tests.integration.scenes import NOBODY, as_root, ask, fails, heard, managing, ordinary_user, scene
+from tests.integration.scenes import NOBODY, ask, fails, heard, managing, ordinary_user, scene
+from tests.rights import as_root
 from tests.waiting import eventually
 
 PYTHON = f"{sys.executable} -S -E"

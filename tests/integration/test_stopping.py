@@ -12,8 +12,9 @@ import pytest
 
 from tests.integration.ports import free_port
 from tests.integration.running import MARK, RunningManager, end_strays
-from tests.integration.scenes import Child, are_gone, as_root, is_alive, kill, managing, ordinary_user, scene
+from tests.integration.scenes import Child, are_gone, is_alive, kill, managing, ordinary_user, scene
 from tests.integration.servers import need
+from tests.rights import as_root
 from tests.waiting import eventually
 
 PYTHON = f"{sys.executable} -S -E"

@@ -17,8 +17,9 @@ from tests.integration.backends import built_go, front, pool
 from tests.integration.commands import Manager, fcgimgr, running, words
 from tests.integration.load import Load, get
 from tests.integration.ports import free_address, free_port
-from tests.integration.scenes import as_root, open_directory
+from tests.integration.scenes import open_directory
 from tests.integration.servers import need
+from tests.rights import as_root
 from tests.waiting import eventually
 
 GET = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/", "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "localhost"}

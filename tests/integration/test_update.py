@@ -15,7 +15,8 @@ from tests.integration.commands import Manager, configuration, running
 from tests.integration.load import Load
 from tests.integration.ports import connect, free_address
 from tests.integration.running import strays
-from tests.integration.scenes import NOBODY, are_gone, as_root, ask, scene
+from tests.integration.scenes import NOBODY, are_gone, ask, scene
+from tests.rights import as_root
 from tests.waiting import eventually
 
 SLEEPER = """\

@@ -17,10 +17,11 @@ from fcgimgr.linux import procfs
 from tests.integration.commands import Done, lines_of
 from tests.integration.ports import connect, free_address
 from tests.integration.running import RunningManager
-from tests.integration.scenes import Child, as_root, kill, managing, ordinary_user, scene
+from tests.integration.scenes import Child, kill, managing, ordinary_user, scene
 from tests.integration.servers import CHECKOUT
 from tests.integration.succession import Load, killed, next_one, pool, reload, speaking, write
 from tests.integration.test_supervision import replaced
+from tests.rights import as_root
 from tests.waiting import eventually
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "unix"])

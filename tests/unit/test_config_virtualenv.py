@@ -7,7 +7,8 @@ import pytest
 
 from fcgimgr.config.read import read
 from fcgimgr.config.settings import Config
-from tests.integration.scenes import NOBODY, as_root
+from tests.integration.scenes import NOBODY
+from tests.rights import as_root
 
 APP = '[pool.app]\nsocket = "127.0.0.1:9001"\nwsgi = "app:app"\n'
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fcgimgr.control.messages import Event, EventsParams, Notice
-from fcgimgr.manager.commands import table as commands
+from fcgimgr.manager.commands import table
 from fcgimgr.manager.ground.history import REMEMBERED, History
 
 
@@ -34,7 +34,7 @@ async def follow(missed: int) -> list[Event]:
     """What a reader is told of one event, then of so many while it is behind, and of a last one."""
     history, reader = History(), SlowReader()
     daemon: Any = SimpleNamespace(history=history)
-    task = asyncio.ensure_future(commands.events(daemon, EventsParams(n=0, follow=True), reader))
+    task = asyncio.ensure_future(table.events(daemon, EventsParams(n=0, follow=True), reader))
     await asyncio.sleep(0)
     history.record("log", "first")
     reader.behind = True

@@ -18,6 +18,7 @@ from fcgimgr.core.generation import Event, Overdue, Recycle, new_generation
 from fcgimgr.core.process import Running, Starting, State
 from fcgimgr.fastcgi.scoreboard import TRACEBACK_SIGNAL, Reading, Request
 from fcgimgr.manager.looking.limits import LOOKS, RSS_INTERVAL, TRACEBACK_TIME, Limits
+from fcgimgr.manager.pools import generation
 
 
 class Timer:
@@ -91,8 +92,7 @@ class Generation:
     def process_name(self, index: int) -> str:
         return f"{self.settings.name}:{index}"
 
-    def processes_in(self, kind: type[State]) -> dict[int, State]:
-        return {index: state for index, state in enumerate(self.core.processes) if isinstance(state, kind)}
+    processes_in = generation.Generation.processes_in
 
     def is_there(self, index: int, pid: int) -> bool:
         return True

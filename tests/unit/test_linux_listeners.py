@@ -14,8 +14,8 @@ import pytest
 
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LOWEST_FD, Listener, inherited_sockets, open_tcp, open_unix, take_inherited
+from tests.rights import as_root
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that")
 as_ordinary_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may do that")
 
 

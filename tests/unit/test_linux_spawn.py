@@ -20,11 +20,11 @@ from fcgimgr.linux.accounts import Account, resolve_user
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.pipes import log_pipe
 from fcgimgr.linux.spawn import Forked, Order, Recipe, find_executable, start
+from tests.rights import as_root
 
 from ..stuck import stuck
 from .spawned import pid_of, spawn
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that")
 as_ordinary_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may do that")
 
 # What a child says of itself, on its stdout. -I -S: nothing but the interpreter.

@@ -16,10 +16,9 @@ from fcgimgr.linux import sockdiag
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.listeners import LONGEST_PATH, Listener, open_tcp, open_unix, take_back
 from fcgimgr.linux.procfs import sockets
+from tests.rights import as_root
 from tests.unit.generations import serve
 from tests.waiting import eventually
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that")
 
 
 @pytest.fixture

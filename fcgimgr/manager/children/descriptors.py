@@ -1,4 +1,4 @@
-"""Who has which sockets open, as a helper sees it (helping.py).
+"""Who has which sockets open, as a helper sees it (ground/helping.py).
 
 To read whose socket a descriptor is waits for a process that executes another program, and may wait for ever
 (linux/procfs.py). So it is asked for. Where it cannot be waited for, as a signal is about to be sent, there is

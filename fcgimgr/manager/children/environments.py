@@ -1,4 +1,4 @@
-"""What stands in the environment of a process that is not ours, as a helper sees it (helping.py): whose it is.
+"""What stands in the environment of a process that is not ours, as a helper sees it (ground/helping.py): whose it is.
 
 /proc/PID/environ is read from the memory of the process, which can have whoever reads it wait for as long as it likes
 (userfaultfd(2), a lock of its memory that it holds). So it is asked for, and known later. Whose a process is is known

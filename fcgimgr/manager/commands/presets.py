@@ -14,8 +14,7 @@ from typing import Final
 
 from fcgimgr.control.messages import ControlError
 from fcgimgr.linux.terminal import Terminal
-from fcgimgr.manager.commands import table as commands
-from fcgimgr.manager.commands import updating
+from fcgimgr.manager.commands import table, updating
 from fcgimgr.manager.commands.names import Chosen
 from fcgimgr.manager.daemon import Daemon
 from fcgimgr.manager.ground.orders import given_by
@@ -98,9 +97,9 @@ async def _reload(daemon: Daemon, name: str) -> None:
     with given_by(f"SIG{name}"), daemon.reloading():
         chosen: Chosen = {pool.serving: None for pool in daemon.pools.values() if pool.serving.core.up}
         try:
-            shares = commands.canary_shares(chosen, None)
+            shares = table.canary_shares(chosen, None)
         except ControlError as error:
             daemon.journal.error(f"{name}: {error}")
             return
-        verdict = await commands.replace(daemon, chosen, commands.Nobody(), shares=shares)
+        verdict = await table.replace(daemon, chosen, table.Nobody(), shares=shares)
     updating.log_verdicts(daemon, name, verdict.processes)

@@ -4,7 +4,7 @@ READY when it is up, RELOADING and READY around an update or a reload of everyth
 ends, a line of STATUS that follows the processes, and the watchdog's sign of life, the only timer here, if it is asked
 for. The supervisor's socket may be full for a moment; then what must arrive is sent again, and the loop does not wait.
 
-What is left with it (FDSTORE=1) goes the same way, in its turn: store.py.
+What is left with it (FDSTORE=1) goes the same way, in its turn: sockets/store.py.
 """
 
 from __future__ import annotations

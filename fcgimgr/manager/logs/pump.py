@@ -14,7 +14,7 @@ their turn.
   for that, GATHERING seconds at most, and only where a manager that is killed leaves it (inhand.py).
 - A pump whose target is blocked stops reading until it is free: its child waits, as with any slow reader of a pipe.
 - One that rests leaves for a moment in the pipe what comes; so what its child says right before its death can be known
-  as a whole then, before it is handed on (repeats.py).
+  as a whole then, before it is handed on (pools/repeats.py).
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 The kernel has no event for it, so it is looked at, some times a second and only while somebody waits. A kept connection
 without a request is not in use, as far as that can be known (linux/draining.py); what cannot be known counts as in use.
-Processes are looked at by a helper (helping.py).
+Processes are looked at by a helper (ground/helping.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The last lines of a process's output: from memory, and from its log file where more are asked for than memory has.
 
 Who asks may be the pool's own user (control_owner), and the directory that user's too. So nothing is read but the very
-file that is written to; and where none is, because the process is down, what a log is opened as (opening.py).
+file that is written to; and where none is, because the process is down, what a log is opened as (logs/opening.py).
 """
 
 from __future__ import annotations

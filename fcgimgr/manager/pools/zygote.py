@@ -47,7 +47,7 @@ from fcgimgr.linux.pidfd import PidFd
 from fcgimgr.linux.recipes import Recipe
 from fcgimgr.linux.rights import dropping_rights
 from fcgimgr.linux.spawn import Forked, Order, start
-from fcgimgr.manager.children import zygote_channel as nursery
+from fcgimgr.manager.children import zygote_channel
 from fcgimgr.manager.children.board import Board
 from fcgimgr.manager.logs.pipes import Pipes, closing_fd
 from fcgimgr.manager.pools.causes import last_word
@@ -250,7 +250,7 @@ class Zygote:
         except (LinuxError, OSError) as error:
             return SpawnFailed(str(error))
         try:
-            self._channel, its = nursery.channel()
+            self._channel, its = zygote_channel.channel()
             with its:
                 child = self._start(recipe, pipes, its.fileno())
         except (LinuxError, OSError) as error:
@@ -311,7 +311,7 @@ class Zygote:
                 with closing_fd(its_go):
                     descriptors = generation.descriptors(board)
                     number = self._last = self._last + 1
-                    message = nursery.request(number, self._environment, recipe.environment, descriptors)
+                    message = zygote_channel.request(number, self._environment, recipe.environment, descriptors)
                     others = [fd for fds in descriptors.values() for fd in fds]
                     socket.send_fds(channel, [message], [its_go, pipes.stdout, pipes.stderr, *others])
             except (BrokenPipeError, ConnectionResetError):  # it is dead, of which we are about to hear
@@ -334,22 +334,24 @@ class Zygote:
     def _read(self) -> None:
         assert self._channel is not None
         try:
-            heard = nursery.hear(self._channel)
+            heard = zygote_channel.hear(self._channel)
         except BlockingIOError:
             return
         if heard is None:
             self._end_it()  # it is dead, or about to be
             return
         sender, answer = heard
-        said, asked, itself = nursery.understand(answer), self._asked, sender == self.state.pid
+        said, asked, itself = zygote_channel.understand(answer), self._asked, sender == self.state.pid
         match said:
-            case nursery.Imported() if itself and isinstance(self.state, Starting):
+            case zygote_channel.Imported() if itself and isinstance(self.state, Starting):
                 self.feed(Ready())
-            case nursery.Imported() if itself and isinstance(self.state, Stopping):
+            case zygote_channel.Imported() if itself and isinstance(self.state, Stopping):
                 pass  # it has come too late
-            case nursery.Born(number) if asked is not None and number == asked.number and not self._is_known(sender):
+            case zygote_channel.Born(number) if (
+                asked is not None and number == asked.number and not self._is_known(sender)
+            ):
                 self._take(asked, sender)
-            case nursery.Refused(number, why) if itself and asked is not None and number == asked.number:
+            case zygote_channel.Refused(number, why) if itself and asked is not None and number == asked.number:
                 self._end_asking(asked)
                 asked.close()
                 self.generation.could_not_spawn(asked.index, why)
@@ -373,7 +375,7 @@ class Zygote:
                 self.generation.could_not_spawn(index, "the worker died before it was known")
             else:
                 self.generation.take_worker(index, pid, asked.pipes, asked.board)
-                os.write(asked.go, nursery.GO)
+                os.write(asked.go, zygote_channel.GO)
         except BrokenPipeError:  # it was killed just now, which its death will tell
             pass
         finally:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcgimgr.linux import rights
-from fcgimgr.manager.children import zygote_channel as nursery
+from fcgimgr.manager.children import zygote_channel
 from fcgimgr.manager.children.zygote_channel import Born, Imported, Refused
 
 
@@ -31,25 +31,27 @@ from fcgimgr.manager.children.zygote_channel import Born, Imported, Refused
         (b"", None),
     ],
 )
-def test_an_answer_is_what_it_should_be_or_none(answer: bytes, meaning: nursery.Answer | None) -> None:
-    assert nursery.understand(answer) == meaning
+def test_an_answer_is_what_it_should_be_or_none(answer: bytes, meaning: zygote_channel.Answer | None) -> None:
+    assert zygote_channel.understand(answer) == meaning
 
 
 @given(st.binary(max_size=100))
 def test_no_answer_is_an_error(answer: bytes) -> None:
-    nursery.understand(answer)
+    zygote_channel.understand(answer)
 
 
 def test_a_request_says_what_differs() -> None:
-    request = nursery.request(7, {"A": "1", "B": "2", "C": "3"}, {"A": "1", "B": "x=y", "D": ""}, {"FDS": [4, 5]})
+    request = zygote_channel.request(
+        7, {"A": "1", "B": "2", "C": "3"}, {"A": "1", "B": "x=y", "D": ""}, {"FDS": [4, 5]}
+    )
     assert request == b"7\0-C\0+B=x=y\0+D=\0*FDS=2"
 
 
 def test_who_speaks_is_told_by_the_kernel_and_no_descriptors_come_along() -> None:
-    ours, its = nursery.channel()
+    ours, its = zygote_channel.channel()
     with ours, its:
         with pytest.raises(BlockingIOError):
-            nursery.hear(ours)
+            zygote_channel.hear(ours)
         reader, writer = os.pipe()
         try:
             socket.send_fds(its, [b"ready"], [writer])
@@ -57,8 +59,8 @@ def test_who_speaks_is_told_by_the_kernel_and_no_descriptors_come_along() -> Non
             assert rights.can_refuse()
             its.send(b"ready")
         os.close(writer)
-        assert nursery.hear(ours) == (os.getpid(), b"ready")
+        assert zygote_channel.hear(ours) == (os.getpid(), b"ready")
         assert os.read(reader, 1) == b""  # Nobody else has the writing end.
         os.close(reader)
         its.close()
-        assert nursery.hear(ours) is None
+        assert zygote_channel.hear(ours) is None

@@ -10,12 +10,13 @@ import pytest
 
 from fcgimgr.linux.errors import LinuxError
 from fcgimgr.linux.owndirectory import ensure_directory, look_at_directory
+from tests.rights import as_root
 
 CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("mode", "advice"), [(0o757, "chmod o-w"), (0o775, "chmod g-w")])
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another group")
+@as_root
 def test_a_directory_that_others_may_write_to_is_refused(mode: int, advice: str, tmp_path: Path) -> None:
     os.chown(tmp_path, 0, 4242)
     tmp_path.chmod(mode)
@@ -49,7 +50,7 @@ def test_a_link_that_another_user_may_have_put_there_is_refused(link: Path) -> N
     assert not list((link.parent / "real").iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+@as_root
 def test_root_follows_no_link_into_a_directory_of_others(tmp_path: Path) -> None:
     (tmp_path / "theirs/own").mkdir(parents=True)
     os.chown(tmp_path / "theirs", 4242, 4242)
@@ -75,7 +76,7 @@ def test_what_a_look_passes_is_made_by_the_start(tmp_path: Path) -> None:
     ("members", "more", "is_private"),
     [("", "", True), ("ann", "", True), ("ann,bob", "", False), ("", "bob:x:4344:4343::/:/bin/sh\n", False)],
 )
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can say which users there are")
+@as_root
 def test_the_group_of_one_user_alone_is_nobody_else(members: str, more: str, is_private: bool, tmp_path: Path) -> None:
     """So are the directories of users where the umask is 002."""
     users = {"passwd": f"ann:x:4343:4343::/:/bin/sh\n{more}", "group": f"ann:x:4343:{members}\n"}
